@@ -1,0 +1,61 @@
+"""Everything tvmq raises on purpose.
+
+    TvmqError
+    ├── UsageError              exit 2   an argument, a file or a pattern the user gave
+    │   ├── CalibrationError             the calibration data
+    │   └── InputError                   an array given to a compiled model
+    ├── UnsupportedModelError   exit 3   the model holds something tvmq cannot import or compile
+    ├── ArtifactError           exit 4   an artifact is damaged, foreign, or not for this machine
+    ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
+    └── VerificationError       exit 6   compiled output differs from the reference
+
+Messages are one sentence: where, what is, what is wanted, the way out.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TvmqError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(TvmqError, ValueError):
+    """An argument, a file or a pattern that cannot be used as given."""
+
+    exit_code = 2
+
+
+class CalibrationError(UsageError):
+    """Calibration data that is absent, broken or says nothing."""
+
+
+class InputError(UsageError):
+    """An array whose shape or dtype is not what the compiled model takes."""
+
+
+class UnsupportedModelError(TvmqError):
+    """A model with an operator or a shape that tvmq cannot compile."""
+
+    exit_code = 3
+
+
+class ArtifactError(TvmqError):
+    """A file that is not a sound artifact, or not one for this machine."""
+
+    exit_code = 4
+
+
+class EnvironmentMismatchError(TvmqError):
+    """A version, package or program of this environment that does not fit."""
+
+    exit_code = 5
+
+
+class VerificationError(TvmqError):
+    """Compiled output that is not bit for bit the reference's."""
+
+    exit_code = 6

@@ -1,0 +1,203 @@
+"""The integer arithmetic of tvmq, written once.
+
+The reference, the lowering and every kernel compute exactly what the functions here say. All of them
+take and return NumPy integer arrays; nothing here depends on TVM or torch.
+
+Rounding is to nearest with ties up, `floor(x / 2**k + 1/2)`, then saturation. It is one addition and one
+arithmetic shift on every machine, which rounding to even is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.signedinteger[Any] | np.unsignedinteger[Any]]
+FloatArray = npt.NDArray[np.floating[Any]]
+
+INTEGER_RANGE = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+# Integer layer norm: fraction bits of the centred input, of the standard deviation on top of those, of
+# the normalised value, and of the reciprocal. With an int16 input and fewer than 8192 channels every
+# intermediate fits int64 (see layer_norm).
+CENTRED_FRACTION_BITS = 4
+STD_EXTRA_BITS = 6
+NORMALISED_FRACTION_BITS = 10
+RECIPROCAL_BITS = 40
+NEWTON_STEPS = 5
+SQRT_POWERS = tuple(4**i for i in range(26))  # v < 4**25 for every int16 input
+LAYER_NORM_MAX_CHANNELS = 8191
+
+# Integer softmax: logits are counted in 2**-4 octaves; a probability 8 octaves under the row's largest
+# is below half a unit of uint8, so 128 table entries are the whole function.
+OCTAVE_FRACTION_BITS = 4
+SOFTMAX_TABLE_SIZE = 128
+
+
+def round_shift(x: IntArray, shift: IntArray | int) -> IntArray:
+    """Return floor(x / 2**shift + 1/2) as int64; shift [] or broadcastable, any sign, |shift| <= 31."""
+    wide = np.asarray(x, np.int64)
+    k = np.asarray(shift, np.int64)
+    right = np.maximum(k, 0)
+    half = np.where(right > 0, np.int64(1) << np.maximum(right - 1, 0), 0)
+    return ((wide + half) >> right) << np.maximum(-k, 0)
+
+
+def requantize(acc: IntArray, shift: IntArray | int, zero_point: int, dtype: str) -> IntArray:
+    """Return saturate(round_shift(acc, shift) + zero_point) in dtype; the power-of-two requantize."""
+    return saturate(round_shift(acc, shift) + zero_point, dtype)
+
+
+def saturate(x: IntArray, dtype: str) -> IntArray:
+    """Return x clipped to the range of dtype, in dtype."""
+    low, high = INTEGER_RANGE[dtype]
+    return np.clip(x, low, high).astype(dtype)
+
+
+def fixed_point_multiplier(ratio: FloatArray) -> tuple[IntArray, IntArray]:
+    """Return (multiplier int32 in [2**30, 2**31), shift int32) with ratio = multiplier / 2**shift.
+
+    The comparison mode `requantize="fixed_point"`: 31 bits of mantissa, one rounding. Ratios are
+    positive; shift must lie in [1, 62].
+    """
+    mantissa, exponent = np.frexp(np.asarray(ratio, np.float64))
+    multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
+    carried = multiplier == 2**31
+    multiplier = np.where(carried, 2**30, multiplier)
+    shift = 31 - exponent.astype(np.int64) - carried
+    if ((shift < 1) | (shift > 62)).any():
+        raise ValueError(f"ratio outside [2**-31, 2**30]: {np.asarray(ratio)[(shift < 1) | (shift > 62)]}")
+    return multiplier.astype(np.int32), shift.astype(np.int32)
+
+
+def requantize_fixed_point(
+    acc: IntArray, multiplier: IntArray, shift: IntArray, zero_point: int, dtype: str
+) -> IntArray:
+    """Return saturate(floor(acc * multiplier / 2**shift + 1/2) + zero_point); |acc| < 2**31."""
+    product = np.asarray(acc, np.int64) * np.asarray(multiplier, np.int64)
+    return saturate(round_shift_wide(product, shift) + zero_point, dtype)
+
+
+def round_shift_wide(x: IntArray, shift: IntArray | int) -> IntArray:
+    """Return floor(x / 2**shift + 1/2) for int64 x and shift in [1, 62]."""
+    k = np.asarray(shift, np.int64)
+    return (np.asarray(x, np.int64) + (np.int64(1) << (k - 1))) >> k
+
+
+def power_of_two_exponent(ratio: float, tolerance: float = 1e-4) -> int | None:
+    """Return k with ratio == 2**-k up to float32 noise, else None; ratio > 0."""
+    exponent = -math.log2(ratio)
+    nearest = round(exponent)
+    return nearest if abs(exponent - nearest) < tolerance else None
+
+
+def unary_table(
+    function: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    scale_in: float,
+    zero_point_in: int,
+    scale_out: float,
+    zero_point_out: int,
+) -> npt.NDArray[np.uint8]:
+    """Return the 256 uint8 values of function for every uint8 input; ties round up."""
+    x = (np.arange(256, dtype=np.float64) - zero_point_in) * scale_in
+    steps = np.floor(function(x) / scale_out + 0.5) + zero_point_out
+    return np.clip(steps, 0, 255).astype(np.uint8)
+
+
+def integer_sqrt(v: IntArray) -> IntArray:
+    """Return floor(sqrt(v)) to within one unit, for 0 <= v < 4**25; int64.
+
+    Five Newton steps from the power of two just above the root: the relative error falls
+    1, 1/4, 1/40, 3e-4, 5e-8, below the last bit of a 25-bit root.
+    """
+    wide = np.asarray(v, np.int64)
+    powers = np.asarray(SQRT_POWERS, np.int64)
+    count = (wide[..., None] >= powers).sum(-1)
+    root = np.int64(1) << count
+    for _ in range(NEWTON_STEPS):
+        root = (root + wide // root) >> 1
+        root = np.maximum(root, 1)
+    return root
+
+
+def layer_norm(
+    x: IntArray,
+    gain: IntArray,
+    offset: IntArray,
+    *,
+    gain_shift: int,
+    epsilon: int,
+    limit: int,
+    dtype: str,
+) -> IntArray:
+    """Return the integer layer norm over the last axis of x, int16 [rows, C], C <= 8191.
+
+    gain, offset: int32 [C]; offset carries beta, the output's zero point and the rounding half.
+    epsilon: the float epsilon in units of the centred variance, 2**20 / scale_in**2.
+    limit: bound of the normalised value; limit * max|gain| + max|offset| < 2**31.
+    The variance is taken around the rounded mean in a second pass (methods.md 4.3), so it never cancels.
+    """
+    channels = x.shape[-1]
+    wide = np.asarray(x, np.int64) << CENTRED_FRACTION_BITS
+    mean = (2 * wide.sum(-1, keepdims=True) + channels) // (2 * channels)
+    centred = wide - mean
+    energy = (centred * centred).sum(-1, keepdims=True)
+    variance = (energy << (2 * STD_EXTRA_BITS)) // channels + epsilon
+    std = integer_sqrt(variance)
+    reciprocal = (np.int64(1) << RECIPROCAL_BITS) // std
+    normalised = round_shift_wide(centred * reciprocal, NORMALISED_SHIFT)
+    normalised = np.clip(normalised, -limit, limit)
+    scaled = (normalised * np.asarray(gain, np.int64) + np.asarray(offset, np.int64)) >> gain_shift
+    return saturate(scaled, dtype)
+
+
+# centred / std is in units of 2**-STD_EXTRA_BITS; the product with the reciprocal adds RECIPROCAL_BITS.
+NORMALISED_SHIFT = RECIPROCAL_BITS - STD_EXTRA_BITS - NORMALISED_FRACTION_BITS
+
+
+def layer_norm_limit(channels: int) -> int:
+    """Return a power of two above sqrt(channels) * 2**NORMALISED_FRACTION_BITS, with headroom of 2x."""
+    return 1 << (NORMALISED_FRACTION_BITS + math.ceil(math.log2(math.sqrt(channels))) + 1)
+
+
+def softmax_table() -> npt.NDArray[np.uint8]:
+    """Return round(255 * 2**(-d / 16)) for d in [0, 128): uint8 [128]."""
+    d = np.arange(SOFTMAX_TABLE_SIZE, dtype=np.float64)
+    return np.floor(255.0 * 2.0 ** (-d / 2**OCTAVE_FRACTION_BITS) + 0.5).astype(np.uint8)
+
+
+def attention(
+    q: IntArray,
+    k: IntArray,
+    v: IntArray,
+    table: IntArray,
+    *,
+    score_shift: int,
+    numerator: int,
+    norm_shift: int,
+    zero_point: int,
+    dtype: str,
+) -> IntArray:
+    """Return integer attention of int8 q [..., T, D], k and v [..., S, D] as dtype [..., T, D].
+
+    The logits, shifted right by score_shift, count 2**-4 octaves. The largest of a row has weight 255,
+    the others 255 * 2**-distance; the division by the sum of the weights comes after the product with v,
+    one per row, so flat rows keep all 8 bits (a probability rounded to 1/256 would lose them).
+    numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
+    """
+    wide_q, wide_k, wide_v = (np.asarray(a, np.int64) for a in (q, k, v))
+    logits = round_shift(wide_q @ np.swapaxes(wide_k, -1, -2), score_shift)
+    distance = np.minimum(logits.max(-1, keepdims=True) - logits, SOFTMAX_TABLE_SIZE - 1)
+    weights = np.asarray(table, np.int64)[distance]
+    reciprocal = numerator // weights.sum(-1, keepdims=True)
+    product = (weights @ wide_v) * reciprocal
+    return saturate(round_shift_wide(product, norm_shift) + zero_point, dtype)
