@@ -1,0 +1,111 @@
+"""Run a module at any level in torch, op by op.
+
+The one oracle of tvmq: float modules for calibration, qdq modules for accuracy, integer modules exactly.
+Integer matrix products are computed in float64, which is exact below 2**53; every accumulator is below 2**31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax
+
+from tvmq.reference_ops import OPERATORS, torch_dtype
+
+Observer = Callable[[str, torch.Tensor], None]
+Value = Any  # a tensor, a tuple of values, a shape (tuple of ints), or a number
+
+
+def run(
+    mod: tvm.IRModule, inputs: Sequence[torch.Tensor], *, observe: Observer | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Return main's outputs. observe gets the name and value of every parameter and binding of main."""
+    interpreter = Interpreter(mod)
+    with torch.no_grad():
+        result = interpreter.call(mod["main"], list(inputs), observe)
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def trace(mod: tvm.IRModule, inputs: Sequence[torch.Tensor]) -> tuple[tuple[str, torch.Tensor], ...]:
+    """Return (site, value) of every call to a site's function in main, in graph order."""
+    interpreter = Interpreter(mod, keep_sites=True)
+    with torch.no_grad():
+        interpreter.call(mod["main"], list(inputs), None)
+    return tuple(interpreter.sites)
+
+
+class Interpreter:
+    """Evaluate Relax functions; constants become torch tensors once and are kept."""
+
+    def __init__(self, mod: tvm.IRModule, *, keep_sites: bool = False) -> None:
+        self.mod = mod
+        self.constants: dict[Any, torch.Tensor] = {}
+        self.keep_sites = keep_sites
+        self.sites: list[tuple[str, torch.Tensor]] = []
+
+    def call(self, func: relax.Function, args: list[Value], observe: Observer | None) -> Value:
+        """Bind args to func's parameters and evaluate its body."""
+        env: dict[relax.Var, Value] = dict(zip(func.params, args, strict=True))
+        if observe is not None:
+            for var, value in env.items():
+                _report(observe, var.name, value)
+        for block in func.body.blocks:
+            for binding in block.bindings:
+                value = self.evaluate(binding.value, env)
+                env[binding.var] = value
+                if observe is not None:
+                    _report(observe, binding.var.name, value)
+        return self.evaluate(func.body.body, env)
+
+    def evaluate(self, expr: Any, env: Mapping[relax.Var, Value]) -> Value:
+        """Return the value of one expression in normal form."""
+        if isinstance(expr, relax.Var):
+            return env[expr]
+        if isinstance(expr, tvm.ir.GenericConst):
+            return self._constant(expr)
+        if isinstance(expr, relax.Tuple):
+            return tuple(self.evaluate(field, env) for field in expr.fields)
+        if isinstance(expr, relax.TupleGetItem):
+            return self.evaluate(expr.tuple_value, env)[expr.index]
+        if isinstance(expr, relax.ShapeExpr):
+            return tuple(int(v) for v in expr.values)
+        if isinstance(expr, relax.Call):
+            return self._call(expr, env)
+        if isinstance(expr, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
+            return expr.value
+        if isinstance(expr, relax.StringImm):
+            return str(expr.value)
+        raise NotImplementedError(f"reference: no value for {type(expr).__name__}")
+
+    def _call(self, call: relax.Call, env: Mapping[relax.Var, Value]) -> Value:
+        args = [self.evaluate(arg, env) for arg in call.args]
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            func = self.mod[call.op]
+            value = self.call(func, args, None)
+            site = func.attrs.get("tvmq.site") if func.attrs else None
+            if self.keep_sites and site is not None:
+                self.sites.append((str(site), value))
+            return value
+        name = call.op.name.removeprefix("relax.")
+        operator = OPERATORS.get(name)
+        if operator is None:
+            raise NotImplementedError(f"reference: relax.{name} has no torch form")
+        out = call.ty.dtype if isinstance(call.ty, relax.TensorType) else None
+        value = operator(args, call.attrs, call)
+        # Relax fixes every result's dtype; torch promotes by its own rules.
+        if out is not None and isinstance(value, torch.Tensor) and value.dtype != torch_dtype(str(out)):
+            value = value.to(torch_dtype(str(out)))
+        return value
+
+    def _constant(self, constant: Any) -> torch.Tensor:
+        if constant not in self.constants:
+            self.constants[constant] = torch.from_numpy(constant.value.numpy().copy())
+        return self.constants[constant]
+
+
+def _report(observe: Observer, name: str, value: Value) -> None:
+    if isinstance(value, torch.Tensor):
+        observe(name, value)
