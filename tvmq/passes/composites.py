@@ -1,0 +1,279 @@
+"""Build the functions of the integer level: each site is one private Relax function of plain integer ops.
+
+A function carries what it is in its attributes, so that a schedule may replace the call by one kernel;
+without one it is inlined and TVM legalises its ops on any target. The ops spell out numerics.py.
+
+    tvmq.kernel   linear | layer_norm | attention | table
+    tvmq.site     the site's id
+    tvmq.*        the static numbers of the kernel, listed with each builder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from tvmq import numerics
+
+KERNEL = "tvmq.kernel"
+SITE = "tvmq.site"
+
+
+def tensor_type(shape: Sequence[int], dtype: str) -> relax.TensorType:
+    """Return the Relax type of a static tensor."""
+    return relax.TensorType(tuple(int(d) for d in shape), dtype)
+
+
+def integer(value: int, dtype: str = "int32") -> relax.Expr:
+    """Return a scalar integer constant."""
+    return relax.const(value, dtype)
+
+
+def linear(
+    site: str,
+    *,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    in_dtype: str,
+    out_dtype: str,
+    low: int = 0,
+    high: int = 0,
+    zero_point: int = 0,
+    fixed_point: bool = False,
+    residual: bool = False,
+    table: bool = False,
+) -> relax.Function:
+    """Return f(x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs], rescale...[, residual][, table]).
+
+    out_dtype float32: rescale is one float32 [outputs] factor. Otherwise rescale is int32 shift [outputs], and
+    bias holds the rounding half and the output's zero point already; fixed_point: int32 multiplier and shift.
+    The result is clipped to [low, high]; a table (uint8 [256]) then maps uint8 to uint8.
+    """
+    x = relax.Var("x", tensor_type((rows, inputs), in_dtype))
+    weight = relax.Var("weight", tensor_type((inputs, outputs), "int8"))
+    params = [x, weight, relax.Var("bias", tensor_type((outputs,), "int32"))]
+    body = _Body()
+    acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), params[2]))
+    if out_dtype == "float32":
+        params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
+        y = body(op.multiply(body(op.astype(acc, "float32")), params[-1]))
+    else:
+        if fixed_point:
+            params += [relax.Var(n, tensor_type((outputs,), "int32")) for n in ("multiplier", "shift")]
+            y = _fixed_point(body, acc, params[-2], params[-1], zero_point)
+        else:
+            params.append(relax.Var("shift", tensor_type((outputs,), "int32")))
+            y = body(op.right_shift(acc, params[-1]))
+        if residual:
+            params.append(relax.Var("residual", tensor_type((rows, outputs), "int16")))
+            y = body(op.add(y, body(op.astype(params[-1], "int32"))))
+        y = body(op.astype(body(op.clip(y, low, high)), out_dtype))
+        if table:
+            params.append(relax.Var("table", tensor_type((256,), "uint8")))
+            y = body.lookup(y, params[-1], (rows, outputs))
+    attrs = {
+        "out_dtype": out_dtype,
+        "low": low,
+        "high": high,
+        "zero_point": zero_point,
+        "fixed_point": int(fixed_point),
+        "residual": int(residual),
+        "table": int(table),
+    }
+    return body.finish(params, y, "linear", site, attrs)
+
+
+def layer_norm(
+    site: str,
+    *,
+    rows: int,
+    channels: int,
+    out_dtype: str,
+    low: int,
+    high: int,
+    gain_shift: int,
+    epsilon: int,
+    limit: int,
+) -> relax.Function:
+    """Return f(x int16 [rows, channels], gain int32 [channels], offset int32 [channels]); numerics.layer_norm."""
+    x = relax.Var("x", tensor_type((rows, channels), "int16"))
+    gain = relax.Var("gain", tensor_type((channels,), "int32"))
+    offset = relax.Var("offset", tensor_type((channels,), "int32"))
+    body = _Body()
+    wide = body(
+        op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64"))
+    )
+    total = body(op.sum(wide, axis=-1, keepdims=True))
+    twice = body(op.add(body(op.multiply(total, integer(2, "int64"))), integer(channels, "int64")))
+    mean = body(op.floor_divide(twice, integer(2 * channels, "int64")))
+    centred = body(op.subtract(wide, mean))
+    energy = body(op.sum(body(op.multiply(centred, centred)), axis=-1, keepdims=True))
+    scaled = body(op.left_shift(energy, integer(2 * numerics.STD_EXTRA_BITS, "int64")))
+    variance = body(
+        op.add(body(op.floor_divide(scaled, integer(channels, "int64"))), integer(epsilon, "int64"))
+    )
+    std = _integer_sqrt(body, variance)
+    reciprocal = body(op.floor_divide(integer(1 << numerics.RECIPROCAL_BITS, "int64"), std))
+    half = integer(1 << (numerics.NORMALISED_SHIFT - 1), "int64")
+    product = body(op.add(body(op.multiply(centred, reciprocal)), half))
+    normalised = body(op.right_shift(product, integer(numerics.NORMALISED_SHIFT, "int64")))
+    clipped = body(op.astype(body(op.clip(normalised, -limit, limit)), "int32"))
+    y = body(op.add(body(op.multiply(clipped, gain)), offset))
+    y = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
+    y = body(op.astype(y, out_dtype))
+    attrs = {
+        "out_dtype": out_dtype,
+        "low": low,
+        "high": high,
+        "gain_shift": gain_shift,
+        "epsilon": epsilon,
+        "limit": limit,
+    }
+    return body.finish([x, gain, offset], y, "layer_norm", site, attrs)
+
+
+def attention(
+    site: str,
+    *,
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    score_shift: int,
+    numerator: int,
+    norm_shift: int,
+    zero_point: int,
+    out_dtype: str,
+) -> relax.Function:
+    """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128]); numerics.attention."""
+    width = heads * head_dim
+    q = relax.Var("q", tensor_type((batch * queries, width), "int8"))
+    k = relax.Var("k", tensor_type((batch * keys, width), "int8"))
+    v = relax.Var("v", tensor_type((batch * keys, width), "int8"))
+    table = relax.Var("table", tensor_type((numerics.SOFTMAX_TABLE_SIZE,), "uint8"))
+    body = _Body()
+
+    def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
+        return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
+
+    logits = body(
+        op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32")
+    )
+    if score_shift > 0:
+        half = integer(1 << (score_shift - 1))
+        logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))
+    top = body(op.max(logits, axis=-1, keepdims=True))
+    distance = body(op.minimum(body(op.subtract(top, logits)), integer(numerics.SOFTMAX_TABLE_SIZE - 1)))
+    weights = body.lookup(distance, table, (batch, heads, queries, keys))
+    total = body(op.sum(body(op.astype(weights, "int32")), axis=-1, keepdims=True))
+    mixed = body(op.matmul(weights, split(v, keys, [0, 2, 1, 3]), out_dtype="int32"))
+    reciprocal = body(op.floor_divide(integer(numerator), total))
+    product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))
+    rounded = body(op.add(product, integer(1 << (norm_shift - 1), "int64")))
+    shifted = body(op.right_shift(rounded, integer(norm_shift, "int64")))
+    low, high = numerics.INTEGER_RANGE[out_dtype]
+    y = body(op.clip(body(op.add(shifted, integer(zero_point, "int64"))), low, high))
+    y = body(op.permute_dims(body(op.astype(y, out_dtype)), [0, 2, 1, 3]))
+    y = body(op.reshape(y, (batch * queries, width)))
+    attrs = {
+        "batch": batch,
+        "heads": heads,
+        "queries": queries,
+        "keys": keys,
+        "head_dim": head_dim,
+        "score_shift": score_shift,
+        "numerator": numerator,
+        "norm_shift": norm_shift,
+        "zero_point": zero_point,
+        "out_dtype": out_dtype,
+    }
+    return body.finish([q, k, v, table], y, "attention", site, attrs)
+
+
+def table(site: str, *, shape: Sequence[int]) -> relax.Function:
+    """Return f(x uint8 shape, table uint8 [256]): the value of a unary function for every uint8."""
+    x = relax.Var("x", tensor_type(shape, "uint8"))
+    values = relax.Var("table", tensor_type((256,), "uint8"))
+    body = _Body()
+    return body.finish([x, values], body.lookup(x, values, shape), "table", site, {})
+
+
+class _Body:
+    """Bindings of one function under construction; calling it emits an expression."""
+
+    def __init__(self) -> None:
+        self.builder = relax.BlockBuilder()
+        self.bindings: list[relax.VarBinding] = []
+
+    def __call__(self, expr: relax.Expr) -> relax.Var:
+        normal = self.builder.normalize(expr)
+        var = relax.Var(f"v{len(self.bindings)}", normal.ty)
+        self.bindings.append(relax.VarBinding(var, normal))
+        return var
+
+    def lookup(self, index: relax.Var, values: relax.Var, shape: Sequence[int]) -> relax.Var:
+        """Emit values[index]; take wants a signed index."""
+        signed = index if index.ty.dtype == "int32" else self(op.astype(index, "int32"))
+        return self(op.take(values, signed, axis=0, mode="clip"))
+
+    def finish(
+        self,
+        params: list[relax.Var],
+        result: relax.Var,
+        kernel: str,
+        site: str,
+        attrs: Mapping[str, Any],
+    ) -> relax.Function:
+        body = relax.SeqExpr([relax.BindingBlock(self.bindings)], result)
+        func = relax.Function(params, body, result.ty, is_pure=True)
+        described: dict[str, Any] = {KERNEL: kernel, SITE: site}
+        described |= {f"tvmq.{key}": value for key, value in attrs.items()}
+        for key, value in described.items():
+            func = func.with_attr(key, value)
+        return func
+
+
+def _fixed_point(
+    body: _Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
+) -> relax.Var:
+    """Emit (acc * multiplier + 2**(shift-1)) >> shift in int64, plus the zero point, as int32."""
+    wide_shift = body(op.astype(shift, "int64"))
+    product = body(op.multiply(body(op.astype(acc, "int64")), body(op.astype(multiplier, "int64"))))
+    half = body(op.left_shift(integer(1, "int64"), body(op.subtract(wide_shift, integer(1, "int64")))))
+    shifted = body(op.right_shift(body(op.add(product, half)), wide_shift))
+    return body(op.add(body(op.astype(shifted, "int32")), integer(zero_point)))
+
+
+def _integer_sqrt(body: _Body, v: relax.Var) -> relax.Var:
+    """Emit numerics.integer_sqrt of v, int64 [rows, 1]."""
+    powers = relax.const([list(numerics.SQRT_POWERS)], "int64")
+    reached = body(op.astype(body(op.greater_equal(v, powers)), "int64"))
+    count = body(op.sum(reached, axis=-1, keepdims=True))
+    root = body(op.left_shift(integer(1, "int64"), count))
+    for _ in range(numerics.NEWTON_STEPS):
+        step = body(op.add(root, body(op.floor_divide(v, root))))
+        root = body(op.maximum(body(op.right_shift(step, integer(1, "int64"))), integer(1, "int64")))
+    return root
+
+
+def attributes(func: tvm.ir.BaseFunc) -> dict[str, Any]:
+    """Return the `tvmq.*` attributes without their prefix; {} for any other function."""
+    if not isinstance(func, relax.Function) or func.attrs is None or KERNEL not in func.attrs:
+        return {}
+    return {
+        str(key).removeprefix("tvmq."): _plain(value)
+        for key, value in func.attrs.items()
+        if str(key).startswith("tvmq.")
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (int, str)):
+        return value
+    return int(value) if hasattr(value, "__int__") else str(value)
