@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tvmq.cpu_names import ARCHITECTURES, UnknownCpuNameError, architecture_of, features_of, linux_features
+from tvmq.environment import cpu_features
 from tvmq.errors import EnvironmentMismatchError, UsageError
 
 SCHEMA = 1
@@ -132,8 +133,6 @@ def load_profile(spec: Any) -> TargetProfile:
 
 def native_profile(available: frozenset[str] | None = None) -> TargetProfile:
     """Return the built-in profile that asks most of this CPU (or of one with these features)."""
-    from tvmq.environment import cpu_features
-
     features = cpu_features() if available is None else available
     return _best(platform.machine(), features, "this machine")
 
