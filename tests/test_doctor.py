@@ -1,0 +1,48 @@
+"""What doctor finds, and what it advises."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+from tvmq import doctor, environment
+from tvmq.doctor import Check, Diagnosis, State, check_package, examine
+
+
+def test_this_environment_can_run_and_says_what_it_found():
+    diagnosis = examine()
+    assert diagnosis.can_run
+    names = [check.name for check in diagnosis.checks]
+    assert {"Python", "apache-tvm", "apache-tvm-ffi", "CPU", "target", "linker", "memory"} <= set(names)
+    assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis
+
+
+def test_a_missing_package_names_the_command_that_brings_it():
+    absent = check_package("no-such-package-9==1.0; extra == 'compile'", needed_to_run=False)
+    assert absent == Check(
+        "no-such-package-9", "not installed", State.NO_COMPILE, "pip install 'tvmq[compile]'"
+    )
+
+
+def test_a_pin_is_compared_without_its_local_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    assert check_package("torch==2.13.0", needed_to_run=False).state is State.OK
+    wrong = check_package("torch==2.14.0", needed_to_run=True)
+    assert wrong == Check("torch", "2.13.0+cpu, 2.14.0 is wanted", State.NO_RUN, "pip install torch==2.14.0")
+
+
+def test_without_a_linker_artifacts_still_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    diagnosis = examine()
+    assert (diagnosis.can_run, diagnosis.can_compile) == (True, False)
+    linker = next(check for check in diagnosis.checks if check.name == "linker")
+    assert linker == Check("linker", "none found", State.NO_COMPILE, "pip install ziglang")
+
+
+def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor.os, "sysconf", lambda name: 2**10 if name == "SC_PAGE_SIZE" else 2**20)
+    memory = examine().checks[-1]
+    assert (memory.found, memory.state) == ("1.0 GiB", State.NO_COMPILE)
