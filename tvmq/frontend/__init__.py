@@ -22,7 +22,7 @@ def import_model(model: Any, example_inputs: Any = None) -> IRModule:
     """Return model as one function `main` whose weights are constants and whose parameters are its inputs.
 
     example_inputs: a tuple or list of arrays or tensors, or a dict of them by input name. A torch module
-    needs them; for the other kinds they fix the batch and what else the model leaves open, by default batch 1.
+    needs them; for the other kinds they fix the batch, else 1, and what else the model leaves open.
     A variable that holds a site's result is named after the module (`blocks.0.attn.qkv`), see naming.py.
     A single output is returned as a tensor, several as a tuple.
     """
@@ -58,4 +58,6 @@ def _kind_of_file(path: Path) -> str:
             f"{path}: holds weights without a program, wanted .onnx or .pt2; "
             "load it in Python and give the torch module, or save it with torch.export.save"
         )
-    raise UsageError(f"{path}: has suffix {path.suffix!r}, wanted .onnx or .pt2; export the model to one of them")
+    raise UsageError(
+        f"{path}: has suffix {path.suffix!r}, wanted .onnx or .pt2; export the model to one of them"
+    )

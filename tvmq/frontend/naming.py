@@ -3,8 +3,8 @@
 Before:  lv11 = R.matmul(lv9, R.permute_dims(p_blocks_0_attn_qkv_weight))
 After:   blocks.0.attn.qkv = R.matmul(lv9, R.permute_dims(<constant>))
 
-Importers keep only the parameters' names, so the path of a call is read off the weight that reaches it, through
-operators that only rearrange it.
+Importers keep only the parameters' names, so the path of a call is read off the weight that reaches it,
+through operators that only rearrange it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _site_paths(
         if op in REARRANGING and sources[0]:
             origin[var] = sources[0]
         elif op == "relax.multiply":
-            scaled.update({var: s.removesuffix(".weight") for s in sources if s and s.endswith(".weight")})
+            gains = [s for s in sources if s and s.endswith(".weight")]
+            scaled.update((var, gain.removesuffix(".weight")) for gain in gains)
         path = _norm_path(value, sources, scaled) if op == "relax.add" else _call_path(op, sources)
         if path:
             paths[var] = path

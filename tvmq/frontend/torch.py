@@ -66,16 +66,16 @@ def load_program(path: Path) -> ExportedProgram:
 def mend_torchvision() -> torch.library.Library | None:
     """Make `import torchvision` and `import timm` work beside a torch that torchvision was not built for.
 
-    torchvision registers fake kernels for two operators of its C++ library even when that library does not load,
-    and dies. Declare the two, only then. Call it before the import; returns what keeps the declarations alive.
+    torchvision registers fake kernels for two operators of its C++ library even when that library does not
+    load, and dies. Declare the two, only then. Call it before the import; returns what keeps them declared.
     """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations or _torchvision_loads(spec):
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
-            library.define(name + TORCHVISION_SCHEMA)
+            library.define(name + TORCHVISION_SCHEMA)  # type: ignore[no-untyped-call]
     return library
 
 
@@ -84,7 +84,7 @@ def _torchvision_loads(spec: Any) -> bool:
     for folder in spec.submodule_search_locations:
         for shared_object in (*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")):
             with contextlib.suppress(OSError):
-                torch.ops.load_library(shared_object)
+                torch.ops.load_library(shared_object)  # type: ignore[no-untyped-call]
                 return True
     return False
 
@@ -107,8 +107,8 @@ def _tensor(value: Any) -> Any:
 def _export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     if not args and not kwargs:
         raise UsageError(
-            f"{type(model).__name__}: a torch module says nothing of its input shapes, wanted example_inputs; "
-            "give import_model a tuple of tensors, or a dict by argument name"
+            f"{type(model).__name__}: a torch module does not say its input shapes, wanted example_inputs; "
+            "give a tuple of tensors, or a dict by argument name"
         )
     if any(module.training for module in model.modules()):
         model = copy.deepcopy(model).eval()  # the caller's module stays in training mode
@@ -129,7 +129,9 @@ def _batch(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, An
     shapes = _input_shapes(program)
     given = kwargs or dict(zip(shapes, args, strict=False))
     if len(args) > len(shapes) or not given.keys() <= shapes.keys():
-        raise UsageError(f"example_inputs: do not fit the program, whose inputs are {list(shapes)}; give these")
+        raise UsageError(
+            f"example_inputs: do not fit the program, whose inputs are {list(shapes)}; give these"
+        )
     for name, shape in shapes.items():
         example = tuple(given[name].shape) if name in given else None
         if example is not None and len(example) != len(shape):

@@ -18,8 +18,8 @@ def check_finite(weights: Iterable[tuple[str, npt.NDArray[Any]]]) -> None:
             continue
         nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
         raise UsageError(
-            f"{name}: holds {nans} NaN and {infinities} infinite of {values.size} values, wanted finite weights; "
-            "load a checkpoint that trained without overflow"
+            f"{name}: holds {nans} NaN and {infinities} infinite of {values.size} values, "
+            "wanted finite weights; load a checkpoint that trained without overflow"
         )
 
 
