@@ -1,0 +1,60 @@
+"""How values are stored at the qdq and integer levels: the numbers that a plan leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.numerics import INTEGER_RANGE
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFormat:
+    """What the consumers of one float value want it stored as."""
+
+    dtype: str  # "uint8" | "int8" | "int16"
+    region: str  # name of the region's first value; one scale for all values of a region
+    also_uint8: bool = False  # int16 for the residual trunk, and uint8 for a linear
+    unary: str | None = None  # the unary function that is the only consumer ("gelu"), if any
+
+
+@dataclass(frozen=True, slots=True)
+class QuantParams:
+    """real = scale * (q - zero_point), q of dtype; scale > 0 and exact in float32."""
+
+    scale: float
+    zero_point: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        low, high = INTEGER_RANGE[self.dtype]
+        if not (self.scale > 0 and low <= self.zero_point <= high):
+            raise ValueError(f"no {self.dtype} has scale {self.scale} and zero point {self.zero_point}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the three numbers by name."""
+        return {"scale": self.scale, "zero_point": self.zero_point, "dtype": self.dtype}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """values int8, shaped as the float weight; scale float32 [outputs], one per output channel."""
+
+    values: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Every number that insert_qdq writes into the graph."""
+
+    values: Mapping[str, QuantParams]  # by value name
+    also_uint8: Mapping[str, QuantParams]  # second storage of an int16 value
+    constants: Mapping[str, QuantParams]  # storage of the constant operands of this add or concat
+    weights: Mapping[str, QuantizedWeight]  # by site
+    biases: Mapping[str, npt.NDArray[np.float32]]  # by bias node: the corrected bias
+    uint8_readers: frozenset[str]  # nodes that read the uint8 copy of an int16 value

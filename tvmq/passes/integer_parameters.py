@@ -1,0 +1,129 @@
+"""Turn scales into the integers that the composites take: biases, shifts, gains, numerators."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq import numerics
+from tvmq.errors import UnsupportedModelError
+from tvmq.formats import QuantParams, QuantizedWeight
+
+Int32s = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+LIMIT = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class LinearParameters:
+    """bias int32 [N]; rescale: (shift,), (multiplier, shift) or (float factor,), each [N]."""
+
+    bias: Int32s
+    rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.float32], ...]
+    fixed_point: bool
+
+
+def linear_parameters(
+    site: str, x: QuantParams, weight: QuantizedWeight, bias: Floats | None, out: QuantParams | None
+) -> LinearParameters:
+    """Fold zero points, the bias and the rounding half of weight [K, N] into int32; out None means float32.
+
+    Shifts are used where every ratio x.scale * weight.scale / out.scale is a power of two, else a 31-bit
+    fixed-point multiplier. Proves that no accumulator reaches 2**31.
+    """
+    product_scale = float(np.float32(x.scale)) * weight.scale.astype(np.float64)
+    column_sums = weight.values.astype(np.int64).sum(axis=0)
+    folded = -x.zero_point * column_sums
+    if bias is not None:
+        folded = folded + np.floor(bias / product_scale + 0.5).astype(np.int64)
+    low, high = numerics.INTEGER_RANGE[x.dtype]
+    reach = np.abs(weight.values.astype(np.int64)).sum(axis=0) * max(-low, high)
+    if out is None:
+        _prove(site, reach + np.abs(folded))
+        return LinearParameters(folded.astype(np.int32), (product_scale.astype(np.float32),), False)
+    ratio = product_scale / float(np.float32(out.scale))
+    shifts = [numerics.power_of_two_exponent(r) for r in ratio]
+    if all(k is not None and 0 <= k <= 31 for k in shifts):
+        shift = np.array(shifts, np.int64)
+        half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+        folded = folded + half + (np.int64(out.zero_point) << shift)
+        _prove(site, reach + np.abs(folded))
+        return LinearParameters(folded.astype(np.int32), (shift.astype(np.int32),), False)
+    _prove(site, reach + np.abs(folded))
+    return LinearParameters(folded.astype(np.int32), numerics.fixed_point_multiplier(ratio), True)
+
+
+def _prove(site: str, bound: npt.NDArray[np.int64]) -> None:
+    if bound.max(initial=0) >= LIMIT:
+        raise UnsupportedModelError(
+            f"{site}: an accumulator may reach {int(bound.max())}, past int32; "
+            f"leave the site in float with ignored=[{site!r}]"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NormParameters:
+    """gain, offset int32 [C]; the rest as numerics.layer_norm takes them."""
+
+    gain: Int32s
+    offset: Int32s
+    gain_shift: int
+    epsilon: int
+    limit: int
+
+
+def norm_parameters(
+    site: str, gamma: Floats, beta: Floats, epsilon: float, x: QuantParams, out: QuantParams
+) -> NormParameters:
+    """Fold gamma, beta, the output scale and zero point into int32 gains and offsets.
+
+    The gain takes as many fraction bits as keep limit * |gain| + |offset| below 2**31.
+    """
+    if gamma.size > numerics.LAYER_NORM_MAX_CHANNELS:
+        raise UnsupportedModelError(
+            f"{site}: layer norm over {gamma.size} channels, at most "
+            f"{numerics.LAYER_NORM_MAX_CHANNELS} fit 64-bit sums; leave it in float with ignored=[{site!r}]"
+        )
+    limit = numerics.layer_norm_limit(gamma.size)
+    scale = float(np.float32(out.scale))
+    for gain_shift in range(26, 0, -1):
+        gain = np.floor(gamma / scale * 2.0 ** (gain_shift - numerics.NORMALISED_FRACTION_BITS) + 0.5)
+        offset = np.floor((beta / scale + out.zero_point) * 2.0**gain_shift + 0.5) + 2.0 ** (gain_shift - 1)
+        if limit * np.abs(gain).max() + np.abs(offset).max() < LIMIT:
+            break
+    else:
+        raise UnsupportedModelError(
+            f"{site}: gamma / scale reaches {float(np.abs(gamma / scale).max()):.3g}, too wide for 32-bit "
+            f"products; leave it in float with ignored=[{site!r}]"
+        )
+    unit = 2.0 ** (2 * (numerics.CENTRED_FRACTION_BITS + numerics.STD_EXTRA_BITS))
+    fixed_epsilon = min(round(epsilon * unit / float(np.float32(x.scale)) ** 2), 4**25)
+    return NormParameters(gain.astype(np.int32), offset.astype(np.int32), gain_shift, fixed_epsilon, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParameters:
+    """As numerics.attention takes them."""
+
+    score_shift: int
+    numerator: int
+    norm_shift: int
+
+
+def attention_parameters(
+    q: QuantParams, k: QuantParams, v: QuantParams, out: QuantParams, softmax_scale: float
+) -> AttentionParameters | None:
+    """Return the shift of the logits and the normaliser; None if the logits' unit is no power of two."""
+    octave = (
+        float(np.float32(q.scale)) * float(np.float32(k.scale)) * softmax_scale * math.log2(math.e)
+    )
+    exponent = numerics.power_of_two_exponent(octave)
+    if exponent is None or not 0 <= exponent - numerics.OCTAVE_FRACTION_BITS <= 31:
+        return None
+    ratio = float(np.float32(v.scale)) / float(np.float32(out.scale))
+    norm_shift = 30 - math.ceil(math.log2(ratio))
+    numerator = math.floor(ratio * 2.0**norm_shift + 0.5)
+    return AttentionParameters(exponent - numerics.OCTAVE_FRACTION_BITS, numerator, norm_shift)

@@ -1,0 +1,163 @@
+"""What a value of a qdq module is while it is being lowered: stored integers, or work not yet emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.passes.layouts import RowsLayout
+
+Array = npt.NDArray[Any]
+Expr = Any  # relax.Expr; tvm ships no types
+
+
+@dataclass(slots=True)
+class Stored:
+    """A quantized value: a tensor of params.dtype, as rows of channels, in its logical shape, or both.
+
+    A value whose producer is still pending has neither; `force` emits it on first use.
+    """
+
+    params: QuantParams
+    layout: RowsLayout
+    rows_var: Expr | None = None
+    dense_var: Expr | None = None
+    float_var: Expr | None = None
+    force: Callable[[], Expr] | None = None
+    pending: PendingLinear | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLinear:
+    """A product whose bias, residual and clip are still being gathered."""
+
+    site: str
+    x: Expr  # uint8 rows
+    x_params: QuantParams
+    weight: QuantizedWeight  # values [K, N]
+    layout: RowsLayout  # of the result
+    bias: npt.NDArray[np.float64] | None = None
+    residual: Stored | None = None
+    bounds: tuple[float, float] | None = None  # real units: relu (0, inf), relu6 (0, 6)
+
+    def bounded(self, low: float, high: float) -> PendingLinear:
+        """Return the product followed by a clip."""
+        return replace(self, bounds=(low, high))
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Any other integer operation: its call, for the float fallback, and its evaluated operands."""
+
+    kind: str  # layer_norm attention unary add
+    site: str
+    call: Expr
+    operands: tuple[Any, ...]
+    bounds: tuple[float, float] | None = None
+
+
+class Emitter:
+    """Collects the bindings and the functions of the new module."""
+
+    def __init__(self) -> None:
+        self.builder = relax.BlockBuilder()
+        self.bindings: list[Any] = []
+        self._functions = 0
+
+    def __call__(self, expr: Expr, name: str = "") -> Expr:
+        """Bind expr and return its variable."""
+        normal = self.builder.normalize(expr)
+        var = relax.DataflowVar(name or f"v{len(self.bindings)}", normal.ty)
+        self.bindings.append(relax.VarBinding(var, normal))
+        return var
+
+    def composite(self, func: relax.Function, args: list[Expr], site: str) -> Expr:
+        """Add func to the module and bind a call to it."""
+        kind = str(func.attrs["tvmq.kernel"])
+        gvar = self.builder.add_func(func, f"{kind}_{self._functions}")
+        self._functions += 1
+        return self(relax.Call(gvar, args), site)
+
+    def rows(self, value: Stored) -> Expr:
+        """Return the value as [rows, channels]."""
+        if value.rows_var is None:
+            if value.force is not None:
+                value.rows_var = value.force()
+            else:
+                value.rows_var = self._to_rows(value.dense_var, value.layout)
+        return value.rows_var
+
+    def dense(self, value: Stored) -> Expr:
+        """Return the value in its logical shape."""
+        if value.dense_var is None:
+            rows, layout = self.rows(value), value.layout
+            order = layout.to_stored_order()
+            shape = tuple(layout.shape[axis] for axis in order)
+            dense = rows if shape == layout.matrix else self(op.reshape(rows, shape))
+            if not layout.is_channels_last:
+                dense = self(op.permute_dims(dense, [order.index(a) for a in range(len(order))]))
+            value.dense_var = dense
+        return value.dense_var
+
+    def with_layout(self, value: Stored, layout: RowsLayout) -> Stored:
+        """Return the value stored in layout, which has the same logical shape."""
+        if value.layout == layout:
+            return value
+        if value.layout.matrix == layout.matrix and value.layout.is_channels_last and layout.is_channels_last:
+            return Stored(value.params, layout, rows_var=self.rows(value))
+        return Stored(value.params, layout, dense_var=self.dense(value))
+
+    def _to_rows(self, dense: Expr, layout: RowsLayout) -> Expr:
+        if not layout.is_channels_last:
+            dense = self(op.permute_dims(dense, layout.to_stored_order()))
+        return dense if tuple(dense.ty.shape) == layout.matrix else self(op.reshape(dense, layout.matrix))
+
+    def finish(self, original: relax.Function, result: Expr) -> tvm.IRModule:
+        """Return the module with the bindings as main's body."""
+        block = relax.DataflowBlock(self.bindings)
+        bound = [b.var for b in self.bindings]
+        outputs = {v: relax.Var(v.name, v.ty) for v in bound if _reads(result, v)}
+        block, result = _with_outputs(block, result, outputs)
+        body = relax.SeqExpr([block], result)
+        main = relax.Function(original.params, body, result.ty, is_pure=True, attrs=original.attrs)
+        if main.attrs is None or "global_symbol" not in main.attrs:
+            main = main.with_attr("global_symbol", "main")
+        mod = self.builder.get()
+        mod["main"] = main
+        return mod
+
+
+def _reads(expr: Expr, var: Expr) -> bool:
+    if isinstance(expr, relax.Tuple):
+        return any(_reads(f, var) for f in expr.fields)
+    return bool(expr == var)
+
+
+def _with_outputs(block: Any, result: Expr, outputs: dict[Expr, Expr]) -> tuple[Any, Expr]:
+    """Return the block with its results bound to plain variables, and the result that names them."""
+    bindings = list(block.bindings)
+    for inner, outer in outputs.items():
+        bindings.append(relax.VarBinding(outer, inner))
+
+    def swap(expr: Expr) -> Expr:
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([swap(f) for f in expr.fields])
+        return outputs.get(expr, expr)
+
+    return relax.DataflowBlock(bindings), swap(result)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightConstant:
+    """A dequantized int8 weight with one scale per output channel."""
+
+    weight: QuantizedWeight
+    axis: int = field(default=1)

@@ -1,0 +1,1 @@
+"""Decide, before anything is rewritten, what each site and each value becomes."""

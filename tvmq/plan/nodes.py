@@ -1,0 +1,139 @@
+"""Index the bindings of a canonical main: what each one is to a quantizer, who feeds it, who uses it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import tvm
+from tvm import relax
+
+from tvmq.unary import UNARY_FUNCTIONS
+
+CLIPS = {"relu", "relu6"}
+VIEWS = {"reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take", "concat"}
+SITE_KINDS = {"linear", "conv2d", "conv2d_transpose", "attention", "layer_norm", "unary"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One binding of main."""
+
+    name: str
+    kind: str  # linear conv2d conv2d_transpose bias attention layer_norm unary add view other
+    op: str  # the Relax op's short name: "matmul", "gelu"
+    inputs: tuple[str, ...]  # the float values it reads, constants left out
+    shape: tuple[int, ...]
+    call: relax.Expr = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """All nodes of main in graph order, by name, with their consumers (OUTPUT for the function's result)."""
+
+    by_name: Mapping[str, Node]
+    consumers: Mapping[str, tuple[str, ...]]
+    parameters: tuple[str, ...]
+
+    def sole_consumer(self, name: str) -> Node | None:
+        """Return the only consumer of a value, None when there are several or it is an output."""
+        users = self.consumers.get(name, ())
+        return self.by_name[users[0]] if len(users) == 1 and users[0] != OUTPUT else None
+
+
+OUTPUT = "<output>"
+
+
+def index(mod: tvm.IRModule) -> Nodes:
+    """Return the nodes of a canonical module's main."""
+    main = mod["main"]
+    nodes: dict[str, Node] = {}
+    consumers: dict[str, list[str]] = defaultdict(list)
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            node = _node(binding, nodes)
+            nodes[node.name] = node
+            for name in node.inputs:
+                consumers[name].append(node.name)
+    for var in _variables(main.body.body):
+        consumers[var.name].append(OUTPUT)
+    return Nodes(
+        by_name=nodes,
+        consumers={name: tuple(users) for name, users in consumers.items()},
+        parameters=tuple(p.name for p in main.params),
+    )
+
+
+def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
+    call = binding.value
+    inputs = tuple(var.name for var in _variables(call) if _is_float(var))
+    op = call.op.name.split(".")[-1] if isinstance(call, relax.Call) and hasattr(call.op, "name") else ""
+    ty = binding.var.ty
+    shape = (
+        tuple(int(d) for d in ty.shape)
+        if isinstance(ty, relax.TensorType) and ty.shape is not None
+        else ()
+    )
+    return Node(binding.var.name, _kind(op, call, earlier), op, inputs, shape, call)
+
+
+def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
+    if op == "matmul" and _is_weight(call.args[1], 2):
+        return "linear"
+    if op in ("conv2d", "conv2d_transpose"):
+        return op if _is_weight(call.args[1], 4) else "other"
+    if op in ("attention", "layer_norm"):
+        return op
+    if op in UNARY_FUNCTIONS:
+        return "unary"
+    if op == "add":
+        return _kind_of_add(call, earlier)
+    if op in VIEWS and (op != "take" or isinstance(call.args[1], tvm.ir.GenericConst)):
+        return "view"
+    return "other"
+
+
+def _kind_of_add(call: relax.Call, earlier: Mapping[str, Node]) -> str:
+    left, right = call.args
+    if isinstance(right, tvm.ir.GenericConst):
+        producer = earlier.get(left.name) if isinstance(left, relax.Var) else None
+        is_bias = producer is not None and producer.kind in ("linear", "conv2d", "conv2d_transpose")
+        if is_bias and _is_channel_vector(right, producer):
+            return "bias"
+        return "add" if len(right.ty.shape) > 0 else "other"
+    if isinstance(left, tvm.ir.GenericConst):
+        return "add" if len(left.ty.shape) > 0 else "other"
+    same = [int(d) for d in left.ty.shape] == [int(d) for d in right.ty.shape]
+    return "add" if same else "other"
+
+
+def _is_channel_vector(constant: relax.Expr, producer: Node | None) -> bool:
+    if producer is None:
+        return False
+    axis = -1 if producer.kind == "linear" else 1
+    sizes = [int(d) for d in constant.ty.shape]
+    full = [1] * (len(producer.shape) - len(sizes)) + sizes
+    return all(d == (producer.shape[axis] if i == axis % len(full) else 1) for i, d in enumerate(full))
+
+
+def _is_weight(expr: relax.Expr, rank: int) -> bool:
+    return isinstance(expr, tvm.ir.GenericConst) and len(expr.ty.shape) == rank
+
+
+def _is_float(var: relax.Var) -> bool:
+    ty = var.ty
+    return isinstance(ty, relax.TensorType) and str(ty.dtype) == "float32"
+
+
+def _variables(expr: relax.Expr) -> list[relax.Var]:
+    """Return the variables an expression in normal form reads, tuples looked through."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Tuple):
+        return [var for f in expr.fields for var in _variables(f)]
+    if isinstance(expr, relax.TupleGetItem):
+        return _variables(expr.tuple_value)
+    if isinstance(expr, relax.Call):
+        return [var for arg in expr.args for var in _variables(arg)]
+    return []

@@ -1,0 +1,1 @@
+"""Choose the numbers: scales of activations, integer weights, corrected biases."""

@@ -1,0 +1,103 @@
+"""Put scales, weights and biases together: everything insert_qdq needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from tvmq.calibrate.calibration import Calibration
+from tvmq.formats import Quantization, QuantizedWeight, QuantParams
+from tvmq.plan.formats import MULTIPLYING, Formats, swallowed
+from tvmq.plan.nodes import Node, Nodes
+from tvmq.progress import Progress, silent
+from tvmq.quantize.scales import choose_scales
+from tvmq.quantize.weights import corrected_bias, quantize_weight
+
+OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "conv2d_transpose": 1}
+
+
+def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
+    """Return site -> input value, for the sites whose Gram matrix calibration should keep."""
+    return {node.name: node.inputs[0] for node in _sites(nodes, formats) if node.kind == "linear"}
+
+
+def choose(
+    nodes: Nodes,
+    formats: Formats,
+    calibration: Calibration,
+    *,
+    method: str = "mse",
+    requantize: str = "pot",
+    progress: Progress = silent,
+) -> Quantization:
+    """Return all numbers of a planned module."""
+    values, also = choose_scales(nodes, formats, calibration, method=method)
+    fused = swallowed(nodes, formats.integer)
+    weights: dict[str, QuantizedWeight] = {}
+    biases: dict[str, npt.NDArray[np.float32]] = {}
+    work = list(_sites(nodes, formats))
+    for done, node in enumerate(work):
+        progress("quantize", done, len(work))
+        x = _input_params(nodes, node, values, also)
+        out = values.get(_final(node.name, fused))
+        ratio = out.scale / x.scale if out is not None and requantize == "pot" else None
+        moments = calibration.linear_inputs.get(node.name)
+        matrix = _matrix(node)
+        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio)
+        weights[node.name] = QuantizedWeight(_unmatrix(node, chosen.values), chosen.scale)
+        bias = _bias(nodes, node)
+        if bias is not None and moments is not None:
+            values_of = np.asarray(_constant(bias).value.numpy(), np.float64)
+            corrected = corrected_bias(values_of.ravel(), matrix, chosen, moments.mean)
+            biases[bias.name] = corrected.reshape(values_of.shape)
+    constants = {name: values[root] for name, root in formats.roots.items()}
+    return Quantization(values, also, constants, weights, biases, formats.uint8_readers)
+
+
+def _sites(nodes: Nodes, formats: Formats) -> Iterator[Node]:
+    for node in nodes.by_name.values():
+        if node.kind in MULTIPLYING and node.name in formats.integer:
+            yield node
+
+
+def _input_params(
+    nodes: Nodes, node: Node, values: dict[str, QuantParams], also: dict[str, QuantParams]
+) -> QuantParams:
+    """Return the uint8 storage that a site reads, views looked through."""
+    name = node.inputs[0]
+    while name not in values:
+        name = nodes.by_name[name].inputs[0]
+    return also.get(name, values[name])
+
+
+def _final(name: str, fused: dict[str, str]) -> str:
+    while name in fused:
+        name = fused[name]
+    return name
+
+
+def _matrix(node: Node) -> npt.NDArray[np.float64]:
+    """Return the weight as [K, N]."""
+    weight = node.call.args[1].value.numpy().astype(np.float64)
+    axis = OUTPUT_AXIS[node.kind]
+    return np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
+
+
+def _unmatrix(node: Node, values: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    shape = [int(d) for d in node.call.args[1].ty.shape]
+    axis = OUTPUT_AXIS[node.kind]
+    moved = [d for i, d in enumerate(shape) if i != axis] + [shape[axis]]
+    return np.ascontiguousarray(np.moveaxis(values.reshape(moved), -1, axis))
+
+
+def _bias(nodes: Nodes, node: Node) -> Node | None:
+    user = nodes.sole_consumer(node.name)
+    return user if user is not None and user.kind == "bias" else None
+
+
+def _constant(node: Node) -> Any:
+    return next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))

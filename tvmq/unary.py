@@ -1,0 +1,45 @@
+"""The unary functions that become 256-entry tables, in float64 NumPy, by their Relax name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def erf(x: Floats) -> Floats:
+    """Return the error function; NumPy has none, and a table of 256 values needs no fast one."""
+    return np.array([math.erf(v) for v in x.ravel()], np.float64).reshape(x.shape)
+
+
+def gelu(x: Floats) -> Floats:
+    """Return x * Phi(x) (Hendrycks and Gimpel, 2016)."""
+    return 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    """Return the tanh form of GELU."""
+    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x)) without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+UNARY_FUNCTIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
+    {
+        "gelu": gelu,
+        "gelu_tanh": gelu_tanh,
+        "silu": lambda x: x * sigmoid(x),
+        "sigmoid": sigmoid,
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0.0),
+        "relu6": lambda x: np.clip(x, 0.0, 6.0),
+    }
+)
