@@ -1,0 +1,48 @@
+"""Turn a float PyTorch or ONNX model into a verified integer program for the CPU you name.
+
+Importing this package is instant; TVM and torch are loaded by what needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tvmq import plugin
+
+if TYPE_CHECKING:
+    from tvmq.compiled import CompiledModel as CompiledModel
+    from tvmq.compiled import load as load
+    from tvmq.errors import TvmqError as TvmqError
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_HOME = {
+    "compile": "tvmq.pipeline",
+    "load": "tvmq.compiled",
+    "CompiledModel": "tvmq.compiled",
+    "Benchmark": "tvmq.compiled",
+    "Verification": "tvmq.compiled",
+    "Coverage": "tvmq.spec",
+    "Plan": "tvmq.spec",
+    "TvmqError": "tvmq.errors",
+    "mend_torchvision": "tvmq.frontend.torch",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tvmq' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+plugin.install()

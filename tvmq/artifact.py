@@ -1,0 +1,301 @@
+"""One file that holds a compiled model, `m.tvmq`: a zip of five members.
+
+    constants.bin   every constant at a multiple of 64 bytes; read in place, so stored uncompressed (deflate
+                    would save some 12 % of int8 weights and make loading ten times slower)
+    library.so      the native code
+    graph.json      the integer module without constants, for re-verification
+    golden.bin      the golden input
+    manifest.json   what all this is, with the size and SHA-256 of the other members
+
+The checksums catch damage and mix-ups. They do not catch malice: whoever can write a library can write its
+checksum. Loading an artifact runs native code, so load only what you trust, or pin the file's own SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tvmq import container
+from tvmq.container import Entry, Member
+from tvmq.environment import FFI_VERSION, TVM_VERSION, cpu_features, cpu_name
+from tvmq.errors import ArtifactError, UsageError
+from tvmq.golden import Golden, Sample, is_float
+from tvmq.manifest import ConstantEntry, Manifest, MemberEntry, SampleEntry, SiteEntry
+from tvmq.runtime import ALIGNMENT
+from tvmq.spec import Array, Built, Constant, Description, SiteTrace
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CONTENTS = ("constants.bin", "library.so", "graph.json", "golden.bin")
+DTYPES = ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32")
+MAX_MANIFEST = 64 << 20  # bytes inflated; a model of a thousand sites takes one
+ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Artifact:
+    """A checked artifact in memory; nothing of it has run."""
+
+    manifest: Manifest
+    built: Built
+    golden: Golden
+
+
+def save(path: str | Path, built: Built, description: Description, golden: Golden) -> Manifest:
+    """Write the artifact and return its manifest.
+
+    The same arguments give the same bytes. The file appears whole or not at all: an older file of that name
+    stays until the new one is complete.
+    """
+    manifest, members = pack(built, description, golden)
+    _write_atomically(Path(path), members)
+    return manifest
+
+
+def pack(built: Built, description: Description, golden: Golden) -> tuple[Manifest, list[Member]]:
+    """Return the manifest and the members of the archive, manifest included."""
+    constants, arena = _pack_constants(built.constants)
+    graph = built.graph
+    contents = [
+        Member.plain("constants.bin", arena, ALIGNMENT),
+        Member.deflated("library.so", built.library),
+        Member.packed("graph.json", graph) if isinstance(graph, bytes)
+        else Member.deflated("graph.json", graph.encode()),
+        Member.deflated("golden.bin", b"".join(sample.codes.tobytes() for sample in golden.inputs)),
+    ]  # fmt: skip
+    manifest = Manifest(
+        format=FORMAT,
+        tvmq=_own_version(),
+        tvm=TVM_VERSION,
+        tvm_ffi=FFI_VERSION,
+        members=tuple(MemberEntry(m.name, len(m.data), hashlib.sha256(m.data).hexdigest()) for m in contents),
+        constants=constants,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        golden_inputs=tuple(SampleEntry(s.exponent, s.offset) for s in golden.inputs),
+        golden_outputs=golden.outputs,
+        sites=tuple(
+            SiteEntry(s.id, s.kernel, s.shape, s.dtype, digest)
+            for s, digest in zip(built.sites, golden.sites, strict=True)
+        ),
+        description=description,
+    )
+    text = json.dumps(manifest.to_json(), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return manifest, [*contents, Member.deflated(MANIFEST, text.encode())]
+
+
+def open_artifact(path: str | Path, *, sha256: str | None = None, inspect: bool = False) -> Artifact:
+    """Read and check an artifact; no native code is loaded.
+
+    sha256: the whole file's digest, to pin it. inspect: also accept code for another machine.
+    Raises ArtifactError for a file that is missing, damaged, foreign, or not for this machine.
+    """
+    place = Path(path)
+    whole, entries = container.read(place, frozenset((*CONTENTS, MANIFEST)))
+    if sha256 is not None and (digest := hashlib.sha256(whole).hexdigest()) != sha256.lower():
+        raise ArtifactError(f"{path}: SHA-256 is {digest}, {sha256} is wanted; this is another file")
+    manifest = _read_manifest(place, entries[MANIFEST])
+    _check_members(place, manifest, entries)
+    library = _inflated(place, "library.so", entries)
+    if not inspect:
+        _check_machine(place, manifest.description.features, library)
+    built = Built(
+        library=library,
+        constants=_read_constants(place, manifest.constants, entries["constants.bin"].data),
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype) for s in manifest.sites),
+        graph=bytes(entries["graph.json"].data),
+    )
+    return Artifact(manifest, built, _read_golden(place, manifest, _inflated(place, "golden.bin", entries)))
+
+
+def graph_text(built: Built) -> str:
+    """Return the integer module's JSON."""
+    graph = built.graph
+    return graph if isinstance(graph, str) else container.inflate(graph).decode()
+
+
+def machine_of(library: bytes) -> str:
+    """Return the architecture an ELF library is for, "" if it is none that tvmq knows."""
+    if library[:4] != b"\x7fELF":
+        return ""
+    return ELF_MACHINES.get(int.from_bytes(library[18:20], "little"), "")
+
+
+def this_machine() -> str:
+    """Return this machine's architecture as Linux names it."""
+    name = platform.machine().lower()
+    return MACHINE_ALIASES.get(name, name)
+
+
+def runs_here(description: Description, library: bytes) -> bool:
+    """Tell whether this machine can execute the library."""
+    try:
+        _check_machine(Path(), description.features, library)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _pack_constants(constants: Sequence[Constant]) -> tuple[tuple[ConstantEntry, ...], memoryview]:
+    arena = bytearray()
+    entries = []
+    for constant in constants:
+        arena += bytes(-len(arena) % ALIGNMENT)
+        array, layout, logical = constant.array, constant.layout, constant.logical_shape
+        entry = ConstantEntry(constant.name, array.dtype.name, array.shape, layout, logical, len(arena))
+        entries.append(entry)
+        arena += np.ascontiguousarray(array).tobytes()
+    return tuple(entries), memoryview(arena)
+
+
+def _write_atomically(path: Path, members: Sequence[Member]) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give the path of the file to write")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: folder {str(path.parent)!r} does not exist; create it first")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            container.write(file, members)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _read_manifest(path: Path, entry: Entry) -> Manifest:
+    if entry.size > MAX_MANIFEST:
+        raise ArtifactError(f"{path}: manifest.json claims {entry.size} bytes; do not use this file")
+    try:
+        data = json.loads(entry.inflated())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: manifest.json is damaged; copy or compile it again") from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != FORMAT:
+        raise ArtifactError(
+            f"{path}: artifact format {version!r}, this tvmq reads format {FORMAT}; "
+            f"use the tvmq that made it, or compile it again"
+        )
+    try:
+        manifest = Manifest.from_json(data, MANIFEST)
+    except UsageError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    made, here = (manifest.tvm, manifest.tvm_ffi), (TVM_VERSION, FFI_VERSION)
+    if made != here:
+        raise ArtifactError(
+            f"{path}: made with apache-tvm {made[0]} and apache-tvm-ffi {made[1]}, this tvmq runs {here[0]} "
+            f"and {here[1]}; compile it again"
+        )
+    return manifest
+
+
+def _check_members(path: Path, manifest: Manifest, entries: Mapping[str, Entry]) -> None:
+    if tuple(member.name for member in manifest.members) != CONTENTS:
+        raise ArtifactError(f"{path}: manifest.json does not list {list(CONTENTS)}; do not use this file")
+    for member in manifest.members:
+        data = entries[member.name].data
+        if len(data) != member.size:
+            raise ArtifactError(
+                f"{path}: {member.name} has {len(data)} bytes, {member.size} are wanted; "
+                f"copy or compile it again"
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != member.sha256:
+            raise ArtifactError(
+                f"{path}: {member.name} has SHA-256 {digest[:12]}..., {member.sha256[:12]}... is wanted; "
+                f"the file was damaged or changed: copy or compile it again"
+            )
+
+
+def _check_machine(path: Path, features: Sequence[str], library: bytes) -> None:
+    built_for, here = machine_of(library), this_machine()
+    if built_for != here or not sys.platform.startswith("linux"):
+        raise ArtifactError(
+            f"{path}: holds code for linux on {built_for or 'an unknown machine'}, "
+            f"this is {sys.platform} on {here}; "
+            f"compile it for this machine (`tvmq compile --target native`)"
+        )
+    available = cpu_features()
+    missing = sorted(set(features) - available) if available else []
+    if missing:
+        raise ArtifactError(
+            f"{path}: needs the CPU feature {', '.join(missing)}, which this CPU ({cpu_name()}) lacks; "
+            f"compile it for this machine (`tvmq compile --target native`)"
+        )
+
+
+def _inflated(path: Path, name: str, entries: Mapping[str, Entry]) -> bytes:
+    try:
+        return entries[name].inflated()
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {name} is damaged ({error}); copy or compile it again") from error
+
+
+def _read_constants(path: Path, rows: Sequence[ConstantEntry], data: memoryview) -> tuple[Constant, ...]:
+    constants = []
+    for row in rows:
+        array = _view(data, row.offset, row.shape, row.dtype)
+        if array is None:
+            raise ArtifactError(
+                f"{path}: constant {row.name!r} does not lie in constants.bin; do not use this file"
+            )
+        constants.append(Constant(row.name, array, row.layout, row.logical_shape))
+    return tuple(constants)
+
+
+def _read_golden(path: Path, manifest: Manifest, data: bytes) -> Golden:
+    samples, offset = [], 0
+    for i, spec in enumerate(manifest.inputs):
+        codes = _view(memoryview(data), offset, spec.shape, "uint8" if is_float(spec.dtype) else spec.dtype)
+        if codes is None or i >= len(manifest.golden_inputs):
+            raise ArtifactError(f"{path}: golden.bin does not hold input {spec}; do not use this file")
+        entry = manifest.golden_inputs[i]
+        samples.append(Sample(codes, spec.dtype, entry.exponent, entry.offset))
+        offset += codes.nbytes
+    return Golden(tuple(samples), manifest.golden_outputs, tuple(site.sha256 for site in manifest.sites))
+
+
+def _view(data: memoryview, offset: int, shape: tuple[int, ...], dtype: str) -> Array | None:
+    """Return the tensor at offset, None if it does not fit or is of no dtype that artifacts hold."""
+    if dtype not in DTYPES or offset < 0 or any(dim < 0 for dim in shape):
+        return None
+    count = 1
+    for dim in shape:
+        count *= dim
+    if offset + count * np.dtype(dtype).itemsize > len(data):
+        return None
+    return np.frombuffer(data, dtype, count, offset).reshape(shape)
+
+
+def _own_version() -> str:
+    from tvmq import __version__
+
+    return __version__

@@ -1,0 +1,261 @@
+"""The model that `tvmq.compile` and `tvmq.load` return."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmq import artifact, bench
+from tvmq.environment import require_tvm
+from tvmq.errors import EnvironmentMismatchError, VerificationError
+from tvmq.golden import Golden, checksums, default_samples, sample_of
+from tvmq.inputs import checked_inputs, is_torch
+from tvmq.manifest import Manifest
+from tvmq.record import Record
+from tvmq.runtime import KernelTime, Program
+from tvmq.spec import Array, Built, Coverage, Description, Plan, TensorSpec
+
+COMPILER_EXTRAS = "pip install 'tvmq[compile]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark(Record):
+    """Latency of one call, and where it goes."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+    kernels: tuple[KernelTime, ...]  # in order of execution; measured apart from the latency
+
+
+@dataclass(frozen=True, slots=True)
+class Verification(Record):
+    """What `CompiledModel.verify` found."""
+
+    against: str  # "checksums" of the artifact, or the "reference"
+    sites: int  # compared
+    outputs: int  # compared
+    mismatches: tuple[str, ...]  # sites and "output 0", in order of execution
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether everything was equal bit for bit."""
+        return not self.mismatches
+
+    def require(self) -> None:
+        """Raise VerificationError that names the first site that differs."""
+        if self.mismatches:
+            raise VerificationError(
+                f"{self.mismatches[0]}: differs from the {self.against}, the first of {len(self.mismatches)} "
+                f"out of {self.sites + self.outputs} tensors; compile the model again "
+                f"and report this if it stays"
+            )
+
+
+class CompiledModel:
+    """A compiled model: call it with NumPy arrays or torch tensors.
+
+    The native code is loaded by the first call, so a model compiled for another machine can be described and
+    saved here. Several threads may call one model; they take turns.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        description: Description,
+        *,
+        samples: Sequence[Array] | None = None,
+        golden: Golden | None = None,
+    ) -> None:
+        """samples: one array per input, kept (floats rounded to 8 bits) as the input that verification uses.
+
+        golden: checksums that are known already, as in an artifact; samples are then not needed.
+        """
+        self._built = built
+        self._description = description
+        self._known = golden
+        if golden is not None:
+            self._samples = golden.inputs
+        elif samples is not None:
+            self._samples = tuple(sample_of(a) for a in self._checked(samples, {}))
+        else:
+            self._samples = default_samples(built.inputs)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return name, shape and dtype of each input."""
+        return self._built.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return name, shape and dtype of each output."""
+        return self._built.outputs
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return which sites compute in integers, and why the others do not."""
+        return self._description.coverage
+
+    @property
+    def plan(self) -> Plan:
+        """Return the precision of each site."""
+        return self._description.plan
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Return the artifact's manifest, or the one that `save` would write."""
+        return artifact.pack(self._built, self._description, self._golden)[0]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on its inputs, by position or by name.
+
+        Gives NumPy arrays, or torch tensors if any input is one; a single output comes without a tuple.
+        Raises InputError for inputs of the wrong number, shape or dtype, or with NaN or infinity.
+        """
+        results = self._program.run(*self._checked(args, kwargs))
+        if any(is_torch(a) for a in (*args, *kwargs.values())):
+            results = tuple(sys.modules["torch"].from_numpy(r) for r in results)
+        return results[0] if len(results) == 1 else results
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact: always the same bytes for the same model, whole or not at all."""
+        self.manifest = artifact.save(path, self._built, self._description, self._golden)
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with this many threads from the next call on; the default is one per physical core."""
+        self._program.set_threads(threads)
+
+    def benchmark(
+        self,
+        threads: int | None = None,
+        repeat: int = 50,
+        inputs: Sequence[Any] | None = None,
+        *,
+        warmup: int = 5,
+    ) -> Benchmark:
+        """Measure `repeat` calls, after that each kernel; inputs default to the golden ones."""
+        program = self._program
+        arrays = self._checked(inputs, {}) if inputs is not None else self._golden_arrays()
+        before = program.threads
+        try:
+            if threads is not None:
+                program.set_threads(threads)
+            timing = bench.measure(lambda: program.run(*arrays), repeat, warmup)
+            kernels = program.profile(*arrays, repeat=min(repeat, 20))
+            return Benchmark(
+                timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, program.threads, kernels
+            )
+        finally:
+            program.threads = before
+
+    def verify(self, x: Sequence[Any] | Any | None = None) -> Verification:
+        """Compare every site's integers and every output, bit for bit.
+
+        Without x: the golden input against the checksums of the artifact; needs nothing but the runtime.
+        For a model that was just compiled, or with x (an input, or a tuple of them): against the reference,
+        which needs the compiler's packages.
+        """
+        if x is None and self._known is not None:
+            return self._verify_checksums(self._known)
+        if x is None:
+            arrays = self._golden_arrays()
+        else:
+            arrays = self._checked(x if isinstance(x, tuple | list) else (x,), {})
+        return self._verify_reference(arrays)
+
+    @cached_property
+    def _program(self) -> Program:
+        return Program(self._built)
+
+    @cached_property
+    def _golden(self) -> Golden:
+        if self._known is not None:
+            return self._known
+        arrays = self._golden_arrays()
+        if artifact.runs_here(self._description, self._built.library):
+            outputs, sites = self._program.run(*arrays), self._program.trace(*arrays)
+        else:
+            outputs, sites = self._reference(arrays)
+        return Golden(self._samples, checksums(outputs), checksums(sites))
+
+    def _golden_arrays(self) -> list[Array]:
+        return [sample.value() for sample in self._samples]
+
+    def _checked(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Array]:
+        return checked_inputs(self._built.inputs, args, kwargs)
+
+    def _verify_checksums(self, golden: Golden) -> Verification:
+        arrays = self._golden_arrays()
+        sites = checksums(self._program.trace(*arrays))
+        outputs = checksums(self._program.run(*arrays))
+        pairs = [(site.id, a == b) for site, a, b in zip(self._built.sites, sites, golden.sites, strict=True)]
+        matches = [a == b for a, b in zip(outputs, golden.outputs, strict=True)]
+        pairs += [(f"output {i}", equal) for i, equal in enumerate(matches)]
+        return self._verification("checksums", pairs)
+
+    def _verify_reference(self, arrays: Sequence[Array]) -> Verification:
+        wanted_outputs, wanted_sites = self._reference(arrays)
+        sites, outputs = self._program.trace(*arrays), self._program.run(*arrays)
+        names = [site.id for site in self._built.sites] + [f"output {i}" for i in range(len(outputs))]
+        found, wanted = (*sites, *outputs), (*wanted_sites, *wanted_outputs)
+        pairs = [(n, same_bits(a, b)) for n, a, b in zip(names, found, wanted, strict=True)]
+        return self._verification("reference", pairs)
+
+    def _verification(self, against: str, pairs: Sequence[tuple[str, bool]]) -> Verification:
+        different = tuple(name for name, equal in pairs if not equal)
+        sites = len(self._built.sites)
+        return Verification(against, sites, len(pairs) - sites, different)
+
+    def _reference(self, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Return outputs and site tensors computed by the reference."""
+        try:
+            import torch
+
+            from tvmq import reference
+            from tvmq.build import integer_module
+        except ModuleNotFoundError as error:
+            raise EnvironmentMismatchError(
+                f"verify: {error.name} is not installed, the reference needs the compiler's packages; "
+                f"run `{COMPILER_EXTRAS}`, or verify without an input"
+            ) from error
+        mod = integer_module(artifact.graph_text(self._built), self._built.constants)
+        tensors = [torch.from_numpy(np.array(a)) for a in arrays]
+        traced = dict(reference.trace(mod, tensors))
+        outputs = tuple(_numpy(value) for value in reference.run(mod, tensors))
+        return outputs, tuple(_numpy(traced[site.id]) for site in self._built.sites)
+
+
+def load(path: str | Path, *, sha256: str | None = None, threads: int | None = None) -> CompiledModel:
+    """Return the model in an artifact.
+
+    The artifact's native code will run in this process: load only files that you trust. sha256 pins the
+    digest of the file itself. Raises ArtifactError for a file that is damaged or not for this machine,
+    EnvironmentMismatchError for the wrong version of TVM.
+    """
+    require_tvm()
+    opened = artifact.open_artifact(path, sha256=sha256)
+    model = CompiledModel(opened.built, opened.manifest.description, golden=opened.golden)
+    model.manifest = opened.manifest
+    if threads is not None:
+        model.set_threads(threads)
+    return model
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Tell whether two tensors have one dtype, one shape and the same bits."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+def _numpy(value: Any) -> Array:
+    array: Array = value.detach().cpu().contiguous().numpy() if hasattr(value, "detach") else value
+    return array

@@ -1,0 +1,195 @@
+"""What this machine and this Python environment offer; nothing heavy is imported to find out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tvmq.errors import EnvironmentMismatchError
+
+# One pair only: a newer tvm-ffi crashes TVM's tensorize without a message, and TVM itself checks nothing.
+TVM_VERSION = "0.27.0.post1"
+FFI_VERSION = "0.1.14.post1"
+PIP_COMMAND = f"pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSION}"
+
+HOST_COMPILERS = ("c++", "g++", "clang++")
+CPUINFO = Path("/proc/cpuinfo")
+CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+# What macOS calls the features that Linux lists.
+MACOS_ARM_FEATURES = {
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_FP16": "asimdhp",
+    "hw.optional.arm.FEAT_RDM": "asimdrdm",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_LSE": "atomics",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+}
+
+
+def versions() -> dict[str, str | None]:
+    """Return the installed versions of the two packages that tvmq runs on, None for an absent one."""
+    return {name: _version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
+
+
+def require_tvm() -> None:
+    """Raise EnvironmentMismatchError unless exactly the supported pair of TVM and its FFI is installed."""
+    wanted = {"apache-tvm": TVM_VERSION, "apache-tvm-ffi": FFI_VERSION}
+    found = versions()
+    wrong = [name for name in wanted if found[name] != wanted[name]]
+    if wrong:
+        state = " and ".join(f"{name} {found[name] or 'is not installed'}" for name in wrong)
+        raise EnvironmentMismatchError(
+            f"environment: {state} found, {' and '.join(f'{n} {wanted[n]}' for n in wrong)} wanted; "
+            f"run `{PIP_COMMAND}`"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Linker:
+    """Links object files to a shared library; hand it to export_library(fcompile=...)."""
+
+    command: tuple[str, ...]
+    object_format: ClassVar[str] = "o"  # read by export_library
+
+    def __call__(self, output: str, objects: str | Sequence[str], options: Any = None, **_: Any) -> None:
+        """Write the shared library `output`; raise EnvironmentMismatchError with the linker's words."""
+        files = [objects] if isinstance(objects, str) else list(objects)
+        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        command = [*self.command, "-shared", "-fPIC", *undefined, "-o", str(output), *(options or []), *files]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip()[-2000:]
+            raise EnvironmentMismatchError(f"linker: {' '.join(self.command)} failed: {words}")
+
+
+def require_linker(triple: str | None = None) -> Linker:
+    """Return a linker for this machine, or for `triple` ("aarch64-linux-gnu").
+
+    For this machine: $CXX, c++, g++, clang++, else the PyPI package ziglang; for another: <triple>-g++, else
+    ziglang. Raises EnvironmentMismatchError that names ziglang.
+    """
+    if triple is not None and triple.split("-")[0] == platform.machine():
+        triple = None
+    names: tuple[str, ...] = (f"{triple}-g++",) if triple else HOST_COMPILERS
+    if not triple and os.environ.get("CXX"):
+        names = (os.environ["CXX"], *names)
+    for name in names:
+        path = shutil.which(name)
+        if path:
+            return Linker((path,))
+    if importlib.util.find_spec("ziglang") is not None:
+        target = ("-target", triple) if triple else ()
+        return Linker((sys.executable, "-m", "ziglang", "c++", *target))
+    raise EnvironmentMismatchError(
+        f"environment: no linker found, one of {', '.join(names)} or the PyPI package ziglang is wanted; "
+        f"run `pip install ziglang`"
+    )
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return this CPU's features as Linux spells them (`avx512_vnni`, `asimddp`); empty if unknown."""
+    if CPUINFO.is_file():
+        return _listed_features(CPUINFO.read_text(encoding="utf-8", errors="replace"))
+    if sys.platform == "darwin":
+        return _macos_features()
+    if importlib.util.find_spec("cpuinfo") is not None:
+        return frozenset(importlib.import_module("cpuinfo").get_cpu_info().get("flags", ()))
+    return frozenset()
+
+
+@cache
+def cpu_name() -> str:
+    """Return the CPU's name for people, e.g. "AMD EPYC 9R14"."""
+    if CPUINFO.is_file():
+        fields = _cpuinfo_fields(CPUINFO.read_text(encoding="utf-8", errors="replace"))
+        name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
+        if name:
+            return name
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def allowed_cpus() -> tuple[int, ...]:
+    """Return the numbers of the CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def default_threads() -> int:
+    """Return how many threads to compute with: allowed physical cores, capped by a container's CPU quota.
+
+    The environment variables TVM_NUM_THREADS and OMP_NUM_THREADS come first.
+    """
+    allowed = allowed_cpus()
+    for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "")
+        if value.isdigit() and int(value) > 0:
+            return min(int(value), len(allowed))
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota(len(cores))))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (CPU_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota(otherwise: int) -> int:
+    try:
+        limit, period = CGROUP_QUOTA.read_text().split()
+        return otherwise if limit == "max" else -(-int(limit) // int(period))
+    except (OSError, ValueError):
+        return otherwise
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpuinfo_fields(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def _listed_features(text: str) -> frozenset[str]:
+    fields = _cpuinfo_fields(text)
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def _macos_features() -> frozenset[str]:
+    if platform.machine() == "arm64":
+        return frozenset(linux for name, linux in MACOS_ARM_FEATURES.items() if _sysctl(name) == "1")
+    words = f"{_sysctl('machdep.cpu.features')} {_sysctl('machdep.cpu.leaf7_features')}"
+    return frozenset(words.lower().replace(".", "_").split())
+
+
+def _sysctl(name: str) -> str:
+    try:
+        done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

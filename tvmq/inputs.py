@@ -1,0 +1,84 @@
+"""Check what a compiled model is called with; every refusal says what is wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmq.errors import InputError
+from tvmq.spec import Array, TensorSpec
+
+
+def checked_inputs(
+    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Array]:
+    """Return one NumPy array per spec from arrays or torch tensors; raise InputError for an unfit one."""
+    names = [spec.name for spec in specs]
+    for name in kwargs:
+        if name not in names[len(args) :]:
+            state = "is given twice" if name in names else "is unknown"
+            raise InputError(f"input {name!r}: {state}; the model takes {_listed(specs)}")
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    if len(args) > len(specs) or len(given) != len(specs):
+        count = len(args) + len(kwargs)
+        raise InputError(f"inputs: {count} given, {len(specs)} wanted: {_listed(specs)}")
+    return [_checked_array(spec, given[spec.name]) for spec in specs]
+
+
+def is_torch(value: Any) -> bool:
+    """Tell whether value is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _checked_array(spec: TensorSpec, value: Any) -> Array:
+    array = _as_array(spec, value)
+    if array.dtype.name != spec.dtype:
+        raise InputError(
+            f"input {spec.name!r}: dtype {array.dtype.name} given, {spec.dtype} wanted; "
+            f"convert it with x.astype('{spec.dtype}') or tensor.to(torch.{spec.dtype})"
+        )
+    if array.shape != spec.shape:
+        raise InputError(
+            f"input {spec.name!r}: shape {list(array.shape)} given, {list(spec.shape)} wanted; "
+            f"{_shape_hint(spec, array)}"
+        )
+    # A finite sum proves all finite at a tenth of the price; an overflowing one proves nothing.
+    if array.dtype.kind == "f" and not (np.isfinite(array.sum()) or np.isfinite(array).all()):
+        raise InputError(
+            f"input {spec.name!r}: holds NaN or infinity, finite numbers are wanted; clean the data"
+        )
+    return array
+
+
+def _as_array(spec: TensorSpec, value: Any) -> Array:
+    if is_torch(value):
+        if value.device.type != "cpu":
+            raise InputError(f"input {spec.name!r}: is on {value.device}, the CPU is wanted; call .cpu()")
+        if str(value.dtype) == "torch.bfloat16":
+            raise InputError(
+                f"input {spec.name!r}: dtype bfloat16 given, {spec.dtype} wanted; "
+                f"convert it with tensor.to(torch.{spec.dtype})"
+            )
+        array: Array = value.detach().resolve_conj().resolve_neg().numpy()
+        return array
+    if not isinstance(value, np.ndarray):
+        raise InputError(
+            f"input {spec.name!r}: {type(value).__name__} given, a NumPy array or torch tensor is wanted"
+        )
+    return value
+
+
+def _shape_hint(spec: TensorSpec, array: Array) -> str:
+    if array.shape == spec.shape[1:]:
+        return "add the batch dimension with x[None]"
+    if array.shape[1:] == spec.shape[1:]:
+        return f"give it {spec.shape[0]} at a time, or compile the model with this batch"
+    return "a compiled model takes one shape; resize the input, or compile the model with this shape"
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(str(spec) for spec in specs)

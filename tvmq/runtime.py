@@ -1,0 +1,286 @@
+"""Run a compiled library with NumPy, TVM's runtime library and tvm-ffi.
+
+The Python package tvm is not imported: it costs seconds and hundreds of megabytes, the runtime library in its
+wheel neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.environment import allowed_cpus, default_threads, require_tvm
+from tvmq.errors import EnvironmentMismatchError, UsageError
+from tvmq.record import Record
+from tvmq.spec import Array, Built, SiteTrace
+
+ALIGNMENT = 64  # bytes; generated code is told that every tensor starts at a multiple of this
+CPU_DEVICE, NAIVE_ALLOCATOR, POOLED_ALLOCATOR = 1, 1, 2  # DLPack's and the Relax VM's numbers
+SHARE_ALL_CPUS = -3  # affinity mode: the workers and the caller may run on every listed CPU
+RUNTIME_LIBRARY = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.get(
+    sys.platform, "libtvm_runtime.so"
+)
+
+_pool = threading.local()  # .threads: what this thread's worker pool was last set to
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime(Record):
+    """Median time of one kernel call of the model; measuring itself adds about 1 us to each."""
+
+    name: str  # the site it computes, or the kernel's symbol and ordinal
+    kernel: str  # symbol in the library
+    us: float
+    share: float  # of the sum over all kernels, 0..1
+
+
+class Program:
+    """A loaded library and its constants. Calls from several threads take turns."""
+
+    def __init__(self, built: Built, *, threads: int | None = None) -> None:
+        """Load the native code in built.library: this executes code that the library's author chose.
+
+        Constants that start at a multiple of 64 bytes are used in place, the others copied.
+        """
+        self._ffi = load_runtime()
+        self._module = load_library(self._ffi, built.library)
+        self._kept = [aligned(constant.array) for constant in built.constants]
+        self._params = self._ffi.Array([self._ffi.from_dlpack(array) for array in self._kept])
+        self._staging = [aligned_empty(spec.shape, spec.dtype) for spec in built.inputs]
+        self._arguments = [self._ffi.from_dlpack(buffer) for buffer in self._staging]
+        self._sites = built.sites
+        self._lock = threading.Lock()
+        self._main = self._machine(POOLED_ALLOCATOR)["main"]
+        self.threads = default_threads()
+        if threads is not None:
+            self.set_threads(threads)
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return main's outputs; arrays match built.inputs in shape and dtype (strides are free)."""
+        with self._lock:
+            return self._call(self._main, arrays)
+
+    def trace(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return the integer output of every site, in the order of built.sites."""
+        with self._lock:
+            # Every site's tensor lives at once: a pool would keep that memory for good.
+            return self._call(self._machine(NAIVE_ALLOCATOR)["trace"], arrays)
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with this many threads from the next call on."""
+        use_threads(threads)
+        self.threads = threads
+
+    def profile(self, *arrays: Array, repeat: int = 20) -> tuple[KernelTime, ...]:
+        """Return the median time of each kernel call, in order of execution."""
+        recorder = _Recorder()
+        machine = self._machine(POOLED_ALLOCATOR)
+        machine["set_instrument"](recorder)
+        runs: list[list[_Call]] = []
+        with self._lock:
+            for _ in range(repeat + 1):
+                recorder.calls = []
+                self._call(machine["main"], arrays)
+                runs.append(recorder.calls)
+            names = self._site_names(arrays, runs[0])
+        times = [1e6 * median(call.seconds for call in calls) for calls in zip(*runs[1:], strict=True)]
+        total = sum(times) or 1.0
+        return tuple(
+            KernelTime(name, call.symbol, us, us / total)
+            for name, call, us in zip(names, runs[0], times, strict=True)
+        )
+
+    def _machine(self, allocator: int) -> Any:
+        machine = self._module["vm_load_executable"]()
+        machine["vm_initialization"](CPU_DEVICE, 0, allocator)
+        return machine
+
+    def _call(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        use_threads(self.threads, at_most=True)
+        for buffer, array in zip(self._staging, arrays, strict=True):
+            np.copyto(buffer, array, casting="no")
+        result = function(*self._arguments, self._params)
+        tensors = [result] if isinstance(result, self._ffi.Tensor) else list(result)
+        return tuple(self._owned(np.from_dlpack(tensor)) for tensor in tensors)
+
+    def _owned(self, output: Array) -> Array:
+        # An output may be an input or a constant passed through (a reshape is a view to the VM).
+        shared = any(np.may_share_memory(output, other) for other in (*self._staging, *self._kept))
+        return output.copy() if shared else output
+
+    def _site_names(self, arrays: Sequence[Array], calls: Sequence[_Call]) -> list[str]:
+        """Name the calls of main by site: whichever call of trace last wrote a site's tensor computes it."""
+        recorder = _Recorder()
+        machine = self._machine(NAIVE_ALLOCATOR)
+        machine["set_instrument"](recorder)
+        for buffer, array in zip(self._staging, arrays, strict=True):
+            np.copyto(buffer, array, casting="no")
+        tensors = list(machine["trace"](*self._arguments, self._params))
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        return name_calls(calls, recorder.calls, dict(zip(addresses, self._sites, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    symbol: str
+    seconds: float
+    wrote: int  # address of the last tensor argument, which is the destination
+
+
+class _Recorder:
+    """The VM's instrument: called before and after every instruction."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self.began = 0.0
+
+    def __call__(self, _function: Any, symbol: str, before: bool, _result: Any, *args: Any) -> int:
+        now = time.perf_counter()
+        if not before and not symbol.startswith("vm."):
+            wrote = args[-1].data_ptr() if args and hasattr(args[-1], "data_ptr") else 0
+            self.calls.append(_Call(str(symbol), now - self.began, wrote))
+        self.began = time.perf_counter()
+        return 0
+
+
+def name_calls(calls: Sequence[_Call], traced: Sequence[_Call], sites: dict[int, SiteTrace]) -> list[str]:
+    """Return a name for each call of main: its site's id, else `symbol.ordinal`."""
+    writer = {call.wrote: number for number, call in enumerate(traced)}  # the last one wins
+    site_of = {writer[address]: site.id for address, site in sites.items() if address in writer}
+    ordinal: dict[str, int] = {}
+    known: dict[tuple[str, int], str] = {}
+    for number, call in enumerate(traced):
+        n = ordinal[call.symbol] = ordinal.get(call.symbol, -1) + 1
+        if number in site_of:
+            known[call.symbol, n] = site_of[number]
+    counted: dict[str, int] = {}
+    names = []
+    for call in calls:
+        n = counted[call.symbol] = counted.get(call.symbol, -1) + 1
+        names.append(known.get((call.symbol, n), f"{call.symbol}.{n}"))
+    return names
+
+
+@cache
+def load_runtime() -> Any:
+    """Return the module tvm_ffi with TVM's runtime library loaded into the process."""
+    require_tvm()
+    import tvm_ffi
+
+    if "tvm" not in sys.modules:
+        ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+@contextmanager
+def torch_hidden() -> Iterator[None]:
+    """Make `import torch` fail for this thread's imports within the block.
+
+    tvm_ffi imports torch if it can, which costs over a second and 170 MB. Only a program that owns its
+    process and will not hand torch types to tvm_ffi may load the runtime inside this block: the command line
+    does.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    finder: Any = _TorchHider(threading.get_ident())
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _TorchHider:
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "torch" and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError("torch is hidden by tvmq.runtime.torch_hidden", name=name)
+
+
+def runtime_library() -> Path:
+    """Return the path of TVM's runtime library inside the installed wheel."""
+    spec = importlib.util.find_spec("tvm")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "lib" / RUNTIME_LIBRARY
+        if path.is_file():
+            return path
+    raise EnvironmentMismatchError(
+        f"environment: {RUNTIME_LIBRARY} is missing from the installed apache-tvm, PyPI's wheel is wanted; "
+        f"run `pip install --force-reinstall --no-deps apache-tvm`"
+    )
+
+
+def load_library(ffi: Any, library: bytes) -> Any:
+    """Return the library as a module of tvm_ffi; it passes through a private temporary file."""
+    handle, path = tempfile.mkstemp(prefix="tvmq-", suffix=".so")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(library)
+        return ffi.load_module(path)
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentMismatchError(
+            f"runtime: the model's native library cannot be loaded from {tempfile.gettempdir()!r} ({error}); "
+            f"set TMPDIR to a folder that allows execution"
+        ) from error
+    finally:
+        os.unlink(path)
+
+
+def use_threads(threads: int, *, at_most: bool = False) -> None:
+    """Set the worker pool of the calling thread; TVM has one pool per calling thread.
+
+    A pool's size is fixed by its first use, so call this before any other TVM code runs in the thread. With
+    at_most a pool that came out smaller is accepted.
+    """
+    if getattr(_pool, "threads", None) == threads:
+        return
+    cpus = allowed_cpus()
+    if not 1 <= threads <= len(cpus):
+        raise UsageError(f"threads: {threads} given, 1 to {len(cpus)} is wanted (the CPUs of this process)")
+    ffi = load_runtime()
+    # By default TVM binds workers, and the caller, to the first cores; here all may use what the process may.
+    configure: Callable[..., None] = ffi.get_global_func("runtime.config_threadpool")
+    configure(SHARE_ALL_CPUS, threads, [str(cpu) for cpu in cpus])
+    got = int(ffi.get_global_func("runtime.NumThreads")())
+    if got != threads and not at_most:
+        raise UsageError(
+            f"threads: {threads} given, but TVM ran earlier in this thread and made a pool of {got}; "
+            f"set TVM_NUM_THREADS={threads} before the process starts"
+        )
+    _pool.threads = threads
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised array that starts at a multiple of ALIGNMENT."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+def aligned(array: Array) -> Array:
+    """Return array itself if generated code can read it in place, else a copy that can be."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
+        return array
+    copy = aligned_empty(array.shape, array.dtype)
+    np.copyto(copy, array)
+    return copy

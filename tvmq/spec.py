@@ -1,0 +1,174 @@
+"""The values handed from stage to stage; all frozen.
+
+What ends up in a file is a Record (JSON round trip, unknown keys are errors). A site is one quantizable call,
+named by the module path of its weight ("blocks.3.attn.qkv") or `op.ordinal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.record import Record
+
+Array = npt.NDArray[Any]
+
+
+class Granularity(StrEnum):
+    """How many numbers share a scale."""
+
+    PER_TENSOR = "per_tensor"  # scale has shape []
+    PER_CHANNEL = "per_channel"  # scale has shape [C], C = size of QuantSpec.axis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantSpec(Record):
+    """How one tensor may be quantized: the rule, not yet the numbers."""
+
+    dtype: str  # "int8", "uint8", "int16"
+    granularity: Granularity = Granularity.PER_TENSOR
+    axis: int | None = None  # set exactly when granularity is PER_CHANNEL
+    symmetric: bool = True  # zero_point == 0
+    power_of_two: bool = False  # scale == 2**k, k an integer
+
+    def __post_init__(self) -> None:
+        if (self.axis is None) == (self.granularity is Granularity.PER_CHANNEL):
+            raise ValueError(f"granularity {self.granularity.value} does not go with axis={self.axis}")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision(Record):
+    """Bit widths of one site; w8a8 in tables."""
+
+    weight_bits: int
+    activation_bits: int
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.weight_bits <= 8 and 2 <= self.activation_bits <= 16):
+            raise ValueError(f"{self} is outside 2..8 weight bits and 2..16 activation bits")
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan(Record):
+    """What becomes of one site; precision None: it stays in float32."""
+
+    site: str
+    kind: str  # "linear", "conv2d", "attention", "layer_norm", ...
+    precision: Precision | None
+    reason: str  # why this precision, or why float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Record):
+    """One decision per site of the module with this structural hash."""
+
+    module_hash: str
+    sites: tuple[SitePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRow(Record):
+    """Whether one site computes in integers, and why not if it does not."""
+
+    site: str
+    kind: str
+    integer: bool
+    reason: str
+    macs: int  # multiply-accumulates of one call of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage(Record):
+    """Every site of a model with what was done to it."""
+
+    rows: tuple[CoverageRow, ...]
+
+    @property
+    def macs_integer_fraction(self) -> float:
+        """Return the share of all multiply-accumulates done in integers, 0..1; 1 for a model without any."""
+        total = sum(row.macs for row in self.rows)
+        return sum(row.macs for row in self.rows if row.integer) / total if total else 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the rows with the summary numbers that reports print; not the input of from_json."""
+        return {
+            "macs_integer_fraction": self.macs_integer_fraction,
+            "sites": len(self.rows),
+            "sites_integer": sum(row.integer for row in self.rows),
+            **self.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec(Record):
+    """Name, static shape and NumPy dtype name of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of a dense tensor."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTrace(Record):
+    """One tensor that the library's `trace` function returns: the integer output of a site."""
+
+    id: str
+    kernel: str  # "linear", "layer_norm", "attention", "table", ...
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """One element of the params tuple, laid out as the kernel reads it."""
+
+    name: str
+    array: Array
+    layout: str  # "plain", or the packing, e.g. "[N/16, K/4, 16, 4]"
+    logical_shape: tuple[int, ...]  # the shape before packing
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """A compiled program: what the build stage hands over and an artifact holds.
+
+    library is a shared object with the Relax VM functions `main` and `trace`; both take the inputs and one
+    tuple of all constants. main returns a tensor or a tuple, trace a flat tuple in the order of sites.
+    """
+
+    library: bytes = field(repr=False)
+    constants: tuple[Constant, ...] = field(repr=False)
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sites: tuple[SiteTrace, ...]
+    # The integer module without its constants as TVM's JSON; as bytes it is that text raw-deflated.
+    graph: str | bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description(Record):
+    """Where a program came from and what it needs; kept in the artifact's manifest."""
+
+    target: str  # name of the target profile
+    profile: str  # the profile's TOML text
+    features: tuple[str, ...]  # CPU features that the code needs, as Linux spells them
+    coverage: Coverage
+    plan: Plan
+    recipe: Mapping[str, Any]  # everything that reproduces the compile: bits, ignored, requantize, seed, ...
+    calibration_hash: str | None  # SHA-256 of the calibration data
