@@ -1,0 +1,103 @@
+"""The layer norm kernel equals numerics.layer_norm bit for bit, with and without AVX-512."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvmq import numerics
+from tvmq.schedule.x86_layer_norm import LayerNormSpec, layer_norm_prim_func, supports
+
+CPUS = ["native", "x86-64"]
+DEIT = LayerNormSpec(
+    rows=197,
+    channels=192,
+    gain_shift=10,
+    epsilon=300,
+    limit=numerics.layer_norm_limit(192),
+    out_dtype="uint8",
+)
+
+
+def check(spec: LayerNormSpec, cpu: str, *inputs: Any) -> None:
+    random = np.random.default_rng(0)
+    gain = random.integers(-(2**12), 2**8, spec.channels).astype("int32")
+    offset = random.integers(-(2**17), 2**17, spec.channels).astype("int32")
+    name = tvm.target.codegen.llvm_get_system_cpu() if cpu == "native" else cpu
+    kernel = tvm.compile(layer_norm_prim_func(spec), target=tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    for x in inputs:
+        out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))
+        kernel(*(tvm.runtime.tensor(a) for a in (x, gain, offset)), out)
+        wanted = numerics.layer_norm(
+            x,
+            gain,
+            offset,
+            gain_shift=spec.gain_shift,
+            epsilon=spec.epsilon,
+            limit=spec.limit,
+            dtype=spec.out_dtype,
+        )
+        np.testing.assert_array_equal(out.numpy(), wanted)
+
+
+def normal_rows(spec: LayerNormSpec, spread: float) -> Any:
+    values = np.random.default_rng(1).normal(40, spread, (spec.rows, spec.channels))
+    return values.clip(-32768, 32767).astype("int16")
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@settings(max_examples=8, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    channels=st.one_of(st.integers(1, 200), st.sampled_from([192, 384, 768])),
+    gain_shift=st.integers(0, 20),
+    epsilon=st.sampled_from([0, 1, 300, 2**30]),
+    out_dtype=st.sampled_from(["uint8", "int8", "int16"]),
+)
+def test_any_shape_is_exact(
+    cpu: str, rows: int, channels: int, gain_shift: int, epsilon: int, out_dtype: str
+) -> None:
+    limit = numerics.layer_norm_limit(channels)
+    spec = LayerNormSpec(rows, channels, gain_shift, epsilon, limit, out_dtype)
+    check(spec, cpu, *(normal_rows(spec, spread) for spread in (0.2, 3, 900, 20_000)))
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("epsilon", [0, 300])
+def test_extreme_rows(cpu: str, epsilon: int) -> None:
+    spec = replace(DEIT, rows=7, epsilon=epsilon, gain_shift=4, out_dtype="int16")
+    x = np.zeros((spec.rows, spec.channels), "int16")
+    x[0], x[1], x[2] = 7, -32768, 32767  # constant rows: the variance is 0 and the reciprocal 2**40
+    x[3, 5] = 32767  # one outlier, as far from the mean as a value can be
+    x[4, ::2], x[4, 1::2] = -32768, 32767  # the largest variance
+    x[5, 0] = 1  # a deviation under half a unit
+    x[6] = np.arange(spec.channels) * 300 - 28000
+    check(spec, cpu, x)
+
+
+def test_a_limit_that_clips_is_exact() -> None:
+    spec = replace(DEIT, limit=1500, gain_shift=0, out_dtype="int16")
+    check(spec, "native", normal_rows(spec, 900), normal_rows(spec, 0.2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    configure(1, threads)
+    try:
+        check(DEIT, "native", normal_rows(DEIT, 900))
+    finally:
+        configure(1, 0)
+
+
+def test_what_the_kernel_cannot_do_is_said() -> None:
+    assert supports(DEIT) is None
+    assert "channels are over 8191" in str(supports(replace(DEIT, channels=9000)))
+    with pytest.raises(ValueError, match="out_dtype 'float32'"):
+        layer_norm_prim_func(replace(DEIT, out_dtype="float32"))

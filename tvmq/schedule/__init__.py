@@ -1,0 +1,1 @@
+"""Fast schedules for the kernels that carry most of a model's work."""

@@ -1,0 +1,241 @@
+"""Integer layer norm as one kernel: plain TIR vectors, so it runs on every LLVM target.
+
+Rows are taken in blocks of 16, in three steps:
+
+    moments      sum(x) and sum(x**2) of each row, exact, hence mean and variance exactly as numerics has
+                 them: sum((16x - mean)**2) = 256 sum(x**2) - 32 mean sum(x) + C mean**2 has no rounding
+    reciprocal   the Newton square root and the reciprocal of 16 rows at once, one row per lane
+    normalise    16 channels at once: (x * reciprocal + constant) >> 20, clip, gain, offset, shift, clip;
+                 32 x 32 bit products wherever the reciprocal has fewer than 32 bits, which it has in every
+                 row but nearly constant ones, 64 bit products there
+
+The divisions of the second step are float64. They are exact: for integers a < 2**53 and b >= 1 the true
+quotient is an integer n or at least 1/b away from one, and rounding moves it by at most a/b * 2**-53 < 1/b,
+so floor(a / b) is the integer division. Vectors of them cost a tenth of 64-bit integer division.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.tirx import const
+
+from tvmq.numerics import (
+    CENTRED_FRACTION_BITS,
+    INTEGER_RANGE,
+    LAYER_NORM_MAX_CHANNELS,
+    NEWTON_STEPS,
+    NORMALISED_FRACTION_BITS,
+    NORMALISED_SHIFT,
+    RECIPROCAL_BITS,
+    SQRT_POWERS,
+    STD_EXTRA_BITS,
+)
+from tvmq.schedule.vectors import Buffer, Expr, load, reduce_lanes, repeat, shuffle, splat, store, vector_type
+
+BLOCK_ROWS = 16  # two AVX-512 vectors of float64: the chain of divisions of one hides the other's
+MAX_LANES = 16
+MAX_EPSILON = 2**52  # the variance stays below 2**53, where float64 is exact
+PRODUCT_SHIFT = NORMALISED_SHIFT - CENTRED_FRACTION_BITS
+FLOAT64_MANTISSA, FLOAT64_BIAS = 52, 1023
+
+
+@dataclass(frozen=True)
+class LayerNormSpec:
+    """The sizes and constants of one layer norm; the fields of numerics.layer_norm by the same names."""
+
+    rows: int
+    channels: int
+    gain_shift: int
+    epsilon: int
+    limit: int
+    out_dtype: str
+
+
+def supports(spec: LayerNormSpec) -> str | None:
+    """Return why layer_norm_prim_func cannot build spec, or None when it can."""
+    channels, out = spec.channels, spec.out_dtype
+    checks = (
+        (min(spec.rows, spec.channels) >= 1, "an empty axis"),
+        (channels <= LAYER_NORM_MAX_CHANNELS, f"{channels} channels are over {LAYER_NORM_MAX_CHANNELS}"),
+        (0 <= spec.gain_shift <= 31, f"gain_shift {spec.gain_shift} is outside 0..31"),
+        (0 <= spec.epsilon < MAX_EPSILON, f"epsilon {spec.epsilon} is outside 0..2**52-1"),
+        (0 < spec.limit < 2**31, f"limit {spec.limit} is outside 1..2**31-1"),
+        (out in ("uint8", "int8", "int16"), f"out_dtype {out!r} is not an 8 or 16 bit integer"),
+    )
+    return next((reason for holds, reason in checks if not holds), None)
+
+
+def layer_norm_prim_func(spec: LayerNormSpec) -> tirx.PrimFunc:
+    """Return the kernel (x, gain, offset, out) of spec.
+
+    x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels].
+    Raises ValueError where supports(spec) gives a reason.
+    """
+    reason = supports(spec)
+    if reason is not None:
+        raise ValueError(f"layer norm kernel: {reason}; ask supports(spec) first")
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("layer_norm")
+        T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
+        shape = (spec.rows, spec.channels)
+        x = T.arg("x", T.buffer(shape, "int16"))
+        gain = T.arg("gain", T.buffer(shape[1:], "int32"))
+        offset = T.arg("offset", T.buffer(shape[1:], "int32"))
+        out = T.arg("out", T.buffer(shape, spec.out_dtype))
+        _Kernel(spec, x, gain, offset, out).emit()
+    return builder.get()
+
+
+class _Kernel:
+    """Emits the statements of one layer norm; sizes and scratch buffers are its fields."""
+
+    def __init__(self, spec: LayerNormSpec, x: Buffer, gain: Buffer, offset: Buffer, out: Buffer) -> None:
+        self.spec = spec
+        self.x, self.gain, self.offset, self.out = x, gain, offset, out
+        self.lanes = math.gcd(spec.channels, MAX_LANES)
+        # No value lies more than sqrt(channels) standard deviations from the mean. Where the reciprocal is
+        # under 2**31 the standard deviation is over 2**9 units and right to two: a limit of 1.5 times that
+        # bound is never reached.
+        bound = math.sqrt(spec.channels) * 2**NORMALISED_FRACTION_BITS
+        self.bounded = spec.limit > 1.5 * bound
+
+    def emit(self) -> None:
+        spec = self.spec
+        blocks = -(-spec.rows // BLOCK_ROWS)
+        with T.parallel(blocks) as block, T.sblock("rows"):
+            index = T.axis.spatial(blocks, block)
+            whole = (slice(0, spec.rows), slice(0, spec.channels))
+            T.reads(self.x[whole], self.gain[whole[1:]], self.offset[whole[1:]])
+            T.writes(self.out[whole])
+            self.mean = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
+            self.variance = T.sblock_alloc_buffer((BLOCK_ROWS,), "float64")
+            self.reciprocal = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
+            sums = [T.sblock_alloc_buffer((self.lanes,), "int32") for _ in range(3)]
+            store(self.variance, 0, splat(1.0, f"float64x{BLOCK_ROWS}"))
+            first = T.bind(index * BLOCK_ROWS)
+            count = T.bind(T.min(spec.rows - first, BLOCK_ROWS))
+            with T.serial(count) as row:
+                self._moments(first + row, row, sums)
+            self._reciprocals()
+            with T.serial(count) as row:
+                self._normalise(first + row, row)
+
+    def _moments(self, source: Expr, row: Expr, sums: list[Buffer]) -> None:
+        """mean[row] and variance[row]; sums: lanes of sum(x), and of x**2's low and high 16 bits."""
+        channels, wide = self.spec.channels, vector_type("int32", self.lanes)
+        for total in sums:
+            store(total, 0, splat(0, wide))
+        pairs = channels // (2 * self.lanes)
+        with T.serial(pairs) as step:
+            self._add_pair(source, step * 2 * self.lanes, sums)
+        if channels > pairs * 2 * self.lanes:
+            x = T.bind(T.cast(load(self.x, (source, pairs * 2 * self.lanes), self.lanes), wide))
+            self._add_terms(sums, x, T.reinterpret(_unsigned(wide), x * x))
+        x_sum, low_sum, high_sum = (
+            T.bind(T.cast(reduce_lanes("add", load(total, 0, self.lanes)), "int64")) for total in sums
+        )
+        unit = 1 << CENTRED_FRACTION_BITS
+        mean = T.bind(T.floordiv(2 * unit * x_sum + channels, _int64(2 * channels)))
+        squares = T.shift_left(high_sum, _int64(16)) + low_sum
+        energy = squares * (unit * unit) - mean * x_sum * (2 * unit) + mean * mean * channels
+        variance = T.truncdiv(T.shift_left(energy, _int64(2 * STD_EXTRA_BITS)), _int64(channels))
+        T.buffer_store(self.mean, mean, [row])
+        T.buffer_store(self.variance, T.cast(variance + self.spec.epsilon, "float64"), [row])
+
+    def _add_pair(self, source: Expr, column: Expr, sums: list[Buffer]) -> None:
+        """Add 2 * lanes channels; even and odd apart, which x86 has as one multiply-add of int16 pairs."""
+        lanes, wide = self.lanes, vector_type("int32", self.lanes)
+        halves = [T.cast(load(self.x, (source, column + at), lanes), wide) for at in (0, lanes)]
+        both = T.bind(load(self.x, (source, column), 2 * lanes))
+        even, odd = (T.bind(T.cast(shuffle([both], range(at, 2 * lanes, 2)), wide)) for at in (0, 1))
+        # Two squares of -32768 sum to 2**31: unsigned.
+        squares = T.reinterpret(_unsigned(wide), even * even) + T.reinterpret(_unsigned(wide), odd * odd)
+        self._add_terms(sums, halves[0] + halves[1], T.bind(squares))
+
+    def _add_terms(self, sums: list[Buffer], x: Expr, squares: Expr) -> None:
+        unsigned, signed = str(squares.ty.dtype), str(x.ty.dtype)
+        low = T.bitwise_and(squares, splat(0xFFFF, unsigned))
+        high = T.shift_right(squares, splat(16, unsigned))
+        terms = (x, T.reinterpret(signed, low), T.reinterpret(signed, high))
+        for total, term in zip(sums, terms, strict=True):
+            store(total, 0, load(total, 0, self.lanes) + term)
+
+    def _reciprocals(self) -> None:
+        """reciprocal = 2**40 // integer_sqrt(variance), one row per lane."""
+        floats, ints = f"float64x{BLOCK_ROWS}", f"int64x{BLOCK_ROWS}"
+        variance = T.bind(load(self.variance, 0, BLOCK_ROWS))
+        # variance in [4**(c-1), 4**c) has exponent 2c-2 or 2c-1; zero has -1023, which the maximum mends.
+        exponent = T.shift_right(T.reinterpret(ints, variance), splat(FLOAT64_MANTISSA, ints))
+        count = T.shift_right(exponent - splat(FLOAT64_BIAS - 2, ints), splat(1, ints))
+        count = T.max(T.min(count, splat(len(SQRT_POWERS), ints)), splat(0, ints))
+        power = T.shift_left(count + splat(FLOAT64_BIAS, ints), splat(FLOAT64_MANTISSA, ints))
+        root = T.bind(T.reinterpret(floats, power))
+        for _ in range(NEWTON_STEPS):
+            twice = root + T.floor(variance / root)
+            root = T.bind(T.max(T.floor(twice * splat(0.5, floats)), splat(1.0, floats)))
+        store(self.reciprocal, 0, T.cast(splat(2.0**RECIPROCAL_BITS, floats) / root, ints))
+
+    def _normalise(self, source: Expr, row: Expr) -> None:
+        """Write out[source]; floor((16 x r + b) / 2**24) = floor((x r + floor(b / 16)) / 2**20)."""
+        reciprocal = T.bind(self.reciprocal[row])
+        half = _int64(1 << (NORMALISED_SHIFT - 1))
+        constant = T.bind(T.shift_right(half - self.mean[row] * reciprocal, _int64(CENTRED_FRACTION_BITS)))
+        if self.lanes == 1:
+            self._normalise_wide(source, reciprocal, constant)
+            return
+        with T.If(reciprocal < _int64(2**31)):
+            with T.Then():
+                self._normalise_narrow(source, reciprocal, constant)
+            with T.Else():
+                self._normalise_wide(source, reciprocal, constant)
+
+    def _normalise_wide(self, source: Expr, reciprocal: Expr, constant: Expr) -> None:
+        spec, lanes = self.spec, self.lanes
+        wide, narrow = vector_type("int64", lanes), vector_type("int32", lanes)
+        with T.serial(spec.channels // lanes) as step:
+            x = T.cast(load(self.x, (source, step * lanes), lanes), wide)
+            product = x * repeat(reciprocal, lanes) + repeat(constant, lanes)
+            normal = T.shift_right(product, splat(PRODUCT_SHIFT, wide))
+            bounded = T.max(T.min(normal, splat(spec.limit, wide)), splat(-spec.limit, wide))
+            self._store_scaled(source, step * lanes, T.cast(bounded, narrow))
+
+    def _normalise_narrow(self, source: Expr, reciprocal: Expr, constant: Expr) -> None:
+        """The same for reciprocal < 2**31: the even and the odd channels in the two halves of 64 bits."""
+        spec, lanes = self.spec, self.lanes
+        narrow, pairs = vector_type("int32", lanes), vector_type("int64", lanes // 2)
+        # Sign-extending what fits 32 bits anyway tells LLVM to multiply 32 by 32 bits.
+        factor = T.bind(repeat(T.cast(T.cast(reciprocal, "int32"), "int64"), lanes // 2))
+        addend = T.bind(repeat(constant, lanes // 2))
+        with T.serial(spec.channels // lanes) as step:
+            x = T.cast(load(self.x, (source, step * lanes), lanes), narrow)
+            both = T.bind(T.reinterpret(pairs, x))
+            even = T.shift_right(T.shift_left(both, splat(32, pairs)), splat(32, pairs))
+            odd = T.shift_right(both, splat(32, pairs))
+            low = T.shift_right(even * factor + addend, splat(PRODUCT_SHIFT, pairs))
+            high = T.shift_left(odd * factor + addend, splat(32 - PRODUCT_SHIFT, pairs))
+            halves = [T.reinterpret(narrow, half) for half in (low, high)]
+            normal = shuffle(halves, [lane + lane % 2 * lanes for lane in range(lanes)])
+            if not self.bounded:
+                normal = T.max(T.min(normal, splat(spec.limit, narrow)), splat(-spec.limit, narrow))
+            self._store_scaled(source, step * lanes, normal)
+
+    def _store_scaled(self, source: Expr, column: Expr, normal: Expr) -> None:
+        spec, lanes, narrow = self.spec, self.lanes, vector_type("int32", self.lanes)
+        low, high = INTEGER_RANGE[spec.out_dtype]
+        gain, offset = (load(b, column, lanes) for b in (self.gain, self.offset))
+        scaled = T.shift_right(normal * gain + offset, splat(spec.gain_shift, narrow))
+        clipped = T.max(T.min(scaled, splat(high, narrow)), splat(low, narrow))
+        store(self.out, (source, column), T.cast(clipped, vector_type(spec.out_dtype, lanes)))
+
+
+def _unsigned(dtype: str) -> str:
+    return f"u{dtype}"
+
+
+def _int64(value: int) -> Expr:
+    return const(value, "int64")
