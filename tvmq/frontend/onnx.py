@@ -18,6 +18,7 @@ from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from tvmq.errors import UnsupportedModelError, UsageError
+from tvmq.frontend.fold_shapes import fold_shapes
 from tvmq.frontend.naming import name_and_bind
 from tvmq.frontend.onnx_file import check_complete, load_model
 from tvmq.frontend.weights import check_finite, check_precision
@@ -44,7 +45,7 @@ def import_onnx(model: Any, example_inputs: Any) -> tvm.IRModule:
     _check_sound(model, where)
     _check_weights(model.graph)
     shapes = _fixed_shapes(model.graph, example_inputs)
-    mod = _translate(_without_initialiser_inputs(model), shapes)
+    mod = fold_shapes(_translate(_without_initialiser_inputs(model), shapes))
     names = {weight.removeprefix("onnx::"): name for weight, name in _full_names(model.graph).items()}
     return name_and_bind(mod, names)
 
@@ -189,31 +190,32 @@ def _full_names(graph: onnx.GraphProto) -> dict[str, str]:
     """
     weights = [tensor.name for tensor in graph.initializer]
     names = {name: name.removesuffix("_quantized") for name in weights if not _is_anonymous(name)}
-    biases = _added_biases(graph, names)
+    biases = _weights_beside_biases(graph, names)
     anonymous = set(weights) - names.keys()
     for node in graph.node:
         index = WEIGHT_INPUT.get(node.op_type, 1)
         weight = node.input[index] if index < len(node.input) else ""
-        path = biases.get(node.output[0]) or _path_of_node(node)
-        if weight in anonymous and weight not in names and path:
-            names[weight] = f"{path}.weight"
-    return names
+        if weight in anonymous and weight not in names:
+            names[weight] = biases.get(node.output[0]) or _weight_of_node(node)
+    return {weight: name for weight, name in names.items() if name}
 
 
 def _is_anonymous(name: str) -> bool:
     return "::" in name or "/" in name or name.isdigit()
 
 
-def _added_biases(graph: onnx.GraphProto, names: Mapping[str, str]) -> dict[str, str]:
-    """Return value -> module path for every value that `<path>.bias` is added to."""
+def _weights_beside_biases(graph: onnx.GraphProto, names: Mapping[str, str]) -> dict[str, str]:
+    """Return value -> `<path>.weight` for every value that `<path>.bias` is added to."""
     added = {}
     for node in graph.node:
         if node.op_type == "Add":
             for bias, value in (node.input, reversed(node.input)):
-                if names.get(bias, "").endswith(".bias"):
-                    added[value] = names[bias].removesuffix(".bias")
+                name = names.get(bias, "")
+                if name.endswith((".bias", "_bias")):
+                    added[value] = name.removesuffix("bias") + "weight"
     return added
 
 
-def _path_of_node(node: onnx.NodeProto) -> str:
-    return str(node.name).strip("/").rpartition("/")[0].replace("/", ".")
+def _weight_of_node(node: onnx.NodeProto) -> str:
+    folder = str(node.name).strip("/").rpartition("/")[0]
+    return folder.replace("/", ".") + ".weight" if folder else ""

@@ -17,6 +17,7 @@ import torch
 import tvm
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
@@ -42,6 +43,7 @@ def import_torch(model: Any, example_inputs: Any) -> tvm.IRModule:
     with torch.no_grad(), _quiet():
         program = program.run_decompositions()
     _check_operators(program)
+    _check_outputs(program)
     _check_weights(program)
     mod = _fix_batch(_translate(program), batch)
     return name_and_bind(mod, {spec.arg.name: spec.target for spec in _weight_specs(program)})
@@ -94,14 +96,21 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if example_inputs is None:
         return (), {}
     if isinstance(example_inputs, Mapping):
-        return (), {str(name): _tensor(value) for name, value in example_inputs.items()}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(_tensor(value) for value in example_inputs), {}
-    return (_tensor(example_inputs),), {}
+        return (), {str(name): _tensor(repr(name), value) for name, value in example_inputs.items()}
+    several = example_inputs if isinstance(example_inputs, (tuple, list)) else [example_inputs]
+    return tuple(_tensor(str(index), value) for index, value in enumerate(several)), {}
 
 
-def _tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+def _tensor(name: str, value: Any) -> Any:
+    """Return value with its arrays as tensors; nested lists, tuples and dicts are left to torch.export."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        raise UsageError(
+            f"example_inputs: {name} is {value!r}, wanted an array or a tensor; "
+            "set options in the model or its configuration, and leave them out here"
+        )
+    return value
 
 
 def _export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -180,6 +189,16 @@ def _check_operators(program: ExportedProgram) -> None:
     )
 
 
+def _check_outputs(program: ExportedProgram) -> None:
+    outputs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    for index, spec in enumerate(outputs):
+        if not isinstance(spec.arg, TensorArgument):
+            raise UnsupportedModelError(
+                f"model: output {index} is {getattr(spec.arg, 'value', spec.arg)!r}, "
+                "tvmq returns tensors only; wrap the model in a module that returns the tensors you need"
+            )
+
+
 def _module_of(node: fx.Node) -> str:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return (stack[-1][0] if stack else "") or "the model itself"
@@ -231,7 +250,10 @@ def _fix_batch(mod: tvm.IRModule, batch: int) -> tvm.IRModule:
     }
     if not free:
         return mod
-    return tvm.IRModule({"main": main.bind_symbolic_vars({var: batch for var in free})})
+    main = main.bind_symbolic_vars({var: batch for var in free})
+    for bound in ("tir_var_lower_bound", "tir_var_upper_bound"):
+        main = main.without_attr(bound)
+    return tvm.IRModule({"main": main})
 
 
 @contextlib.contextmanager
