@@ -1,0 +1,1 @@
+"""IRModule -> IRModule passes; `canonicalize` strings the first of them together."""
