@@ -1,0 +1,260 @@
+"""Turn whatever the user gives as calibration data into checked batches of the model's own shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+
+from tvmq.errors import CalibrationError
+
+Batch = tuple[torch.Tensor, ...]
+
+EXAMPLE = "calibration=[(image,) for image in images[:128]]"
+MINIMUM_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model; a size of None in shape takes any size."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def input_specs(mod: tvm.IRModule) -> tuple[InputSpec, ...]:
+    """Return the inputs of main, in order."""
+    return tuple(
+        InputSpec(
+            param.name,
+            tuple(int(size) if isinstance(size, (int, tvm.tirx.IntImm)) else None for size in param.ty.shape),
+            str(param.ty.dtype),
+        )
+        for param in mod["main"].params
+    )
+
+
+def as_batches(calibration: object, specs: Sequence[InputSpec]) -> Iterator[Batch]:
+    """Yield one tensor per input, each of its spec's shape and dtype, finite.
+
+    calibration: one array [N, ...] of samples, a dict of such arrays by input name, or an iterable of items.
+    An item is an array (one input), a tuple or list of arrays in input order, or a dict by input name, with
+    or without the batch axis. Items are cut and joined to the model's batch size. Nothing is yielded before
+    two different samples were seen. CalibrationError for everything that does not fit.
+    """
+    items = (_item(item, index, specs) for index, item in enumerate(_items(calibration, specs)))
+    size = _batch_size(specs)
+    return _varied(items if size is None else _rebatched(items, size))
+
+
+def _items(calibration: object, specs: Sequence[InputSpec]) -> Iterable[object]:
+    if calibration is None:
+        raise CalibrationError(
+            f"calibration: no data is given, a few dozen typical inputs are wanted, e.g. {EXAMPLE}"
+        )
+    if isinstance(calibration, (np.ndarray, torch.Tensor)):
+        # An array of samples: one axis more than a sample has, the first one counting samples.
+        return _samples([calibration], specs)
+    if isinstance(calibration, Mapping):
+        return _samples(_by_name(calibration, "calibration", specs), specs)
+    if isinstance(calibration, (str, bytes)) or not isinstance(calibration, Iterable):
+        raise CalibrationError(
+            f"calibration: {type(calibration).__name__} is given, arrays or batches of arrays are wanted, "
+            f"e.g. {EXAMPLE}"
+        )
+    return calibration
+
+
+def _samples(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> Iterable[object]:
+    """Return the slices of one sample each, keeping the batch axis, of arrays [N, ...]."""
+    if len(arrays) != len(specs):
+        raise CalibrationError(_wrong_number("calibration", len(arrays), specs))
+    lengths = {int(array.shape[0]) if getattr(array, "ndim", 0) else 0 for array in arrays}
+    if len(lengths) != 1:
+        raise CalibrationError(
+            f"calibration: the arrays hold {_listed(sorted(lengths))} samples, one number is wanted in all"
+        )
+    if any(len(spec.shape) != array.ndim for array, spec in zip(arrays, specs, strict=True)):
+        _refuse_shapes(arrays, specs)
+    return (tuple(array[i : i + 1] for array in arrays) for i in range(lengths.pop()))
+
+
+def _refuse_shapes(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> None:
+    for array, spec in zip(arrays, specs, strict=True):
+        if len(spec.shape) != array.ndim:
+            raise CalibrationError(
+                f"calibration: input {spec.name!r} has shape {list(array.shape)}, samples of shape "
+                f"{_shape(spec.shape[1:])} are wanted along a first axis"
+            )
+
+
+def _item(item: object, index: int, specs: Sequence[InputSpec]) -> Batch:
+    """Return the checked tensors of one item, each with its batch axis."""
+    where = f"calibration: batch {index}"
+    if isinstance(item, Mapping):
+        arrays = _by_name(item, where, specs)
+    elif isinstance(item, (tuple, list)):
+        arrays = list(item)
+    else:
+        arrays = [item]
+    if len(arrays) != len(specs):
+        raise CalibrationError(_wrong_number(where, len(arrays), specs))
+    tensors = tuple(
+        _tensor(array, f"{where}, input {spec.name!r}", spec)
+        for array, spec in zip(arrays, specs, strict=True)
+    )
+    sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim}
+    if _batch_size(specs) is not None and len(sizes) > 1:
+        raise CalibrationError(
+            f"{where}: the inputs hold {_listed(sorted(sizes))} samples, one number is wanted in all"
+        )
+    return tensors
+
+
+def _by_name(item: Mapping[Any, Any], where: str, specs: Sequence[InputSpec]) -> list[Any]:
+    names = [spec.name for spec in specs]
+    if set(item) != set(names):
+        raise CalibrationError(f"{where}: has inputs {sorted(map(str, item))}, {sorted(names)} are wanted")
+    return [item[name] for name in names]
+
+
+def _tensor(array: object, where: str, spec: InputSpec) -> torch.Tensor:
+    """Return array as a contiguous tensor of spec's dtype with a batch axis that may have another size."""
+    if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+        tensor = torch.from_numpy(np.array(array, order="C", copy=None))
+    elif isinstance(array, torch.Tensor):
+        tensor = array.detach().cpu().contiguous()
+    else:
+        kind = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
+        raise CalibrationError(f"{where}: is {kind}, an array or tensor of {spec.dtype} is wanted")
+    tensor = _cast(tensor, where, spec.dtype)
+    if tensor.ndim == len(spec.shape) - 1:
+        tensor = tensor[None]
+    if not _fits(tuple(tensor.shape), spec.shape):
+        raise CalibrationError(
+            f"{where}: has shape {list(tensor.shape)}, {_shape(spec.shape)} is wanted (any number of samples)"
+        )
+    return tensor
+
+
+def _cast(tensor: torch.Tensor, where: str, dtype: str) -> torch.Tensor:
+    """Return tensor in dtype if the values survive: float to float, integer to integer."""
+    wanted: torch.dtype = getattr(torch, dtype)
+    given = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_floating_point() != wanted.is_floating_point:
+        raise CalibrationError(
+            f"{where}: has dtype {given}, {dtype} is wanted; prepare it exactly as for the float model"
+        )
+    cast = tensor.to(wanted)
+    if wanted.is_floating_point:
+        broken = int((~torch.isfinite(cast)).sum())
+        if broken:
+            kind = "NaN" if bool(torch.isnan(cast).any()) else "infinite"
+            raise CalibrationError(
+                f"{where}: {broken} of {cast.numel()} values are {kind}, finite {dtype} values are wanted; "
+                "leave the sample out or mend its preparation"
+            )
+    elif not torch.equal(cast.to(tensor.dtype), tensor):
+        raise CalibrationError(f"{where}: holds {given} values outside the range of {dtype}")
+    return cast
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Tell whether shape is the wanted one but for the number of samples, which is at least one."""
+    if len(shape) != len(wanted) or 0 in shape:
+        return False
+    return all(want is None or have == want for have, want in zip(shape[1:], wanted[1:], strict=True))
+
+
+def _batch_size(specs: Sequence[InputSpec]) -> int | None:
+    """Return the batch size that every input shares, None where batches of any size are taken."""
+    sizes = {spec.shape[0] for spec in specs if spec.shape}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _rebatched(items: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the items' samples size at a time."""
+    waiting: Batch | None = None
+    total = 0
+    for item in items:
+        total += item[0].shape[0]
+        joined = item if waiting is None else _joined(waiting, item)
+        for start in range(0, joined[0].shape[0] - size + 1, size):
+            yield tuple(tensor[start : start + size] for tensor in joined)
+        left = joined[0].shape[0] % size
+        waiting = tuple(tensor[-left:] for tensor in joined) if left else None
+    if waiting is not None and total >= MINIMUM_SAMPLES:
+        full = total // size
+        raise CalibrationError(
+            f"calibration: {total} samples do not fill batches of {size}; give {max(full, 1) * size} "
+            f"or {(full + 1) * size}, or compile the model with batch size 1"
+        )
+    if waiting is not None:
+        raise CalibrationError(_too_few(total))
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    return tuple(torch.cat(pair) for pair in zip(first, second, strict=True))
+
+
+def _varied(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass batches on once two samples differ; refuse data in which none do."""
+    held: list[Batch] = []
+    varied = False
+    for batch in batches:
+        if not varied:
+            held.append(batch)
+            varied = _differs(batch, held[0])
+            if varied:
+                yield from held
+                held.clear()
+        else:
+            yield batch
+    if not varied:
+        _refuse_held(held)
+
+
+def _differs(batch: Batch, first: Batch) -> bool:
+    """Tell whether any sample of batch is unlike the first sample of first."""
+    if not batch[0].ndim:
+        return any(not torch.equal(new, old) for new, old in zip(batch, first, strict=True))
+    return any(
+        new.shape[1:] != old.shape[1:] or bool((new != old[:1]).any())
+        for new, old in zip(batch, first, strict=True)
+    )
+
+
+def _refuse_held(held: Sequence[Batch]) -> None:
+    samples = sum(batch[0].shape[0] if batch[0].ndim else 1 for batch in held)
+    if samples < MINIMUM_SAMPLES:
+        raise CalibrationError(_too_few(samples))
+    raise CalibrationError(
+        f"calibration: all {samples} samples are identical, so ranges would mean nothing; "
+        f"different typical inputs are wanted, e.g. {EXAMPLE}"
+    )
+
+
+def _too_few(samples: int) -> str:
+    have = "the data is empty" if samples == 0 else "there is one sample"
+    return f"calibration: {have}, at least {MINIMUM_SAMPLES} are wanted and 128 are good, e.g. {EXAMPLE}"
+
+
+def _wrong_number(where: str, number: int, specs: Sequence[InputSpec]) -> str:
+    names = [spec.name for spec in specs]
+    return (
+        f"{where}: holds {number} array{'s' * (number != 1)}, the model takes {len(names)}: {names}; "
+        "leave labels out"
+    )
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))

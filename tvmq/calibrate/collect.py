@@ -1,0 +1,194 @@
+"""Run a module over calibration data and keep what scales, balancing and weight rounding need.
+
+Memory does not grow with the number of samples: a histogram and three numbers per channel for each value, and
+one second-moment matrix for each distinct input of the linear sites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+import tvm
+from tvm import relax
+
+from tvmq import reference
+from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats, module_hash
+from tvmq.calibrate.histogram import Histogram
+from tvmq.errors import CalibrationError
+
+# Operators after which axis 1 of a 4-D value need not be its channels any more.
+REARRANGING = ("reshape", "permute_dims", "expand_dims", "matmul", "attention", "attention_bias")
+
+Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
+
+
+def collect(
+    mod: tvm.IRModule,
+    batches: Iterable[Sequence[torch.Tensor]],
+    *,
+    values: Callable[[str], bool] | None = None,
+    gram_inputs: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Return the statistics of mod's float values over batches (from as_batches).
+
+    values: which parameters and bindings of main to keep, by name; all float ones when None.
+    gram_inputs: the name of the input value [..., K] of every linear site whose moments are wanted.
+    """
+    collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod))
+    digest = hashlib.sha256()
+    total = len(batches) if isinstance(batches, Sequence) else None
+    samples = 0
+    for done, batch in enumerate(batches, start=1):
+        for tensor in batch:
+            digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        collector.start()
+        reference.run(mod, batch, observe=collector.observe)
+        samples += batch[0].shape[0] if batch[0].ndim else 1
+        if progress is not None:
+            progress("calibrate", done, total)
+    if samples == 0:
+        raise CalibrationError("calibration: no batch is given, at least two samples are wanted")
+    return Calibration(
+        module_hash=module_hash(mod),
+        data_hash=digest.hexdigest(),
+        samples=samples,
+        values=MappingProxyType({name: acc.result() for name, acc in collector.values.items()}),
+        linear_inputs=MappingProxyType(collector.moments(gram_inputs or {})),
+    )
+
+
+class _Collector:
+    """The accumulators of every value that is kept; observe is what the reference calls."""
+
+    def __init__(
+        self, wanted: Callable[[str], bool] | None, moments_of: frozenset[str], images: frozenset[str]
+    ) -> None:
+        self.wanted = wanted
+        self.images = images
+        self.moments_of = moments_of
+        self.values: dict[str, _ValueAccumulator] = {}
+        self.inputs: dict[str, _MomentAccumulator] = {}
+        self.seen: set[str] = set()
+
+    def start(self) -> None:
+        """Begin a batch."""
+        self.seen.clear()
+
+    def observe(self, name: str, value: torch.Tensor) -> None:
+        """Add one value of the batch."""
+        if not value.is_floating_point() or value.numel() == 0:
+            return
+        if name in self.seen:
+            raise ValueError(
+                f"{name}: two bindings have this name; canonicalize the module before calibrating"
+            )
+        self.seen.add(name)
+        if self.wanted is None or self.wanted(name):
+            try:
+                self.values.setdefault(name, _ValueAccumulator(name in self.images)).update(value)
+            except ValueError as error:
+                raise CalibrationError(
+                    f"calibration: the float model computes NaN at {name!r}; mend the model or its inputs"
+                ) from error
+        if name in self.moments_of:
+            self.inputs.setdefault(name, _MomentAccumulator(value.shape[-1])).update(value)
+
+    def moments(self, gram_inputs: Mapping[str, str]) -> dict[str, InputMoments]:
+        """Return the moments by site; sites with one input share one object."""
+        absent = sorted(set(gram_inputs.values()) - set(self.inputs))
+        if absent:
+            raise ValueError(f"no float value of the module has the name {absent[0]!r}")
+        results = {name: accumulator.result() for name, accumulator in self.inputs.items()}
+        return {site: results[name] for site, name in gram_inputs.items()}
+
+
+class _ValueAccumulator:
+    """The streaming form of ValueStats."""
+
+    def __init__(self, image: bool) -> None:
+        self.image = image  # [N, C, H, W]; channels are the last axis of anything else
+        self.histogram = Histogram.empty()
+        self.low: torch.Tensor | None = None  # [C]
+        self.high: torch.Tensor | None = None
+        self.total: torch.Tensor | None = None  # float64 [C]
+        self.rows = 0
+
+    def update(self, value: torch.Tensor) -> None:
+        """Add a batch of one value."""
+        value = value.float()
+        self.histogram = self.histogram.merge(Histogram.of(value))
+        if value.ndim < 2:
+            return
+        axis = 1 if self.image else value.ndim - 1
+        others = [i for i in range(value.ndim) if i != axis]
+        low, high = value.amin(others), value.amax(others)
+        if not bool((low.isfinite() & high.isfinite()).all()):  # masks, which the histogram leaves out too
+            value = torch.where(value.isfinite(), value, 0.0)
+            low, high = value.amin(others), value.amax(others)
+        total = value.sum(others, dtype=torch.float64)
+        self.rows += value.numel() // value.shape[axis]
+        if self.low is None or self.high is None or self.total is None:
+            self.low, self.high, self.total = low, high, total
+        else:
+            torch.minimum(self.low, low, out=self.low)
+            torch.maximum(self.high, high, out=self.high)
+            self.total += total
+
+    def result(self) -> ValueStats:
+        """Return the frozen statistics."""
+        if self.low is None or self.high is None or self.total is None:
+            return ValueStats(self.histogram)
+        return ValueStats(
+            self.histogram, self.low.numpy(), self.high.numpy(), (self.total / self.rows).float().numpy()
+        )
+
+
+class _MomentAccumulator:
+    """The streaming form of InputMoments.
+
+    Sums in float32 with the additions of one batch inside the matrix product: the relative error is that of
+    a float32 dot product over a batch, far below what rounding weights costs, at half the memory of float64.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.gram = torch.zeros(channels, channels)
+        self.total = torch.zeros(channels, dtype=torch.float64)
+        self.rows = 0
+
+    def update(self, value: torch.Tensor) -> None:
+        """Add a batch of an input [..., K]."""
+        rows = value.detach().reshape(-1, value.shape[-1]).float()
+        self.gram.addmm_(rows.T, rows)
+        self.total += rows.sum(0)
+        self.rows += rows.shape[0]
+
+    def result(self) -> InputMoments:
+        """Return the frozen means."""
+        return InputMoments(
+            (self.gram / self.rows).numpy(), (self.total / self.rows).float().numpy(), self.rows
+        )
+
+
+def images(mod: tvm.IRModule) -> frozenset[str]:
+    """Return the names of main's values laid out [N, C, H, W]: 4-D inputs and what is computed from them."""
+    func = mod["main"]
+    found = {param for param in func.params if _rank(param) == 4}
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if _rank(binding.var) != 4 or not isinstance(call, relax.Call):
+                continue
+            elementwise = not str(getattr(call.op, "name", "")).endswith(REARRANGING)
+            if elementwise and any(isinstance(arg, relax.Var) and arg in found for arg in call.args):
+                found.add(binding.var)
+    return frozenset(var.name for var in found)
+
+
+def _rank(var: relax.Var) -> int:
+    return getattr(var.ty, "ndim", -1)
