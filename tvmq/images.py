@@ -44,6 +44,19 @@ class Preprocessing:
             )
 
 
+def preprocessing_from_text(mean: str, std: str) -> Preprocessing:
+    """Return what "0.5,0.5,0.5" means as mean and std; an empty one is ImageNet's."""
+    values = []
+    for name, text, default in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
+        try:
+            values.append(tuple(float(part) for part in text.split(",")) if text else default)
+        except ValueError:
+            raise UsageError(
+                f"--{name}: {text!r} is not a list of numbers; one per channel is wanted, e.g. 0.5,0.5,0.5"
+            ) from None
+    return Preprocessing(*values)
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationFiles:
     """Batches read from files anew at every iteration, so that memory holds one batch."""

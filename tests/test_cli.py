@@ -1,0 +1,277 @@
+"""The command line over a stub of what it drives: outputs, exit codes, one sentence per failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+import tvmq
+from tvmq import cli_artifact
+from tvmq.cli import main
+from tvmq.compiled import Benchmark, Verification
+from tvmq.errors import ArtifactError, UnsupportedModelError
+from tvmq.runtime import KernelTime
+from tvmq.spec import Coverage, CoverageRow, TensorSpec
+
+COVERAGE = Coverage((CoverageRow("fc", "linear", True, "w8a8", 10),))
+
+
+class StubModel:
+    """Adds one to an image [1, 3, 8, 8] and averages its channels."""
+
+    inputs = (TensorSpec("x", (1, 3, 8, 8), "float32"),)
+    outputs = (TensorSpec("y", (1, 1, 8, 8), "float32"),)
+    coverage = COVERAGE
+    mismatches: tuple[str, ...] = ()
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x.mean(1, keepdims=True) * 0 + np.float32(0.5)
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"artifact")
+
+    def benchmark(self, threads: int | None, repeat: int) -> Benchmark:
+        return Benchmark(1.5, 1.4, 1.9, repeat, threads or 2, (KernelTime("fc", "linear", 9.0, 1.0),))
+
+    def verify(self, x: Any = None) -> Verification:
+        return Verification("reference" if x else "checksums", 3, 1, self.mismatches)
+
+
+@pytest.fixture
+def artifact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setitem(vars(tvmq), "load", lambda path, threads=None: StubModel())
+    return str(tmp_path / "m.tvmq")
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    for i in range(3):
+        Image.new("RGB", (16, 12), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def compile_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+
+    def compile_stub(model: Any, *, calibration: Any, progress: Any, **options: Any) -> StubModel:
+        progress("calibrate", 0, len(calibration))
+        calls.append({"model": model, "batches": list(calibration), **options})
+        progress("calibrate", len(calibration), len(calibration))
+        return StubModel()
+
+    monkeypatch.setitem(vars(tvmq), "compile", compile_stub)
+    return calls
+
+
+def test_compile_hands_everything_on_and_writes_beside_the_model(
+    model_file: Path, compile_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    arguments = (
+        f"compile {model_file} --calibration {model_file.parent} --target x86_avx2 --samples 2 --ignore head"
+    )
+    assert main([*arguments.split(), "--ignore", "blocks.0.*", "--requantize", "fixed_point", "--json"]) == 0
+    out, err = capsys.readouterr()
+    (call,) = compile_calls
+    assert [batch[0].shape for batch in call.pop("batches")] == [(1, 3, 8, 8)] * 2
+    assert call == {
+        "model": model_file, "target": "x86_avx2", "bits": 8, "ignored": ("head", "blocks.0.*"),
+        "requantize": "fixed_point", "strict": False, "seed": 0,
+    }  # fmt: skip
+    summary = json.loads(out)
+    assert summary["artifact"] == str(model_file.with_suffix(".tvmq"))
+    assert (summary["bytes"], summary["coverage"]["sites_integer"]) == (8, 1)
+    assert list(summary["seconds"]) == ["calibrate", "save"]
+    assert err.splitlines() == ["calibrate 2/2", "save 1/1"]
+
+
+def test_compile_without_json_prints_tables(
+    model_file: Path, compile_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["compile", str(model_file), "--calibration", f"{model_file.parent}/*.png"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 sites and 100.0 % of the multiplications are integer." in out
+    assert "calibrated on" in out
+
+
+def test_ctrl_c_during_compile_leaves_nothing_behind(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(tvmq), "compile", interrupted)
+    before = set(model_file.parent.iterdir())
+    assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
+    assert capsys.readouterr().err == "tvmq: interrupted; nothing was written\n"
+    assert set(model_file.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--target nonsense", "unknown target 'nonsense'; known targets: arm_cpu"),
+        ("-o absent/m.tvmq", "folder 'absent' does not exist; create it first"),
+        ("--mean 1,2", "one positive std per mean is wanted"),
+        ("--mean blue", "--mean: 'blue' is not a list of numbers"),
+        ("--bits 4", "'--bits'"),
+        ("--requantize dyadic", "'--requantize'"),
+        ("--no-such-option", "No such option: --no-such-option"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_any_work(
+    model_file: Path,
+    compile_calls: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+):
+    given = ["compile", str(model_file), "--calibration", str(model_file.parent), *arguments.split()]
+    assert main(given) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tvmq: ")
+    assert message in err
+    assert not compile_calls
+
+
+def test_a_missing_model_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compile", str(tmp_path / "no.onnx"), "--calibration", str(tmp_path)]) == 2
+    assert "no.onnx: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            UnsupportedModelError("head: op Foo is not supported; do without"),
+            3,
+            "head: op Foo is not supported",
+        ),
+        (ArtifactError("m.tvmq: damaged; copy it again"), 4, "m.tvmq: damaged; copy it again"),
+        (PermissionError(13, "Permission denied", "m.tvmq"), 2, "m.tvmq: Permission denied"),
+        (ZeroDivisionError("by zero"), 70, "internal error, ZeroDivisionError: by zero; report it"),
+    ],
+)
+def test_every_failure_is_one_sentence_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    message: str,
+):
+    def fail(path: Path, threads: int | None = None) -> None:
+        raise error
+
+    monkeypatch.setitem(vars(tvmq), "load", fail)
+    assert main(["bench", "m.tvmq", "--json"]) == code
+    out, err = capsys.readouterr()
+    assert err.startswith("tvmq: ")
+    assert err.count("\n") == 1
+    assert message in err
+    told = json.loads(out)["error"]
+    assert told["exit_code"] == code
+    assert told["message"] in err
+
+
+def test_run_on_a_photo_writes_a_map(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (20, 10)).save(tmp_path / "photo.jpg")
+    assert main(["run", artifact, "--input", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "y.png")]) == 0
+    assert np.asarray(Image.open(tmp_path / "y.png")).shape == (8, 8)
+    assert "written to" in capsys.readouterr().out
+
+
+def test_run_on_an_array_reports_its_outputs(
+    artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    assert main(["run", artifact, "-i", str(tmp_path / "x.npy"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["outputs"]
+    assert row == {
+        "output": "y", "dtype": "float32", "shape": [1, 1, 8, 8], "min": 0.5, "mean": 0.5, "max": 0.5
+    }  # fmt: skip
+    assert main(["run", artifact, "-i", str(tmp_path / "x.txt")]) == 2
+    assert "neither a photo nor an .npy" in capsys.readouterr().err
+
+
+def test_scores_of_classes_are_ranked():
+    row = cli_artifact._described("y", np.array([[0.1, 0.9, 0.5]], np.float32))
+    assert row["highest"] == [1, 2, 0]
+
+
+def test_bench_shows_kernels_when_asked(artifact: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", artifact, "--threads", "1", "--repeat", "7", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["median_ms"], data["threads"], data["runs"]) == (1.5, 1, 7)
+    assert main(["bench", artifact, "--profile"]) == 0
+    assert "█" in capsys.readouterr().out
+
+
+def test_verify_exits_6_where_a_bit_differs(
+    artifact: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["verify", artifact]) == 0
+    assert "all equal" in capsys.readouterr().out
+    monkeypatch.setattr(StubModel, "mismatches", ("fc", "output 0"))
+    assert main(["verify", artifact, "--json"]) == 6
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is False
+    assert err.startswith("tvmq: fc: differs from the checksums")
+
+
+def test_inspect_refuses_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "m.tvmq").write_bytes(b"nonsense")
+    assert main(["inspect", str(tmp_path / "m.tvmq")]) == 4
+    assert "m.tvmq: " in capsys.readouterr().err
+
+
+def test_targets_and_doctor_speak_json_and_tables(capsys: pytest.CaptureFixture[str]):
+    assert main(["targets", "--json"]) == 0
+    assert {"x86_avx2", "arm_neon"} <= {row["name"] for row in json.loads(capsys.readouterr().out)["targets"]}
+    assert main(["targets"]) == 0
+    assert "x86_avx512_vbmi" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["can_run"] is True
+    assert main(["doctor"]) == 0
+    assert "linker" in capsys.readouterr().out
+
+
+def test_doctor_exits_5_where_nothing_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("tvmq.doctor.sys", SimpleNamespace(version_info=(3, 9, 0)))
+    assert main(["doctor"]) == 5
+    assert "use Python 3.11" in capsys.readouterr().out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    assert "compile" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == tvmq.__version__
+
+
+def test_help_is_instant_because_it_imports_nothing_heavy():
+    code = (
+        "import sys; from tvmq.cli import main; main(['--help']); main(['compile', '--help']);"
+        "heavy = {'torch', 'tvm', 'tvm_ffi', 'onnx', 'scipy', 'PIL', 'numpy'} & set(sys.modules);"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 2.0  # 0.2 s on an idle machine; this one may be busy

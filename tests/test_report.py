@@ -1,0 +1,95 @@
+"""What a person reads."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from tvmq import report
+from tvmq.compiled import Benchmark, Verification
+from tvmq.doctor import Check, Diagnosis, State
+from tvmq.runtime import KernelTime
+from tvmq.spec import Coverage, CoverageRow
+from tvmq.target import builtin_profiles
+
+COVERAGE = Coverage(
+    (
+        CoverageRow("blocks.0.attn", "attention", True, "w8a8", 100),
+        CoverageRow("blocks.0.fc1", "linear", True, "w8a8", 700),
+        CoverageRow("blocks.0.fc2", "linear", True, "w8a8", 100),
+        CoverageRow("head", "linear", False, "ignored by 'head'", 100),
+    )
+)
+
+
+def text_of(renderable: RenderableType) -> str:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def lines_with(word: str, renderable: RenderableType) -> list[list[str]]:
+    rows = [line for line in text_of(renderable).splitlines() if word in line]
+    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows if "│" in row]
+
+
+def test_coverage_says_what_is_integer_and_why_the_rest_is_not():
+    summary = report.coverage_summary(COVERAGE)
+    assert lines_with("linear", summary) == [
+        ["linear", "2", "integer", "80.0 %", ""],
+        ["linear", "1", "float", "10.0 %", "ignored by 'head'"],
+    ]
+    assert "3 of 4 sites and 90.0 % of the multiplications are integer." in text_of(summary)
+    assert lines_with("blocks.0.fc1", report.coverage_sites(COVERAGE)) == [
+        ["blocks.0.fc1", "linear", "integer", "70.0 %", "w8a8"]
+    ]
+    assert "0 of 0 sites" in text_of(report.coverage_summary(Coverage(())))
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"), [(0, ""), (1, "█" * 24), (0.5, "█" * 12), (1 / 192, "▏"), (2, "█" * 24)]
+)
+def test_a_bar_is_as_long_as_its_share(share: float, drawn: str):
+    assert report.bar(share) == drawn
+
+
+def test_the_slowest_kernels_come_first_and_the_others_are_summed():
+    times = [KernelTime(f"site.{i}", "linear", us, us / 60) for i, us in enumerate([10.0, 30.0, 20.0])]
+    table = report.kernels(times, most=1)
+    assert lines_with("site.", table) == [["site.1", "30.0", "50.0 %", "█" * 12]]
+    assert lines_with("others", table) == [["2 others", "30.0", "50.0 %", "█" * 12]]
+
+
+def test_verdicts_name_what_was_compared():
+    equal = Verification("checksums", 75, 1, ())
+    assert "75 sites and 1 outputs compared with the checksums, all equal." in text_of(
+        report.verification(equal)
+    )
+    different = report.verification(Verification("reference", 75, 1, ("blocks.3.attn.qkv", "output 0")))
+    assert "blocks.3.attn.qkv" in text_of(different)
+    assert "reference, 2 differ." in text_of(different)
+
+
+def test_numbers_carry_their_units():
+    timing = report.benchmark(Benchmark(28.8, 28.1, 30.25, 50, 1, ()))
+    assert ["median", "28.800 ms"] in lines_with("ms", timing)
+    assert (report.size(22_400_000), report.size(1500)) == ("22.4 MB", "1.5 kB")
+    assert lines_with("total", report.stages({"calibrate": 3.0, "build": 1.0})) == [["total", "4.0", ""]]
+
+
+def test_the_native_target_is_marked():
+    table = report.targets(builtin_profiles(), "x86_avx2")
+    assert any(row[1] == "native, x86" for row in lines_with("x86_avx2", table))
+
+
+def test_the_diagnosis_ends_in_a_sentence():
+    def verdict(state: State) -> str:
+        return text_of(report.diagnosis(Diagnosis((Check("linker", "none", state, "pip install ziglang"),))))
+
+    assert "Everything that tvmq needs is here." in verdict(State.OK)
+    assert "Artifacts run here, models cannot be compiled" in verdict(State.NO_COMPILE)
+    assert "does not work here" in verdict(State.NO_RUN)
+    assert "pip install ziglang" in verdict(State.NO_RUN)

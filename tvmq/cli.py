@@ -1,0 +1,242 @@
+"""The command line: what each command takes. What it does is in cli_compile, cli_artifact, cli_environment.
+
+    exit 0    done
+    exit 1    another failure of the system, e.g. a broken pipe
+    exit 2-6  what the errors of tvmq say (see errors.py)
+    exit 70   a bug of tvmq; TVMQ_DEBUG=1 shows the traceback
+    exit 130  interrupted by Ctrl-C
+
+Only typer is imported here, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvmq.errors import TvmqError
+
+USAGE, BUG, INTERRUPTED = 2, 70, 130
+
+app = typer.Typer(
+    name="tvmq",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Requantize(StrEnum):
+    """How an int32 accumulator becomes an 8-bit value."""
+
+    POT = "pot"
+    FIXED_POINT = "fixed_point"
+
+
+class Observer(StrEnum):
+    """How the range of an activation is chosen."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Artifact = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. Its code will run: trust it.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
+Mean = Annotated[
+    str, typer.Option(help="Mean of each channel of a photo, pixels in 0..1. Default: ImageNet's.")
+]
+Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: ImageNet's.")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Turn a float PyTorch or ONNX model into a verified integer program for the CPU you name."""
+    if version:
+        from tvmq import __version__
+
+        print(__version__)
+
+
+@app.command()
+def compile(  # noqa: A001  the command's name; the builtin is not used here
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")
+    ],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...]."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write. Default: MODEL with suffix .tvmq.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
+    ] = "native",
+    bits: Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")] = 8,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated."),
+    ] = None,
+    requantize: Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")] = Requantize.POT,
+    observer: Annotated[
+        Observer | None, typer.Option(help="How activation ranges are chosen. Default: least squared error.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Use at most this many calibration samples.")] = 128,
+    mean: Mean = "",
+    std: Std = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Calibrate, quantize and compile a model into one file."""
+    from tvmq import cli_compile
+
+    options = {
+        "target": target,
+        "bits": bits,
+        "ignored": tuple(ignore or ()),
+        "requantize": requantize.value,
+        "strict": strict,
+        "seed": seed,
+    }
+    if observer is not None:
+        options["observer"] = observer.value
+    data = cli_compile.Data(calibration, samples, mean, std)
+    return cli_compile.compile_model(model, data, output, options, as_json=as_json)
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    input_file: Annotated[
+        Path, typer.Option("--input", "-i", help="An .npy, an .npz with one array per input, or a photo.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write .npy, .npz or, for a map in [0, 1], .png.")
+    ] = None,
+    threads: Threads = None,
+    mean: Mean = "",
+    std: Std = "",
+    as_json: Json = False,
+) -> int:
+    """Run an artifact on one input."""
+    from tvmq import cli_artifact
+
+    return cli_artifact.run(artifact, input_file, output, threads, (mean, std), as_json=as_json)
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    threads: Threads = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs to measure.")] = 50,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the time goes, kernel by kernel.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Measure the latency of an artifact."""
+    from tvmq import cli_artifact
+
+    return cli_artifact.bench(artifact, threads, repeat, profile=profile, as_json=as_json)
+
+
+@app.command()
+def verify(
+    artifact: Artifact,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help="Compare with the reference on this input. Needs tvmq[compile]."),
+    ] = None,
+    mean: Mean = "",
+    std: Std = "",
+    as_json: Json = False,
+) -> int:
+    """Check that an artifact computes, bit for bit, what the reference does."""
+    from tvmq import cli_artifact
+
+    return cli_artifact.verify(artifact, input_file, (mean, std), as_json=as_json)
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. None of its code runs.")
+    ],
+    sites: Annotated[bool, typer.Option("--sites", help="List every site.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show what an artifact is: inputs, target, coverage, recipe."""
+    from tvmq import cli_artifact
+
+    return cli_artifact.inspect(artifact, sites=sites, as_json=as_json)
+
+
+@app.command()
+def targets(as_json: Json = False) -> int:
+    """List the machines that tvmq compiles for."""
+    from tvmq import cli_environment
+
+    return cli_environment.targets(as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> int:
+    """Check this environment, and say what is missing and how to get it."""
+    from tvmq import cli_environment
+
+    return cli_environment.doctor(as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; whatever goes wrong becomes one sentence on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
+    except TvmqError as error:
+        return _refuse(given, type(error).__name__, str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _refuse(given, "UsageError", f"{error.format_message()} See `tvmq --help`.", USAGE)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _refuse(given, "UsageError", f"{name}{error.strerror or error}", USAGE)
+    except MemoryError:
+        return _refuse(given, "MemoryError", "out of memory; use a machine with more, or a smaller model", 1)
+    except Exception as error:
+        if os.environ.get("TVMQ_DEBUG"):
+            raise
+        said = " ".join(str(error).split())[:500]
+        message = f"internal error, {type(error).__name__}: {said}; report it with what TVMQ_DEBUG=1 shows"
+        return _refuse(given, "InternalError", message, BUG)
+    if code == INTERRUPTED:
+        return _refuse(given, "KeyboardInterrupt", "interrupted; nothing was written", INTERRUPTED)
+    return int(code or 0)
+
+
+def run_and_exit() -> None:
+    """Be the console script."""
+    sys.exit(main())
+
+
+def _refuse(given: Sequence[str], kind: str, message: str, code: int) -> int:
+    if "--json" in given:
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}))
+    print(f"tvmq: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,135 @@
+"""The commands that work on an artifact: run, bench, verify, inspect."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tvmq
+from tvmq import report
+from tvmq.artifact import open_artifact
+from tvmq.cli_output import show
+from tvmq.errors import UsageError, VerificationError
+from tvmq.images import (
+    ARRAY_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Batch,
+    by_input,
+    load_arrays,
+    load_image,
+    preprocessing_from_text,
+    save_outputs,
+)
+from tvmq.manifest import Manifest
+from tvmq.spec import Array, TensorSpec
+
+TOP = 5
+CLASSES = range(2, 100_000)  # widths of an output that is read as scores of classes
+
+
+def run(
+    path: Path,
+    input_file: Path,
+    output: Path | None,
+    threads: int | None,
+    scaling: tuple[str, str],
+    *,
+    as_json: bool,
+) -> int:
+    """Run the model once; write or summarise its outputs."""
+    model = tvmq.load(path, threads=threads)
+    inputs = read_inputs(input_file, model.inputs, scaling)
+    began = time.perf_counter()
+    answer = model(*inputs)
+    spent_ms = 1e3 * (time.perf_counter() - began)
+    arrays = answer if isinstance(answer, tuple) else (answer,)
+    outputs = {spec.name: array for spec, array in zip(model.outputs, arrays, strict=True)}
+    if output is not None:
+        save_outputs(output, outputs)
+    rows = [_described(name, array) for name, array in outputs.items()]
+    columns = list(rows[0])
+    data = {"ms": spent_ms, "written": str(output) if output else None, "outputs": rows}
+    table = report.comparison("Outputs", columns, [[_cell(row[c]) for c in columns] for row in rows])
+    where = f", written to {output}" if output else ""
+    show(data, table, f"First answer after {spent_ms:.1f} ms{where}.", as_json=as_json)
+    return 0
+
+
+def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_json: bool) -> int:
+    """Measure."""
+    result = tvmq.load(path).benchmark(threads=threads, repeat=repeat)
+    shown = [report.benchmark(result)]
+    if profile:
+        shown.append(report.kernels(result.kernels))
+    show(result.to_json(), *shown, as_json=as_json)
+    return 0
+
+
+def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_json: bool) -> int:
+    """Compare bit for bit; the exit code tells the verdict."""
+    model = tvmq.load(path)
+    inputs = read_inputs(input_file, model.inputs, scaling) if input_file else None
+    result = model.verify(inputs)
+    show({"ok": result.ok, **result.to_json()}, report.verification(result), as_json=as_json)
+    try:
+        result.require()
+    except VerificationError as error:
+        print(f"tvmq: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def inspect(path: Path, *, sites: bool, as_json: bool) -> int:
+    """Tell what the artifact is; also one for another machine."""
+    manifest = open_artifact(path, inspect=True).manifest
+    coverage = manifest.description.coverage
+    data = {"bytes": path.stat().st_size, "coverage": coverage.as_json(), "manifest": manifest.to_json()}
+    table = report.coverage_sites(coverage) if sites else report.coverage_summary(coverage)
+    show(data, report.facts(str(path), _facts(path, manifest)), table, as_json=as_json)
+    return 0
+
+
+def read_inputs(path: Path, specs: Sequence[TensorSpec], scaling: tuple[str, str]) -> Batch:
+    """Return one array per input from an .npy, an .npz or a photo."""
+    suffix = path.suffix.lower()
+    if suffix in ARRAY_SUFFIXES:
+        return by_input(load_arrays(path), specs, str(path))
+    if suffix not in IMAGE_SUFFIXES:
+        raise UsageError(f"{path}: neither a photo nor an .npy or .npz file; give one of these")
+    spec = specs[0]
+    if len(specs) != 1 or len(spec.shape) != 4 or spec.shape[1] not in (1, 3):
+        takes = ", ".join(str(s) for s in specs)
+        raise UsageError(f"{path}: a photo cannot feed a model that takes {takes}; give an .npy or .npz file")
+    return (load_image(path, spec, preprocessing_from_text(*scaling))[None],)
+
+
+def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
+    description = manifest.description
+    facts: dict[str, Any] = {
+        "size": report.size(path.stat().st_size),
+        "inputs": ", ".join(str(spec) for spec in manifest.inputs),
+        "outputs": ", ".join(str(spec) for spec in manifest.outputs),
+        "target": description.target,
+        "CPU features": " ".join(description.features),
+        "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
+        "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",
+    }
+    return facts | {f"recipe {name}": value for name, value in description.recipe.items()}
+
+
+def _described(name: str, array: Array) -> dict[str, Any]:
+    low, mean, high = (float(f(array)) for f in (np.min, np.mean, np.max)) if array.size else (0.0, 0.0, 0.0)
+    row: dict[str, Any] = {"output": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    row |= {"min": low, "mean": mean, "max": high}
+    if array.ndim == 2 and len(array) == 1 and array.shape[1] in CLASSES:
+        row["highest"] = [int(i) for i in np.argsort(-array[0], kind="stable")[:TOP]]
+    return row
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""The compile command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmq import report
+from tvmq.cli_output import StageDisplay, show
+from tvmq.errors import UsageError
+from tvmq.images import load_calibration, preprocessing_from_text
+from tvmq.model_file import open_model
+from tvmq.progress import StageClock
+from tvmq.target import load_profile
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where calibration data comes from; mean and std as the user wrote them."""
+
+    path: str
+    samples: int
+    mean: str
+    std: str
+
+
+def compile_model(
+    path: Path, data: Data, output: Path | None, options: Mapping[str, Any], *, as_json: bool
+) -> int:
+    """Compile the model at path and write the artifact; options go to tvmq.compile."""
+    output = output or path.with_suffix(".tvmq")
+    _check_writable(output)
+    profile = load_profile(options["target"])
+    preprocessing = preprocessing_from_text(data.mean, data.std)
+    model, inputs = open_model(path)
+    batches = load_calibration(data.path, inputs, preprocessing=preprocessing, limit=data.samples)
+
+    import tvmq
+
+    with StageDisplay() as display:
+        clock = StageClock(display)
+        compiled = tvmq.compile(model, calibration=batches, progress=clock, **options)
+        clock("save", 0, 1)
+        compiled.save(output)
+        clock("save", 1, 1)
+        clock.finish()
+    summary = {
+        "artifact": str(output),
+        "bytes": output.stat().st_size,
+        "target": profile.name,
+        "calibration_samples": batches.samples,
+        "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
+        "coverage": compiled.coverage.as_json(),
+    }
+    facts = {
+        "artifact": output,
+        "size": report.size(output.stat().st_size),
+        "target": profile.name,
+        "calibrated on": f"{batches.samples} samples",
+    }
+    show(
+        summary,
+        report.coverage_summary(compiled.coverage),
+        report.stages(clock.seconds),
+        report.facts("Compiled", facts),
+        as_json=as_json,
+    )
+    return 0
+
+
+def _check_writable(output: Path) -> None:
+    # Said now, not after minutes of work.
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder; give the path of the file to write")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: folder {str(output.parent)!r} does not exist; create it first")

@@ -1,0 +1,182 @@
+"""Results as tables for a terminal; data in, rich renderables out, nothing is measured or printed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tvmq.doctor import Diagnosis, State
+from tvmq.spec import Coverage, CoverageRow
+from tvmq.target import TargetProfile
+
+if TYPE_CHECKING:
+    from tvmq.compiled import Benchmark, Verification
+    from tvmq.runtime import KernelTime
+
+BAR_WIDTH = 24
+EIGHTHS = " ▏▎▍▌▋▊▉"
+STATE_STYLE = {State.OK: "green", State.NO_COMPILE: "yellow", State.NO_RUN: "red"}
+
+
+def facts(title: str, values: Mapping[str, object]) -> Table:
+    """Return a table of names and values."""
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in values.items():
+        table.add_row(name, Text(str(value)))
+    return table
+
+
+def comparison(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a table whose first column names what is compared and whose other columns are numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def coverage_summary(coverage: Coverage) -> RenderableType:
+    """Return what is integer and what stayed float and why, one line per kind of site and reason."""
+
+    def key(row: CoverageRow) -> tuple[bool, str, str]:
+        return (not row.integer, row.kind, "" if row.integer else row.reason)
+
+    total = sum(row.macs for row in coverage.rows)
+    table = Table(title="Coverage", title_justify="left")
+    for column in ("kind", "sites", "computed in", "MACs", "why float"):
+        table.add_column(column, justify="right" if column in ("sites", "MACs") else "left")
+    for (is_float, kind, reason), group in groupby(sorted(coverage.rows, key=key), key):
+        rows = list(group)
+        computed = Text("float", "yellow") if is_float else Text("integer", "green")
+        macs = percent(sum(row.macs for row in rows), total)
+        table.add_row(kind, str(len(rows)), computed, macs, Text(reason))
+    integer = sum(row.integer for row in coverage.rows)
+    share = f"{100 * coverage.macs_integer_fraction:.1f} %"
+    return Group(
+        table,
+        Text(f"{integer} of {len(coverage.rows)} sites and {share} of the multiplications are integer."),
+    )
+
+
+def coverage_sites(coverage: Coverage) -> Table:
+    """Return one line per site."""
+    total = sum(row.macs for row in coverage.rows)
+    table = Table(title="Sites", title_justify="left")
+    for column in ("site", "kind", "computed in", "MACs", "why"):
+        table.add_column(column, justify="right" if column == "MACs" else "left", overflow="fold")
+    for row in coverage.rows:
+        computed = Text("integer", "green") if row.integer else Text("float", "yellow")
+        table.add_row(Text(row.site), row.kind, computed, percent(row.macs, total), Text(row.reason))
+    return table
+
+
+def stages(seconds: Mapping[str, float]) -> Table:
+    """Return where the time of a compile went."""
+    total = sum(seconds.values())
+    rows = [
+        (name, f"{spent:.1f}", Text(bar(spent / total if total else 0))) for name, spent in seconds.items()
+    ]
+    table = Table("stage", title="Time", title_justify="left", show_footer=True)
+    table.columns[0].footer = "total"
+    table.add_column("s", justify="right", footer=f"{total:.1f}")
+    table.add_column("")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def benchmark(result: Benchmark) -> Table:
+    """Return latency and its spread."""
+    return facts(
+        "Latency",
+        {
+            "median": f"{result.median_ms:.3f} ms",
+            "10 % faster than": f"{result.p10_ms:.3f} ms",
+            "10 % slower than": f"{result.p90_ms:.3f} ms",
+            "runs": result.runs,
+            "threads": result.threads,
+        },
+    )
+
+
+def verification(result: Verification, most: int = 10) -> RenderableType:
+    """Return the verdict of the bit-exact check, and the first sites that differ."""
+    compared = f"{result.sites} sites and {result.outputs} outputs compared with the {result.against}"
+    if result.ok:
+        return Text(f"Bit-exact: {compared}, all equal.", "green")
+    table = Table("differs", title="Not bit-exact", title_justify="left")
+    for name in result.mismatches[:most]:
+        table.add_row(Text(name, "red"))
+    return Group(table, Text(f"{compared}, {len(result.mismatches)} differ.", "red"))
+
+
+def kernels(times: Sequence[KernelTime], most: int = 25) -> Table:
+    """Return the slowest kernels with a bar of their share, and one line for all the others."""
+    ordered = sorted(times, key=lambda kernel: -kernel.us)
+    table = Table(title="Kernels", title_justify="left")
+    table.add_column("computes", overflow="fold")
+    table.add_column("us", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for kernel in ordered[:most]:
+        share = f"{100 * kernel.share:.1f} %"
+        table.add_row(Text(kernel.name), f"{kernel.us:.1f}", share, bar(kernel.share))
+    rest = ordered[most:]
+    if rest:
+        spent, part = sum(kernel.us for kernel in rest), sum(kernel.share for kernel in rest)
+        table.add_row(f"{len(rest)} others", f"{spent:.1f}", f"{100 * part:.1f} %", bar(part))
+    return table
+
+
+def targets(profiles: Iterable[TargetProfile], native: str | None) -> Table:
+    """Return the built-in profiles; the one that "native" means is marked."""
+    table = Table(title="Targets", title_justify="left")
+    for column in ("name", "also called", "machine", "multiplies", "needs"):
+        table.add_column(column, overflow="fold")
+    for profile in profiles:
+        names = ["native"] * (profile.name == native) + list(profile.aliases)
+        products = "\n".join(f"{k.activation} x {k.weight}" for k in profile.kernels)
+        needs = f"{profile.architecture}: {' '.join(sorted(profile.features))}"
+        style = "green" if profile.name == native else ""
+        table.add_row(Text(profile.name, style), ", ".join(names), profile.summary, products, needs)
+    return table
+
+
+def diagnosis(found: Diagnosis) -> RenderableType:
+    """Return every finding, and in one sentence what they come to."""
+    table = Table("what", "found", "", "way out", title="Environment", title_justify="left")
+    for check in found.checks:
+        state = Text(check.state.value, STATE_STYLE[check.state])
+        table.add_row(check.name, Text(check.found), state, Text(check.way_out))
+    return Group(table, Text(verdict(found)))
+
+
+def verdict(found: Diagnosis) -> str:
+    """Return what can be done here, in one sentence."""
+    if not found.can_run:
+        return "tvmq does not work here; see the lines marked 'no run'."
+    if not found.can_compile:
+        return "Artifacts run here, models cannot be compiled; see the lines marked 'no compile'."
+    return "Everything that tvmq needs is here."
+
+
+def bar(share: float) -> str:
+    """Return a bar BAR_WIDTH characters long for a share of 1, in steps of an eighth of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * BAR_WIDTH * 8)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def percent(part: float, whole: float) -> str:
+    """Return part of whole as "12.3 %", or "-" of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def size(nbytes: int) -> str:
+    """Return a file size as "22.4 MB" (1 MB = 10**6 bytes)."""
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 100_000 else f"{nbytes / 1e3:.1f} kB"
