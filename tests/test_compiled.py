@@ -1,0 +1,102 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tvmq
+from tests import tiny_program
+from tvmq import artifact
+from tvmq.compiled import CompiledModel, load
+from tvmq.errors import ArtifactError, InputError, VerificationError
+
+X = tiny_program.an_input()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return CompiledModel(tiny_program.built(), tiny_program.description(), samples=(X,))
+
+
+@pytest.fixture(scope="module")
+def path(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifact") / "m.tvmq"
+    model.save(path)
+    return path
+
+
+def test_a_loaded_model_gives_the_same_numbers(model, path):
+    loaded = tvmq.load(path, threads=1)
+    for a, b in zip(model(X), loaded(x=X), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(loaded(X)[0], tiny_program.expected(X))
+    assert loaded.manifest == model.manifest
+    assert loaded.coverage.macs_integer_fraction == 1
+    assert loaded.plan.sites[0].site == "fc"
+    assert [str(spec) for spec in loaded.inputs] == ["x uint8[4, 8]"]
+
+
+def test_torch_in_torch_out(model):
+    torch = pytest.importorskip("torch")
+    y, again = model(torch.from_numpy(X))
+    assert isinstance(y, torch.Tensor)
+    assert isinstance(again, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), tiny_program.expected(X))
+
+
+def test_wrong_inputs_are_refused(model):
+    with pytest.raises(InputError, match="input 'x': dtype int16 given, uint8 wanted"):
+        model(X.astype(np.int16))
+
+
+def test_checksums_hold(path):
+    result = load(path).verify()
+    assert result.ok
+    assert (result.against, result.sites, result.outputs) == ("checksums", 2, 2)
+    result.require()
+
+
+def test_the_first_site_that_differs_is_named(path):
+    opened = artifact.open_artifact(path)
+    constants = (opened.built.constants[0], dataclasses.replace(opened.built.constants[1]))
+    constants[1].array[3] += 1
+    broken = dataclasses.replace(opened.built, constants=constants)
+    result = CompiledModel(broken, opened.manifest.description, golden=opened.golden).verify()
+    assert result.mismatches == ("fc.bias", "output 0")
+    with pytest.raises(
+        VerificationError, match=r"fc\.bias: differs from the checksums, the first of 2 out of 4"
+    ):
+        result.require()
+
+
+def test_benchmark_covers_latency_and_kernels(model):
+    result = model.benchmark(threads=1, repeat=5)
+    assert result.runs == 5
+    assert result.threads == 1
+    assert result.p10_ms <= result.median_ms <= result.p90_ms
+    assert [kernel.name for kernel in result.kernels] == ["fc", "fc.bias"]
+
+
+def test_a_model_for_another_machine_can_be_described_but_not_run(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "cpu_features", lambda: frozenset({"sse2"}))
+    opened = artifact.open_artifact(path)
+    needs_more = dataclasses.replace(opened.manifest.description, features=("avx512_vnni", "sse2"))
+    foreign = CompiledModel(opened.built, needs_more, golden=opened.golden)
+    foreign.save(tmp_path / "m")
+    with pytest.raises(
+        ArtifactError, match=r"needs the CPU feature avx512_vnni, which this CPU \(.*\) lacks"
+    ):
+        load(tmp_path / "m")
+
+
+def test_loading_and_running_does_not_import_tvm(path):
+    code = (
+        "import sys; import tvmq, numpy as np\n"
+        "from tvmq.runtime import torch_hidden, load_runtime\n"
+        "with torch_hidden(): load_runtime()\n"
+        f"model = tvmq.load({str(path)!r}); model.verify().require()\n"
+        "print(*({'tvm', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

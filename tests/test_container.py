@@ -1,0 +1,84 @@
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from tvmq import container
+from tvmq.container import Member
+from tvmq.errors import ArtifactError
+
+MEMBERS = (
+    Member.plain("big.bin", bytes(range(200)), alignment=64),
+    Member.deflated("text.json", b'{"text": 1}' * 50),
+)
+NAMES = frozenset({"big.bin", "text.json"})
+
+
+def archive(members=MEMBERS):
+    file = io.BytesIO()
+    container.write(file, members)
+    return file.getvalue()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.zip"
+
+
+def test_any_zip_program_can_read_it(path):
+    path.write_bytes(archive())
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+        assert file.read("text.json") == b'{"text": 1}' * 50
+        assert [info.date_time[:3] for info in file.infolist()] == [(1980, 1, 1)] * 2
+
+
+def test_an_aligned_member_is_aligned_in_memory(path):
+    path.write_bytes(archive([*MEMBERS[1:], *MEMBERS[:1]]))
+    _, entries = container.read(path, NAMES)
+    data = np.frombuffer(entries["big.bin"].data, np.uint8)
+    assert data.ctypes.data % 64 == 0
+    assert data.tobytes() == bytes(range(200))
+    assert entries["text.json"].inflated() == b'{"text": 1}' * 50
+
+
+def test_packed_data_is_taken_as_it_is():
+    packed = container.deflate(b'{"text": 1}' * 50)
+    assert archive([MEMBERS[0], Member.packed("text.json", packed)]) == archive()
+
+
+def test_a_member_that_inflates_to_more_than_promised_stops_there():
+    bomb = container.deflate(bytes(10_000_000))
+    with pytest.raises(ValueError, match="100 bytes promised"):
+        container.Entry(memoryview(bomb), 100, container.DEFLATED).inflated()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello, world", r"not a tvmq artifact \(no zip archive\)"),
+        (archive()[:-30], "the archive is truncated or its directory is damaged"),
+        (archive(MEMBERS[:1]), r"member 'text\.json' is missing"),
+        (archive([*MEMBERS, Member.plain("extra", b"")]), "unknown member 'extra'"),
+        (archive([*MEMBERS, Member.plain("../evil", b"")]), r"member '\.\./evil' points outside"),
+        (archive([*MEMBERS, Member.plain("/etc/evil", b"")]), "points outside the archive"),
+        (archive([*MEMBERS, MEMBERS[1]]), "a member appears twice"),
+        (b"PK\x03\x05" + archive()[4:], r"member 'big\.bin' is damaged"),
+    ],
+)
+def test_what_is_wrong_is_said(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        container.read(path, NAMES)
+
+
+def test_a_missing_file_is_said(path):
+    with pytest.raises(ArtifactError, match=r"a\.zip: no such file"):
+        container.read(path, NAMES)
+
+
+def test_an_archive_over_two_gigabytes_is_refused(monkeypatch):
+    monkeypatch.setattr(container, "MAX_ARCHIVE", 100)
+    with pytest.raises(ArtifactError, match=r"big\.bin: the artifact would pass 2 GiB"):
+        archive()

@@ -1,0 +1,123 @@
+import importlib.metadata
+import importlib.util
+import sys
+
+import pytest
+
+from tvmq import environment
+from tvmq.errors import EnvironmentMismatchError
+
+X86 = "processor : 0\nmodel name\t: A CPU @ 2 GHz\nflags\t\t: fpu sse2 avx512_vnni\n\nprocessor : 1\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5\n"
+
+
+@pytest.fixture
+def cpuinfo(tmp_path, monkeypatch):
+    environment.cpu_features.cache_clear()
+    environment.cpu_name.cache_clear()
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
+    yield tmp_path / "cpuinfo"
+    environment.cpu_features.cache_clear()
+    environment.cpu_name.cache_clear()
+
+
+def pretend_versions(monkeypatch, **found):
+    def version(name):
+        if name not in found:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_the_supported_pair_passes():
+    environment.require_tvm()
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.15.post2"},
+            "apache-tvm-ffi 0.1.15.post2 found",
+        ),
+        ({"apache-tvm": "0.28.0", "apache-tvm-ffi": "0.1.14.post1"}, "apache-tvm 0.28.0 found"),
+        ({}, "apache-tvm is not installed and apache-tvm-ffi is not installed found"),
+    ],
+)
+def test_another_pair_is_refused_with_the_way_out(monkeypatch, found, message):
+    pretend_versions(monkeypatch, **found)
+    with pytest.raises(EnvironmentMismatchError, match=message) as caught:
+        environment.require_tvm()
+    assert "run `pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1`" in str(caught.value)
+
+
+def test_ziglang_serves_where_no_compiler_is(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(environment.shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else None)
+    assert environment.require_linker().command == (sys.executable, "-m", "ziglang", "c++")
+    cross = environment.require_linker("riscv64-linux-gnu").command
+    assert cross[-2:] == ("-target", "riscv64-linux-gnu")
+
+
+def test_no_linker_names_the_package_that_brings_one(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(environment.shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EnvironmentMismatchError, match="run `pip install ziglang`"):
+        environment.require_linker()
+
+
+def test_a_failing_linker_is_quoted(tmp_path):
+    linker = environment.require_linker()
+    with pytest.raises(EnvironmentMismatchError, match=r"linker: .* failed: .*absent\.o"):
+        linker(str(tmp_path / "out.so"), [str(tmp_path / "absent.o")])
+
+
+@pytest.mark.parametrize(
+    ("text", "features", "name"),
+    [
+        (X86, {"fpu", "sse2", "avx512_vnni"}, "A CPU @ 2 GHz"),
+        (ARM, {"fp", "asimd", "asimddp"}, "Raspberry Pi 5"),
+    ],
+)
+def test_features_are_read_as_linux_spells_them(cpuinfo, text, features, name):
+    cpuinfo.write_text(text)
+    assert environment.cpu_features() == features
+    assert environment.cpu_name() == name
+
+
+def test_macos_features_get_linux_names(cpuinfo, monkeypatch):
+    answers = {"hw.optional.arm.FEAT_DotProd": "1", "hw.optional.arm.FEAT_I8MM": "0"}
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(environment, "_sysctl", lambda name: answers.get(name, ""))
+    assert environment.cpu_features() == {"asimddp"}
+
+
+def test_default_threads_are_physical_cores_within_the_quota(tmp_path, monkeypatch):
+    for variable in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(environment, "allowed_cpus", lambda: tuple(range(8)))
+    monkeypatch.setattr(environment, "CPU_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(environment, "CGROUP_QUOTA", tmp_path / "cpu.max")
+    for cpu in range(8):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    assert environment.default_threads() == 4
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert environment.default_threads() == 3
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert environment.default_threads() == 2
+
+
+@pytest.mark.slow
+def test_ziglang_links_a_library_for_another_machine(tmp_path):
+    pytest.importorskip("ziglang")
+    (tmp_path / "f.c").write_text("int f(void) { return 1; }\n")
+    linker = environment.Linker((sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu"))
+    linker(str(tmp_path / "f.so"), [str(tmp_path / "f.c")])
+    assert (tmp_path / "f.so").read_bytes()[18] == 183  # EM_AARCH64

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from tvmq.errors import InputError
+from tvmq.inputs import checked_inputs
+from tvmq.spec import TensorSpec
+
+SPECS = (TensorSpec("image", (1, 3, 4), "float32"), TensorSpec("ids", (2,), "int64"))
+IMAGE, IDS = np.zeros((1, 3, 4), np.float32), np.array([1, 2])
+
+
+def test_by_position_and_by_name():
+    for args, kwargs in [((IMAGE, IDS), {}), ((IMAGE,), {"ids": IDS}), ((), {"ids": IDS, "image": IMAGE})]:
+        image, ids = checked_inputs(SPECS, args, kwargs)
+        assert image is IMAGE
+        assert ids is IDS
+
+
+def test_torch_tensors_are_taken():
+    torch = pytest.importorskip("torch")
+    image, _ = checked_inputs(SPECS, (torch.ones(1, 3, 4, requires_grad=True), IDS), {})
+    np.testing.assert_array_equal(image, np.ones((1, 3, 4), np.float32))
+    with pytest.raises(InputError, match=r"dtype bfloat16 given, float32 wanted; convert it with tensor\.to"):
+        checked_inputs(SPECS, (torch.ones(1, 3, 4, dtype=torch.bfloat16), IDS), {})
+    with pytest.raises(InputError, match=r"is on meta, the CPU is wanted; call \.cpu\(\)"):
+        checked_inputs(SPECS, (torch.ones(1, 3, 4, device="meta"), IDS), {})
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((IMAGE,), {}, r"inputs: 1 given, 2 wanted: image float32\[1, 3, 4\], ids int64\[2\]"),
+        ((IMAGE, IDS, IDS), {}, "inputs: 3 given, 2 wanted"),
+        ((IMAGE, IDS), {"mask": IDS}, "input 'mask': is unknown; the model takes image"),
+        ((IMAGE,), {"image": IMAGE}, "input 'image': is given twice"),
+        (
+            (IMAGE.astype(np.float64), IDS),
+            {},
+            r"dtype float64 given, float32 wanted; convert .*astype\('float32'\)",
+        ),
+        ((IMAGE, IDS.astype(np.int32)), {}, "input 'ids': dtype int32 given, int64 wanted"),
+        (
+            (IMAGE[0], IDS),
+            {},
+            r"shape \[3, 4\] given, \[1, 3, 4\] wanted; add the batch dimension with x\[None\]",
+        ),
+        ((np.zeros((8, 3, 4), np.float32), IDS), {}, "give it 1 at a time"),
+        ((np.zeros((1, 3, 5), np.float32), IDS), {}, "resize the input"),
+        (([[0.0]], IDS), {}, "list given, a NumPy array or torch tensor is wanted"),
+        ((IMAGE * np.nan, IDS), {}, "holds NaN or infinity"),
+        ((IMAGE + np.inf, IDS), {}, "holds NaN or infinity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_wrong_and_wanted_is_said(args, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        checked_inputs(SPECS, args, kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_huge_finite_values_pass():
+    huge = np.full((1, 3, 4), 3e38, np.float32)
+    assert checked_inputs(SPECS, (huge, IDS), {})[0] is huge

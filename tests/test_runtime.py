@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import tiny_program
+from tvmq import runtime
+from tvmq.environment import allowed_cpus
+from tvmq.errors import EnvironmentMismatchError, UsageError
+from tvmq.spec import SiteTrace
+
+
+@pytest.fixture(scope="module")
+def program():
+    return runtime.Program(tiny_program.built())
+
+
+def test_main_computes(program):
+    x = tiny_program.an_input()
+    y, again = program.run(x)
+    np.testing.assert_array_equal(y, tiny_program.expected(x))
+    np.testing.assert_array_equal(again, x.ravel())
+
+
+def test_outputs_stay_when_the_next_call_comes(program):
+    x = tiny_program.an_input()
+    first = program.run(x)
+    kept = [array.copy() for array in first]
+    program.run(255 - x)
+    for array, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_strided_inputs_are_read_right(program):
+    x = np.asfortranarray(tiny_program.an_input())
+    np.testing.assert_array_equal(program.run(x)[0], tiny_program.expected(x))
+
+
+def test_trace_gives_every_site(program):
+    x = tiny_program.an_input()
+    product, y = program.trace(x)
+    np.testing.assert_array_equal(y, tiny_program.expected(x))
+    np.testing.assert_array_equal(y - product, np.broadcast_to(tiny_program.weights()[1], y.shape))
+
+
+def test_profile_names_kernels_by_site(program):
+    times = program.profile(tiny_program.an_input(), repeat=3)
+    assert [time.name for time in times] == ["fc", "fc.bias"]
+    assert sum(time.share for time in times) == pytest.approx(1)
+
+
+def test_threads_are_those_of_this_process(program):
+    for count in (1, len(allowed_cpus())):
+        program.set_threads(count)
+        program.run(tiny_program.an_input())
+    with pytest.raises(UsageError, match=r"threads: 4096 given, 1 to \d+ is wanted"):
+        program.set_threads(4096)
+
+
+def test_a_call_without_a_site_gets_an_ordinal():
+    calls = [runtime._Call(symbol, 0.0, wrote) for symbol, wrote in [("cast", 1), ("dot", 2), ("dot", 3)]]
+    sites = {3: SiteTrace("head", "linear", (1,), "int32")}
+    assert runtime.name_calls(calls, calls, sites) == ["cast.0", "dot.0", "head"]
+
+
+def test_a_file_that_is_no_library_is_an_error_in_words():
+    with pytest.raises(EnvironmentMismatchError, match="set TMPDIR to a folder that allows execution"):
+        runtime.Program(tiny_program.built(code=b"not a library"))
+
+
+def test_aligned_arrays_are_used_in_place():
+    array = runtime.aligned_empty((3, 5), "int32")
+    assert array.ctypes.data % runtime.ALIGNMENT == 0
+    assert runtime.aligned(array) is array
+    shifted = runtime.aligned_empty((80,), "uint8")[1:]
+    copy = runtime.aligned(shifted)
+    assert copy.ctypes.data % runtime.ALIGNMENT == 0
+    np.testing.assert_array_equal(copy, shifted)
+
+
+def test_the_runtime_loads_without_tvm_and_torch():
+    code = (
+        "import sys; from tvmq import runtime\n"
+        "with runtime.torch_hidden(): runtime.load_runtime()\n"
+        "print(sorted({'tvm', 'torch'} & set(sys.modules)), len(sys.meta_path))\n"
+        "import torch\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[]")
