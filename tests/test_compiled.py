@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,28 @@ def test_the_first_site_that_differs_is_named(path):
         VerificationError, match=r"fc\.bias: differs from the checksums, the first of 2 out of 4"
     ):
         result.require()
+
+
+@pytest.mark.parametrize("off_by", [0, 1])
+def test_an_input_of_the_users_is_checked_against_the_reference(model, monkeypatch, off_by):
+    torch = pytest.importorskip("torch")
+    y = tiny_program.expected(X)
+    product = y - tiny_program.weights()[1]
+    seen = []
+    reference = SimpleNamespace(
+        trace=lambda mod, inputs: (
+            ("fc", torch.from_numpy(product)),
+            ("fc.bias", torch.from_numpy(y + off_by)),
+        ),
+        run=lambda mod, inputs: (torch.from_numpy(y), inputs[0].ravel()),
+    )
+    build = SimpleNamespace(integer_module=lambda graph, constants: seen.append((graph, constants)))
+    monkeypatch.setattr(tvmq, "reference", reference, raising=False)
+    monkeypatch.setitem(sys.modules, "tvmq.build", build)
+    result = model.verify(X)
+    assert result.against == "reference"
+    assert result.mismatches == (("fc.bias",) if off_by else ())
+    assert seen[0][0] == tiny_program.built().graph
 
 
 def test_benchmark_covers_latency_and_kernels(model):

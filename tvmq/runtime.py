@@ -36,7 +36,7 @@ RUNTIME_LIBRARY = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}
     sys.platform, "libtvm_runtime.so"
 )
 
-_pool = threading.local()  # .threads: what this thread's worker pool was last set to
+_pool = threading.local()  # .threads: how many workers this thread's pool uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ def use_threads(threads: int, *, at_most: bool = False) -> None:
             f"threads: {threads} given, but TVM ran earlier in this thread and made a pool of {got}; "
             f"set TVM_NUM_THREADS={threads} before the process starts"
         )
-    _pool.threads = threads
+    _pool.threads = got
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
