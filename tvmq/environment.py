@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +67,8 @@ class Linker:
         files = [objects] if isinstance(objects, str) else list(objects)
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         command = [*self.command, "-shared", "-fPIC", *undefined, "-o", str(output), *(options or []), *files]
+        import subprocess  # 5 ms that running a model need not spend
+
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             words = (done.stderr or done.stdout).strip()[-2000:]
@@ -188,6 +189,8 @@ def _macos_features() -> frozenset[str]:
 
 
 def _sysctl(name: str) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
     except OSError:

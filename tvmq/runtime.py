@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,9 @@ class Program:
                 self._call(machine["main"], arrays)
                 runs.append(recorder.calls)
             names = self._site_names(arrays, runs[0])
-        times = [1e6 * median(call.seconds for call in calls) for calls in zip(*runs[1:], strict=True)]
+        times = [
+            1e6 * float(np.median([call.seconds for call in calls])) for calls in zip(*runs[1:], strict=True)
+        ]
         total = sum(times) or 1.0
         return tuple(
             KernelTime(name, call.symbol, us, us / total)
