@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from tvmq.calibrate.batches import InputSpec, as_batches
+from tvmq.calibrate.batches import as_batches
 from tvmq.errors import CalibrationError
+from tvmq.spec import TensorSpec
 
-IMAGE = (InputSpec("image", (1, 3, 4, 4), "float32"),)
-PAIR = (InputSpec("ids", (2, 6), "int64"), InputSpec("mask", (2, 6), "float32"))
-ANY_SIZE = (InputSpec("image", (None, 3, 4, 4), "float32"),)
+IMAGE = (TensorSpec("image", (1, 3, 4, 4), "float32"),)
+PAIR = (TensorSpec("ids", (2, 6), "int64"), TensorSpec("mask", (2, 6), "float32"))
+UNEQUAL = (TensorSpec("ids", (2, 6), "int64"), TensorSpec("positions", (1, 6), "int64"))
 
 
 def images(samples, dtype="float32"):
@@ -53,9 +54,12 @@ def test_several_inputs_are_ordered_by_name_and_joined_to_the_batch_size():
         assert batches[0][0].dtype == torch.int64
 
 
-def test_a_model_of_any_batch_size_gets_the_batches_as_given():
-    sizes = [batch[0].shape[0] for batch in as_batches([images(3), images(2)], ANY_SIZE)]
-    assert sizes == [3, 2]
+def test_inputs_without_a_common_batch_axis_come_as_given_and_in_the_exact_shape():
+    positions = np.arange(6)[None]
+    items = [(np.full((2, 6), i), positions) for i in range(3)]
+    assert len(list(as_batches(items, UNEQUAL))) == 3
+    with pytest.raises(CalibrationError, match=r"input 'ids': has shape \[4, 6\], \[2, 6\] is wanted"):
+        list(as_batches([(np.ones((4, 6), "int64"), positions)], UNEQUAL))
 
 
 def broken(value):
@@ -75,7 +79,6 @@ def broken(value):
         ({k: v[:1] for k, v in pair(2).items()}, PAIR, "there is one sample"),
         (np.ones((8, 3, 4, 4), "float32"), IMAGE, "all 8 samples are identical"),
         (np.repeat(images(1), 5, axis=0), IMAGE, "all 5 samples are identical"),
-        (np.repeat(images(1), 5, axis=0), ANY_SIZE, "all 5 samples are identical"),
         (broken(np.nan), IMAGE, "batch 2, input 'image': 1 of 48 values are NaN"),
         (broken(-np.inf), IMAGE, "batch 2, input 'image': 1 of 48 values are infinite"),
         (np.full((4, 3, 4, 4), 1e39), IMAGE, "batch 0, input 'image': 48 of 48 values are infinite"),
@@ -100,7 +103,7 @@ def test_unusable_data_is_refused_in_a_sentence(data, specs, message):
 
 
 def test_integers_outside_the_models_range_are_refused():
-    spec = (InputSpec("ids", (1, 6), "int32"),)
+    spec = (TensorSpec("ids", (1, 6), "int32"),)
     with pytest.raises(CalibrationError, match="outside the range of int32"):
         list(as_batches(np.full((3, 6), 2**40), spec))
 

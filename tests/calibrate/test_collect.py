@@ -70,7 +70,10 @@ def test_only_wanted_values_are_kept_and_progress_is_told(block, batches):
     )
     assert list(calibration.values) == ["x"]
     assert calibration.samples == 4
-    assert steps == [("calibrate", i, None) for i in (1, 2, 3, 4)]
+    assert steps == [("calibrate", 0, 1), *(("calibrate", i, i + 1) for i in (1, 2, 3, 4))]
+    steps.clear()
+    collect(block, batches, values=lambda n: n == "x", progress=lambda *step: steps.append(step))
+    assert steps == [("calibrate", i, 4) for i in range(5)]
 
 
 def test_channels_of_images_are_axis_one_and_of_anything_else_the_last():

@@ -1,9 +1,9 @@
 """Calibration: from data to the frozen statistics that scales and balancing are decided on."""
 
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import InputSpec, as_batches, input_specs
+from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats, module_hash
-from tvmq.calibrate.collect import Progress, collect
+from tvmq.calibrate.collect import collect
 from tvmq.calibrate.histogram import Histogram
 from tvmq.calibrate.observers import OBSERVERS, TensorStats, quantization_range
 
@@ -12,8 +12,6 @@ __all__ = [
     "Calibration",
     "Histogram",
     "InputMoments",
-    "InputSpec",
-    "Progress",
     "TensorStats",
     "ValueStats",
     "as_batches",

@@ -49,7 +49,10 @@ def _decide(group: Group, calibration: Calibration, weight_bits: int, activation
     moments = calibration.linear_inputs.get(group.consumers[0])
     gram = np.diag(stats.absmax_per_channel**2 * MEAN_SQUARE) if moments is None else moments.gram
     candidates = [np.zeros(len(gram), np.int32)]
-    candidates += [_exponents(stats.absmax_per_channel, group.weights, alpha) for alpha in ALPHAS]
+    for alpha in ALPHAS:
+        exponents = _exponents(stats.absmax_per_channel, group.weights, alpha)
+        if not any(np.array_equal(exponents, other) for other in candidates):
+            candidates.append(exponents)
     errors = [_output_error(group, stats, gram, e, (weight_bits, activation_bits)) for e in candidates]
     return candidates[int(np.argmin(errors))]
 

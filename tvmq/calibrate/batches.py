@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import tvm
 
 from tvmq.errors import CalibrationError
+from tvmq.spec import TensorSpec
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -18,28 +18,15 @@ EXAMPLE = "calibration=[(image,) for image in images[:128]]"
 MINIMUM_SAMPLES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One input of a model; a size of None in shape takes any size."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-def input_specs(mod: tvm.IRModule) -> tuple[InputSpec, ...]:
+def input_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
     """Return the inputs of main, in order."""
     return tuple(
-        InputSpec(
-            param.name,
-            tuple(int(size) if isinstance(size, (int, tvm.tirx.IntImm)) else None for size in param.ty.shape),
-            str(param.ty.dtype),
-        )
+        TensorSpec(param.name, tuple(int(size) for size in param.ty.shape), str(param.ty.dtype))
         for param in mod["main"].params
     )
 
 
-def as_batches(calibration: object, specs: Sequence[InputSpec]) -> Iterator[Batch]:
+def as_batches(calibration: object, specs: Sequence[TensorSpec]) -> Iterator[Batch]:
     """Yield one tensor per input, each of its spec's shape and dtype, finite.
 
     calibration: one array [N, ...] of samples, a dict of such arrays by input name, or an iterable of items.
@@ -52,7 +39,7 @@ def as_batches(calibration: object, specs: Sequence[InputSpec]) -> Iterator[Batc
     return _varied(items if size is None else _rebatched(items, size))
 
 
-def _items(calibration: object, specs: Sequence[InputSpec]) -> Iterable[object]:
+def _items(calibration: object, specs: Sequence[TensorSpec]) -> Iterable[object]:
     if calibration is None:
         raise CalibrationError(
             f"calibration: no data is given, a few dozen typical inputs are wanted, e.g. {EXAMPLE}"
@@ -70,7 +57,7 @@ def _items(calibration: object, specs: Sequence[InputSpec]) -> Iterable[object]:
     return calibration
 
 
-def _samples(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> Iterable[object]:
+def _samples(arrays: Sequence[Any], specs: Sequence[TensorSpec]) -> Iterable[object]:
     """Return the slices of one sample each, keeping the batch axis, of arrays [N, ...]."""
     if len(arrays) != len(specs):
         raise CalibrationError(_wrong_number("calibration", len(arrays), specs))
@@ -84,16 +71,16 @@ def _samples(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> Iterable[obje
     return (tuple(array[i : i + 1] for array in arrays) for i in range(lengths.pop()))
 
 
-def _refuse_shapes(arrays: Sequence[Any], specs: Sequence[InputSpec]) -> None:
+def _refuse_shapes(arrays: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
     for array, spec in zip(arrays, specs, strict=True):
         if len(spec.shape) != array.ndim:
             raise CalibrationError(
                 f"calibration: input {spec.name!r} has shape {list(array.shape)}, samples of shape "
-                f"{_shape(spec.shape[1:])} are wanted along a first axis"
+                f"{list(spec.shape[1:])} are wanted along a first axis"
             )
 
 
-def _item(item: object, index: int, specs: Sequence[InputSpec]) -> Batch:
+def _item(item: object, index: int, specs: Sequence[TensorSpec]) -> Batch:
     """Return the checked tensors of one item, each with its batch axis."""
     where = f"calibration: batch {index}"
     if isinstance(item, Mapping):
@@ -104,27 +91,28 @@ def _item(item: object, index: int, specs: Sequence[InputSpec]) -> Batch:
         arrays = [item]
     if len(arrays) != len(specs):
         raise CalibrationError(_wrong_number(where, len(arrays), specs))
+    batched = _batch_size(specs) is not None
     tensors = tuple(
-        _tensor(array, f"{where}, input {spec.name!r}", spec)
+        _tensor(array, f"{where}, input {spec.name!r}", spec, batched)
         for array, spec in zip(arrays, specs, strict=True)
     )
-    sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim}
-    if _batch_size(specs) is not None and len(sizes) > 1:
+    sizes = {tensor.shape[0] for tensor in tensors} if batched else set()
+    if len(sizes) > 1:
         raise CalibrationError(
             f"{where}: the inputs hold {_listed(sorted(sizes))} samples, one number is wanted in all"
         )
     return tensors
 
 
-def _by_name(item: Mapping[Any, Any], where: str, specs: Sequence[InputSpec]) -> list[Any]:
+def _by_name(item: Mapping[Any, Any], where: str, specs: Sequence[TensorSpec]) -> list[Any]:
     names = [spec.name for spec in specs]
     if set(item) != set(names):
         raise CalibrationError(f"{where}: has inputs {sorted(map(str, item))}, {sorted(names)} are wanted")
     return [item[name] for name in names]
 
 
-def _tensor(array: object, where: str, spec: InputSpec) -> torch.Tensor:
-    """Return array as a contiguous tensor of spec's dtype with a batch axis that may have another size."""
+def _tensor(array: object, where: str, spec: TensorSpec, batched: bool) -> torch.Tensor:
+    """Return array as a contiguous tensor of spec's dtype and shape; batched: with any number of samples."""
     if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
         tensor = torch.from_numpy(np.array(array, order="C", copy=None))
     elif isinstance(array, torch.Tensor):
@@ -135,10 +123,9 @@ def _tensor(array: object, where: str, spec: InputSpec) -> torch.Tensor:
     tensor = _cast(tensor, where, spec.dtype)
     if tensor.ndim == len(spec.shape) - 1:
         tensor = tensor[None]
-    if not _fits(tuple(tensor.shape), spec.shape):
-        raise CalibrationError(
-            f"{where}: has shape {list(tensor.shape)}, {_shape(spec.shape)} is wanted (any number of samples)"
-        )
+    shape = tuple(tensor.shape)
+    if shape != spec.shape and not (batched and _holds_samples(shape, spec.shape)):
+        raise CalibrationError(f"{where}: has shape {list(tensor.shape)}, {list(spec.shape)} is wanted")
     return tensor
 
 
@@ -164,17 +151,15 @@ def _cast(tensor: torch.Tensor, where: str, dtype: str) -> torch.Tensor:
     return cast
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+def _holds_samples(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Tell whether shape is the wanted one but for the number of samples, which is at least one."""
-    if len(shape) != len(wanted) or 0 in shape:
-        return False
-    return all(want is None or have == want for have, want in zip(shape[1:], wanted[1:], strict=True))
+    return len(shape) == len(wanted) and shape[1:] == wanted[1:] and 0 not in shape
 
 
-def _batch_size(specs: Sequence[InputSpec]) -> int | None:
-    """Return the batch size that every input shares, None where batches of any size are taken."""
-    sizes = {spec.shape[0] for spec in specs if spec.shape}
-    return sizes.pop() if len(sizes) == 1 else None
+def _batch_size(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the batch size that every input shares, None where they have no batch axis in common."""
+    sizes = {spec.shape[:1] for spec in specs}
+    return next(iter(next(iter(sizes))), None) if len(sizes) == 1 else None
 
 
 def _rebatched(items: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -244,16 +229,12 @@ def _too_few(samples: int) -> str:
     return f"calibration: {have}, at least {MINIMUM_SAMPLES} are wanted and 128 are good, e.g. {EXAMPLE}"
 
 
-def _wrong_number(where: str, number: int, specs: Sequence[InputSpec]) -> str:
+def _wrong_number(where: str, number: int, specs: Sequence[TensorSpec]) -> str:
     names = [spec.name for spec in specs]
     return (
         f"{where}: holds {number} array{'s' * (number != 1)}, the model takes {len(names)}: {names}; "
         "leave labels out"
     )
-
-
-def _shape(shape: Sequence[int | None]) -> str:
-    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from tvmq.calibrate.observers import TensorStats, observer_for, quantization_ran
 from tvmq.errors import CalibrationError
 
 SCHEMA = 1
+CHANNEL_ARRAYS = ("low_per_channel", "high_per_channel", "mean_per_channel")
 Float32 = npt.NDArray[np.float32]
 
 
@@ -79,26 +80,30 @@ class Calibration:
             )
 
     def save(self, path: Path) -> None:
-        """Write scalars and per-channel lists to path as JSON, histograms and matrices to path + .npz."""
+        """Write scalars as JSON to path and arrays to path + .npz; both are needed to load."""
         arrays: dict[str, npt.NDArray[Any]] = {}
         for index, stats in enumerate(self.values.values()):
-            arrays[f"histogram.{index}"] = stats.histogram.counts
+            arrays[f"counts.{index}"] = stats.histogram.counts
+            for kind in CHANNEL_ARRAYS:
+                array = getattr(stats, kind)
+                if array is not None:
+                    arrays[f"{kind}.{index}"] = array
         # Sites that share an input share its moments, in memory and in the file.
         moments = {id(each): each for each in self.linear_inputs.values()}
         order = {key: index for index, key in enumerate(moments)}
         for key, each in moments.items():
-            arrays[f"gram.{order[key]}"] = each.gram
+            arrays[f"gram.{order[key]}"], arrays[f"mean.{order[key]}"] = each.gram, each.mean
         document = {
             "schema": SCHEMA,
             "module_hash": self.module_hash,
             "data_hash": self.data_hash,
             "samples": self.samples,
             "values": {name: _value_json(stats) for name, stats in self.values.items()},
-            "moments": [{"rows": each.rows, "mean": each.mean.tolist()} for each in moments.values()],
+            "moments": [{"rows": each.rows} for each in moments.values()],
             "linear_inputs": {site: order[id(each)] for site, each in self.linear_inputs.items()},
         }
         with _arrays_path(path).open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -123,11 +128,11 @@ def module_hash(mod: tvm.IRModule) -> str:
 
 def _from_document(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Calibration:
     values = {
-        name: _value_from_json(each, arrays[f"histogram.{index}"])
+        name: _value_from_json(each, index, arrays)
         for index, (name, each) in enumerate(document["values"].items())
     }
     moments = [
-        InputMoments(arrays[f"gram.{index}"], np.array(each["mean"], np.float32), each["rows"])
+        InputMoments(arrays[f"gram.{index}"], arrays[f"mean.{index}"], each["rows"])
         for index, each in enumerate(document["moments"])
     ]
     return Calibration(
@@ -142,27 +147,25 @@ def _from_document(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray
 
 
 def _value_json(stats: ValueStats) -> dict[str, Any]:
-    channels = (stats.low_per_channel, stats.high_per_channel, stats.mean_per_channel)
-    low, high, mean = (None if array is None else array.tolist() for array in channels)
     seen = stats.histogram
     empty = seen.count == 0  # nothing finite was seen; JSON has no infinity
     return {
         "minimum": None if empty else seen.minimum,
         "maximum": None if empty else seen.maximum,
+        "count": seen.count,
         "total": seen.total,
-        "low_per_channel": low,
-        "high_per_channel": high,
-        "mean_per_channel": mean,
     }
 
 
-def _value_from_json(entry: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> ValueStats:
+def _value_from_json(
+    entry: Mapping[str, Any], index: int, arrays: Mapping[str, npt.NDArray[Any]]
+) -> ValueStats:
     if entry["minimum"] is None:
         histogram = Histogram.empty()
     else:
-        histogram = Histogram(counts, entry["minimum"], entry["maximum"], entry["total"])
-    lists = (entry[f"{kind}_per_channel"] for kind in ("low", "high", "mean"))
-    return ValueStats(histogram, *(None if each is None else np.array(each, np.float32) for each in lists))
+        histogram = Histogram(arrays[f"counts.{index}"], entry["minimum"], entry["maximum"], entry["total"])
+    names = [f"{kind}.{index}" for kind in CHANNEL_ARRAYS]
+    return ValueStats(histogram, *(arrays.get(name) for name in names))
 
 
 def _arrays_path(path: Path) -> Path:

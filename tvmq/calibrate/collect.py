@@ -7,7 +7,7 @@ one second-moment matrix for each distinct input of the linear sites.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from types import MappingProxyType
 
 import numpy as np
@@ -19,11 +19,10 @@ from tvmq import reference
 from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats, module_hash
 from tvmq.calibrate.histogram import Histogram
 from tvmq.errors import CalibrationError
+from tvmq.progress import Progress, silent
 
 # Operators after which axis 1 of a 4-D value need not be its channels any more.
 REARRANGING = ("reshape", "permute_dims", "expand_dims", "matmul", "attention", "attention_bias")
-
-Progress = Callable[[str, int, int | None], None]  # stage, steps done, steps in all if known
 
 
 def collect(
@@ -32,7 +31,7 @@ def collect(
     *,
     values: Callable[[str], bool] | None = None,
     gram_inputs: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Calibration:
     """Return the statistics of mod's float values over batches (from as_batches).
 
@@ -41,7 +40,8 @@ def collect(
     """
     collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod))
     digest = hashlib.sha256()
-    total = len(batches) if isinstance(batches, Sequence) else None
+    total = max(len(batches), 1) if isinstance(batches, Sized) else None
+    progress("calibrate", 0, total or 1)
     samples = 0
     for done, batch in enumerate(batches, start=1):
         for tensor in batch:
@@ -50,8 +50,7 @@ def collect(
         collector.start()
         reference.run(mod, batch, observe=collector.observe)
         samples += batch[0].shape[0] if batch[0].ndim else 1
-        if progress is not None:
-            progress("calibrate", done, total)
+        progress("calibrate", done, total or done + 1)
     if samples == 0:
         raise CalibrationError("calibration: no batch is given, at least two samples are wanted")
     return Calibration(
