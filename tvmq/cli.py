@@ -93,9 +93,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
         typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated."),
     ] = None,
     requantize: Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")] = Requantize.POT,
-    observer: Annotated[
-        Observer | None, typer.Option(help="How activation ranges are chosen. Default: least squared error.")
-    ] = None,
+    observer: Annotated[Observer, typer.Option(help="How activation ranges are chosen.")] = Observer.MSE,
     samples: Annotated[int, typer.Option(min=2, help="Use at most this many calibration samples.")] = 128,
     mean: Mean = "",
     std: Std = "",
@@ -113,11 +111,10 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
         "bits": bits,
         "ignored": tuple(ignore or ()),
         "requantize": requantize.value,
+        "observer": observer.value,
         "strict": strict,
         "seed": seed,
     }
-    if observer is not None:
-        options["observer"] = observer.value
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 

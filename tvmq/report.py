@@ -142,7 +142,8 @@ def targets(profiles: Iterable[TargetProfile], native: str | None) -> Table:
     for profile in profiles:
         names = ["native"] * (profile.name == native) + list(profile.aliases)
         products = "\n".join(f"{k.activation} x {k.weight}" for k in profile.kernels)
-        needs = f"{profile.architecture}: {' '.join(sorted(profile.features))}"
+        attributes = profile.tvm_target.get("mattr", ())
+        needs = " ".join([str(profile.tvm_target.get("mcpu", "")), *map(str, attributes)])  # type: ignore[arg-type]
         style = "green" if profile.name == native else ""
         table.add_row(Text(profile.name, style), ", ".join(names), profile.summary, products, needs)
     return table

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything that a change must pass. FAST=1 leaves out the slow tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
+
+step install
+bash scripts/install.sh test
+
+step ruff
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+
+step mypy
+.venv/bin/mypy
+
+step fast tests
+.venv/bin/python -m pytest -q -m "not slow" --durations=5
+
+if [ "${FAST:-}" != 1 ]; then
+    step slow tests
+    .venv/bin/python -m pytest -q -m slow --durations=10
+fi
+
+step passed
