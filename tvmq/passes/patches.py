@@ -152,7 +152,7 @@ def _tap(
 def _rows(emit: Emitter, taps: list[Expr], matrix: Int8s) -> tuple[Expr, Int8s]:
     """Join taps along the channels, padded with zero weights to a multiple of MULTIPLE."""
     inner = matrix.shape[0]
-    lead = [int(d) for d in taps[0].ty.shape[:-1]]
+    lead = [int(d) for d in taps[0].ty.shape][:-1]
     missing = -inner % MULTIPLE
     if missing:
         dtype = str(taps[0].ty.dtype)

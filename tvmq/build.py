@@ -1,0 +1,241 @@
+"""Compile an integer module to a shared object and the constants it takes.
+
+    integer module -> trace function added -> kernels dispatched -> constants lifted -> TVM lowering -> library
+
+The library holds two Relax VM functions over the same kernels: main, and trace, which returns every site's
+integer output, so that an artifact can be checked site by site on the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmq.environment import require_linker
+from tvmq.passes.composites import attributes
+from tvmq.progress import Progress, silent
+from tvmq.schedule.dispatch import DispatchKernels, Packed
+from tvmq.schedule.elementwise import ScheduleLeftovers
+from tvmq.schedule.kernels import unpack
+from tvmq.spec import Built, Constant, SiteTrace, TensorSpec
+from tvmq.target import TargetProfile
+
+PLAIN = "plain"
+
+
+def build(
+    mod: tvm.IRModule, profile: TargetProfile, *, threads: int = 1, progress: Progress = silent
+) -> Built:
+    """Return the compiled program of an integer-level module with constants in the graph."""
+    linker = require_linker()
+    progress("schedule", 0, 1)
+    sites = site_traces(mod)
+    traced = with_trace(mod)
+    constants = constants_of(traced["main"])
+    dispatch = DispatchKernels(profile, threads)
+    scheduled = dispatch(traced)
+    packed = [dispatch.packed.get(c, Packed(c, PLAIN)) for c in constants]
+    lifted = lift_constants(scheduled, [p.constant for p in packed])
+    graph = lift_constants(mod, constants)
+    progress("compile", 0, 1)
+    library = _library(lifted, profile, linker)
+    main = mod["main"]
+    return Built(
+        library=library,
+        constants=tuple(
+            Constant(f"c{i}", p.constant.value.numpy(), p.layout, _shape(c.ty))
+            for i, (c, p) in enumerate(zip(constants, packed, strict=True))
+        ),
+        inputs=tuple(TensorSpec(p.name, _shape(p.ty), str(p.ty.dtype)) for p in main.params),
+        outputs=_outputs(main),
+        sites=sites,
+        graph=tvm.ir.save_json(graph),
+    )
+
+
+def lowering_passes(profile: TargetProfile, target: Any) -> list[Any]:
+    """Return the passes from kernel calls and plain integer ops to the Relax VM."""
+    transform = relax.transform
+    return [
+        transform.InlinePrivateFunctions(),
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        ScheduleLeftovers(target),
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+def _library(mod: tvm.IRModule, profile: TargetProfile, linker: Any) -> bytes:
+    target = profile.tvm()
+    with tvm.transform.PassContext(opt_level=3), target:
+        lowered = tvm.transform.Sequential(lowering_passes(profile, target))(mod)
+        executable = tvm.compile(lowered, target=target, relax_pipeline=None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "library.so"
+        executable.export_library(str(path), fcompile=linker)
+        return path.read_bytes()
+
+
+def site_traces(mod: tvm.IRModule) -> tuple[SiteTrace, ...]:
+    """Return what `trace` returns, in order."""
+    return tuple(
+        SiteTrace(attrs["site"], attrs["kernel"], _shape(var.ty), str(var.ty.dtype))
+        for var, attrs in _site_calls(mod)
+    )
+
+
+def with_trace(mod: tvm.IRModule) -> tvm.IRModule:
+    """Return mod with a second function `trace` that returns the tuple of all sites' outputs."""
+    main = mod["main"]
+    copied = relax.utils.copy_with_new_vars(main)
+    order = [binding.var for block in main.body.blocks for binding in block.bindings]
+    fresh = [binding.var for block in copied.body.blocks for binding in block.bindings]
+    renamed = dict(zip(order, fresh, strict=True))
+    bindings = [binding for block in copied.body.blocks for binding in block.bindings]
+    outputs = []
+    for var, _ in _site_calls(mod):
+        out = relax.Var(var.name, var.ty)
+        bindings.append(relax.VarBinding(out, renamed[var]))
+        outputs.append(out)
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], relax.Tuple(outputs))
+    func = relax.Function(copied.params, body, body.body.ty, is_pure=True)
+    result = mod.clone()
+    result["trace"] = func.with_attr("global_symbol", "trace")
+    return relax.transform.DeadCodeElimination(["main", "trace"])(result)
+
+
+def _site_calls(mod: tvm.IRModule) -> list[tuple[Any, dict[str, Any]]]:
+    found = []
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
+                attrs = attributes(mod[call.op])
+                if attrs:
+                    found.append((binding.var, attrs))
+    return found
+
+
+def constants_of(func: relax.Function) -> list[Any]:
+    """Return the tensor constants of a function in order of first use, scalars left out."""
+    found: dict[Any, None] = {}
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, tvm.ir.GenericConst) and len(expr.ty.shape) > 0:
+            found.setdefault(expr)
+        elif isinstance(expr, relax.Tuple):
+            for field in expr.fields:
+                visit(field)
+        elif isinstance(expr, relax.Call):
+            for arg in expr.args:
+                visit(arg)
+
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            visit(binding.value)
+    return list(found)
+
+
+def lift_constants(mod: tvm.IRModule, constants: Sequence[Any]) -> tvm.IRModule:
+    """Return mod with the constants of its public functions taken from a last parameter, one tuple."""
+    result = mod.clone()
+    for gvar, func in mod.functions.items():
+        if isinstance(func, relax.Function) and not attributes(func):
+            result.update_func(gvar, _lift(func, constants))
+    return result
+
+
+def _lift(func: relax.Function, constants: Sequence[Any]) -> relax.Function:
+    index = {constant: i for i, constant in enumerate(constants)}
+    params = relax.Var("params", relax.TupleType([c.ty for c in constants]))
+    builder = relax.BlockBuilder()
+    taken: dict[int, Any] = {}
+
+    def substitute(expr: Any, out: list[Any]) -> Any:
+        if isinstance(expr, tvm.ir.GenericConst) and expr in index:
+            i = index[expr]
+            if i not in taken:
+                item = builder.normalize(relax.TupleGetItem(params, i))
+                taken[i] = relax.DataflowVar(f"c{i}", item.ty)
+                out.append(relax.VarBinding(taken[i], item))
+            return taken[i]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([substitute(f, out) for f in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [substitute(a, out) for a in expr.args], expr.attrs, expr.ty_args)
+        return expr
+
+    bindings: list[Any] = []
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            value = substitute(binding.value, bindings)
+            bindings.append(relax.VarBinding(binding.var, builder.normalize(value)))
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], func.body.body)
+    return relax.Function([*func.params, params], body, func.ret_ty, func.is_pure, func.attrs)
+
+
+def integer_module(graph: str, constants: Sequence[Constant]) -> tvm.IRModule:
+    """Return the integer module with its constants, as it was before the kernels' packing."""
+    mod = tvm.ir.load_json(graph)
+    main = mod["main"]
+    values = [relax.const(unpack(np.asarray(c.array), c.layout, c.logical_shape)) for c in constants]
+    params = main.params[-1]
+    items: dict[Any, Any] = {}
+
+    def substitute(expr: Any) -> Any:
+        if isinstance(expr, relax.Var):
+            return items.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([substitute(f) for f in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [substitute(a) for a in expr.args], expr.attrs, expr.ty_args)
+        return expr
+
+    builder = relax.BlockBuilder(mod)
+    bindings = []
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.TupleGetItem) and value.tuple_value == params:
+                items[binding.var] = values[value.index]
+            else:
+                bindings.append(relax.VarBinding(binding.var, builder.normalize(substitute(value))))
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], main.body.body)
+    mod.update_func(
+        mod.get_global_var("main"),
+        relax.Function(list(main.params)[:-1], body, main.ret_ty, main.is_pure, main.attrs),
+    )
+    return mod
+
+
+def _outputs(main: relax.Function) -> tuple[TensorSpec, ...]:
+    result = main.body.body
+    fields = list(result.fields) if isinstance(result, relax.Tuple) else [result]
+    types = list(result.ty.fields) if isinstance(result.ty, relax.TupleType) else [f.ty for f in fields]
+    return tuple(
+        TensorSpec(f"output{i}" if len(types) > 1 else "output", _shape(ty), str(ty.dtype))
+        for i, ty in enumerate(types)
+    )
+
+
+def _shape(ty: Any) -> tuple[int, ...]:
+    return tuple(int(d) for d in ty.shape)

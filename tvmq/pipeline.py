@@ -1,0 +1,186 @@
+"""The stages in order: the one file that sees them all.
+
+    import -> canonicalize -> plan -> calibrate -> balance -> calibrate -> quantize -> qdq -> integer -> build
+
+Each stage is a function or a TVM pass that can be called by itself; what lies between two stages is an
+IRModule or frozen data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import tvm
+
+import tvmq
+from tvmq.build import build, lowering_passes
+from tvmq.calibrate.balancing import balance_factors
+from tvmq.calibrate.batches import as_batches, input_specs
+from tvmq.calibrate.calibration import Calibration, module_hash
+from tvmq.calibrate.collect import collect
+from tvmq.calibrate.observers import OBSERVERS
+from tvmq.compiled import CompiledModel
+from tvmq.environment import default_threads, require_linker, require_tvm
+from tvmq.errors import CalibrationError, UsageError
+from tvmq.formats import Quantization
+from tvmq.frontend import import_model
+from tvmq.passes.balance import Balance, find_groups
+from tvmq.passes.canonicalize import canonicalize
+from tvmq.passes.insert_qdq import InsertQdq
+from tvmq.passes.lower_integer import LowerInteger
+from tvmq.plan.assign import assign_precisions, coverage_of
+from tvmq.plan.formats import Formats, value_formats
+from tvmq.plan.nodes import Nodes, index
+from tvmq.progress import Progress, silent
+from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.schedule.dispatch import DispatchKernels
+from tvmq.spec import Coverage, Description, Plan
+from tvmq.target import TargetProfile, load_profile
+
+REQUANTIZE = ("pot", "fixed_point")
+NO_CALIBRATION = (
+    "calibration: none given, 8-bit activations need typical inputs to find their ranges; pass e.g. "
+    "calibration=[batch, ...] with 32 or more arrays shaped like the model's input"
+)
+
+
+def compile(  # noqa: A001, PLR0913  (tvmq.compile, like tvm.compile; every option is the user's)
+    model: Any,
+    target: Any = "native",
+    *,
+    example_inputs: Any = None,
+    calibration: Any = None,
+    bits: int = 8,
+    ignored: Sequence[str] = (),
+    requantize: str = "pot",
+    observer: str = "mse",
+    strict: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> CompiledModel:
+    """Return model as an integer program for target.
+
+    model: a torch.nn.Module, a torch.export.ExportedProgram, an onnx.ModelProto, or a path to .onnx or .pt2.
+    target: a profile's name or alias, a path to a profile, a tvm Target, or "native" for this CPU.
+    example_inputs: what the model is called with; needed for a torch.nn.Module, else it sets the batch size.
+    calibration: typical inputs, prepared as for the float model: an iterable of arrays, tensors, tuples or dicts.
+    ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
+    requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
+    observer: how ranges are chosen: "mse", "percentile" or "minmax".
+    strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
+    seed: recorded in the artifact; every stage of this version is deterministic.
+    threads: how many the kernels are tiled for; all cores by default. Any number may run them.
+
+    Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
+    """
+    require_tvm()
+    require_linker()
+    _check_options(bits, requantize, observer)
+    if calibration is None:
+        raise CalibrationError(NO_CALIBRATION)
+    profile = load_profile(target)
+    progress("import", 0, 1)
+    mod = import_model(model, example_inputs)
+    progress("canonicalize", 0, 1)
+    mod = canonicalize(mod)
+    batches = list(as_batches(calibration, input_specs(mod)))
+    nodes = index(mod)
+    plan = assign_precisions(mod, nodes, module_hash(mod), bits=bits, ignored=ignored)
+    formats = _formats(nodes, plan)
+    coverage = coverage_of(mod, plan, formats.integer, strict=strict)
+    before = _collect(mod, nodes, formats, batches, progress)
+    mod = Balance(balance_factors(mod, before))(mod)
+    nodes = index(mod)
+    after = _collect(mod, nodes, formats, batches, progress)
+    numbers = choose(nodes, formats, after, method=observer, requantize=requantize, progress=progress)
+    integer = lower(mod, numbers)
+    built = build(integer, profile, threads=threads or default_threads(), progress=progress)
+    recipe = {
+        "bits": bits,
+        "ignored": list(ignored),
+        "requantize": requantize,
+        "observer": observer,
+        "seed": seed,
+        "samples": after.samples,
+        "module_hash": plan.module_hash,
+        "versions": _versions(),
+    }
+    description = _describe(profile, coverage, plan, recipe, after)
+    return CompiledModel(built, description, samples=[t.numpy() for t in batches[0]])
+
+
+def lower(mod: tvm.IRModule, numbers: Quantization) -> tvm.IRModule:
+    """Return a canonical module at the integer level."""
+    return LowerInteger()(InsertQdq(numbers)(mod))
+
+
+def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
+    """Return tvmq's lowering as one TVM pass, for people who call tvm.compile themselves.
+
+    It takes a module at level qdq (quantize and dequantize with constant scales) or at the integer level, and
+    leaves it ready for the Relax VM: `tvm.compile(mod, target, relax_pipeline=...)`.
+    """
+    profile = load_profile(target)
+
+    @tvm.ir.transform.module_pass(opt_level=0, name="tvmq")
+    def pipeline(mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
+        tvm_target = profile.tvm()
+        with tvm_target:
+            passes = [LowerInteger(), DispatchKernels(profile, threads), *lowering_passes(profile, tvm_target)]
+            return tvm.transform.Sequential(passes)(mod)
+
+    return pipeline
+
+
+def _check_options(bits: int, requantize: str, observer: str) -> None:
+    if bits != 8:
+        raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
+    if requantize not in REQUANTIZE:
+        raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
+    if observer not in OBSERVERS:
+        raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
+
+
+def _formats(nodes: Nodes, plan: Plan) -> Formats:
+    planned = {site.site for site in plan.sites if site.precision is not None}
+    return value_formats(nodes, lambda name: name in planned)
+
+
+def _collect(
+    mod: tvm.IRModule, nodes: Nodes, formats: Formats, batches: Sequence[Any], progress: Progress
+) -> Calibration:
+    wanted = {*formats.values, *(group.value for group in find_groups(mod))}
+    return collect(
+        mod,
+        batches,
+        values=lambda name: name in wanted,
+        gram_inputs=gram_inputs(nodes, formats),
+        progress=lambda stage, done, total: progress(stage, done, total or len(batches)),
+    )
+
+
+def _describe(
+    profile: TargetProfile, coverage: Coverage, plan: Plan, recipe: dict[str, Any], calibration: Calibration
+) -> Description:
+    return Description(
+        target=profile.name,
+        profile=profile.to_toml(),
+        features=tuple(sorted(profile.features)),
+        coverage=coverage,
+        plan=plan,
+        recipe=recipe,
+        calibration_hash=calibration.data_hash,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"tvmq": tvmq.__version__}
+    for package in ("apache-tvm", "apache-tvm-ffi", "torch", "numpy", "onnx"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

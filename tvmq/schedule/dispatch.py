@@ -1,0 +1,133 @@
+"""Replace the integer functions that a profile has kernels for by calls to those kernels.
+
+A kernel computes the very function it replaces, bit for bit; what has none is left for TVM to legalise, so
+every target works and scheduled ones are fast. Weights are packed here, once, at compile time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax, tirx
+
+from tvmq.passes.composites import KERNEL, attributes
+from tvmq.schedule import kernels
+from tvmq.target import TargetProfile
+
+OPAQUE = 8  # TVM's OpPatternKind: never fused with its neighbours
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A constant as a kernel reads it; layout as in spec.Constant."""
+
+    constant: Any
+    layout: str
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="DispatchKernels")
+class DispatchKernels:
+    """The pass. threads: how many will run the kernels, for the choice of tiles."""
+
+    def __init__(self, profile: TargetProfile, threads: int = 1) -> None:
+        self.profile = profile
+        self.threads = threads
+        self.packed: dict[Any, Packed] = {}  # the constants it replaced
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Return mod with kernel calls; functions that nobody calls any more are gone."""
+        dispatcher = _Dispatcher(mod, self.profile, self.threads, self.packed)
+        return dispatcher.run()
+
+
+class _Dispatcher:
+    def __init__(
+        self, mod: tvm.IRModule, profile: TargetProfile, threads: int, packed: dict[Any, Packed]
+    ) -> None:
+        self.mod = mod
+        self.profile = profile
+        self.threads = threads
+        self.packed = packed
+        self.builder = relax.BlockBuilder(mod)
+        self.kernels: dict[Any, Any] = {}  # specification -> GlobalVar of its PrimFunc
+
+    def run(self) -> tvm.IRModule:
+        changed = {
+            gvar: self._rewrite(func)
+            for gvar, func in self.mod.functions.items()
+            if isinstance(func, relax.Function) and not attributes(func)
+        }
+        result = self.builder.get()
+        for gvar, func in changed.items():
+            result.update_func(gvar, func)
+        used = {gvar for func in changed.values() for gvar in called_functions(func)}
+        dead = [
+            gvar
+            for gvar, func in result.functions.items()
+            if isinstance(func, relax.Function) and attributes(func) and gvar not in used
+        ]
+        return tvm.IRModule(
+            {gvar: func for gvar, func in result.functions.items() if gvar not in dead}, attrs=result.attrs
+        )
+
+    def _rewrite(self, func: relax.Function) -> relax.Function:
+        blocks = []
+        for block in func.body.blocks:
+            bindings = [self._binding(b) for b in block.bindings]
+            blocks.append(
+                relax.DataflowBlock(bindings)
+                if isinstance(block, relax.DataflowBlock)
+                else relax.BindingBlock(bindings)
+            )
+        body = relax.SeqExpr(blocks, func.body.body)
+        return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+
+    def _binding(self, binding: Any) -> Any:
+        call = binding.value
+        if not (isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar)):
+            return binding
+        attrs = attributes(self.mod[call.op])
+        if not attrs:
+            return binding
+        shapes = [tuple(int(d) for d in arg.ty.shape) for arg in call.args]
+        kernel = kernels.find(attrs, shapes, self.profile, self.threads)
+        if kernel is None:
+            return binding
+        args = [self._pack(a, p) for a, p in zip(call.args, kernel.packing, strict=True)]
+        if any(arg is None for arg in args):
+            return binding
+        out = relax.TensorType(tuple(int(d) for d in call.ty.shape), call.ty.dtype)
+        replaced = relax.op.call_tir(self._kernel(kernel), relax.Tuple(args), out)
+        return relax.VarBinding(binding.var, self.builder.normalize(replaced))
+
+    def _pack(self, arg: Any, packing: kernels.Packing | None) -> Any:
+        """Return the argument in the kernel's layout; None when it must be packed and is no constant."""
+        if packing is None:
+            return arg
+        if not isinstance(arg, tvm.ir.GenericConst):
+            return None
+        if arg not in self.packed:
+            self.packed[arg] = Packed(relax.const(packing.pack(arg.value.numpy())), packing.layout)
+        return self.packed[arg].constant
+
+    def _kernel(self, kernel: kernels.Kernel) -> Any:
+        if kernel.key not in self.kernels:
+            func = kernel.build().with_attr("op_pattern", OPAQUE).with_attr("tvmq.scheduled", True)
+            self.kernels[kernel.key] = self.builder.add_func(func, kernel.name)
+        return self.kernels[kernel.key]
+
+
+def called_functions(func: relax.Function) -> Iterator[Any]:
+    """Yield the functions that func calls directly."""
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
+                yield call.op

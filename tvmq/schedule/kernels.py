@@ -1,0 +1,163 @@
+"""Which kernel computes an integer function on a machine: the one table of schedules.
+
+A new kernel is a new entry in FAMILIES and the file it names; see CONTRIBUTING.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from tvmq.numerics import INTEGER_RANGE
+from tvmq.schedule import x86_attention, x86_layer_norm, x86_linear
+from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
+from tvmq.schedule.linear_spec import supports as supports_linear
+from tvmq.target import TargetProfile
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a constant is laid out for a kernel; the layout's name finds the way back."""
+
+    layout: str
+    pack: Callable[[Array], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel for one call. Calls with equal keys share it."""
+
+    key: Any
+    name: str
+    packing: tuple[Packing | None, ...]  # per argument; None: as it is
+    build: Callable[[], tirx.PrimFunc]
+
+
+def find(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    """Return the kernel for a composite with these attributes and argument shapes, None if there is none."""
+    family = FAMILIES.get(str(attrs["kernel"]))
+    if family is None or profile.architecture != "x86_64":
+        return None
+    return family(attrs, shapes, profile, threads)
+
+
+def unpack(array: Array, layout: str, logical_shape: Shape) -> Array:
+    """Return a packed constant as the integer function takes it."""
+    if layout == "plain":
+        return array
+    return UNPACK[layout](array, logical_shape)
+
+
+def _channels() -> Packing:
+    return Packing("channels16", lambda v: pad_channels(v, -(-len(v) // LANES) * LANES))
+
+
+UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
+    {
+        "linear16x4": lambda array, shape: unpack_weight(array, *shape),
+        "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
+    }
+)
+
+
+def _linear(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    (rows, inputs), (_, outputs) = shapes[0], shapes[1]
+    out_dtype = str(attrs["out_dtype"])
+    spec = LinearSpec(
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        out_dtype=out_dtype,
+        residual=bool(attrs["residual"]),
+        table=bool(attrs["table"]),
+        fixed_point=bool(attrs["fixed_point"]),
+        zero_point=int(attrs["zero_point"]),
+        **_clip(attrs, out_dtype),
+    )
+    vnni = _has(profile, "avx512_vnni")
+    if supports_linear(spec) is not None or not (vnni or _has(profile, "avx2")):
+        return None
+    rescale = 2 if spec.fixed_point else 1
+    packing = (None, Packing("linear16x4", pack_weight), *[_channels()] * (1 + rescale))
+    packing += (None,) * (len(shapes) - len(packing))
+
+    def build() -> tirx.PrimFunc:
+        if vnni:
+            func = x86_linear.linear_prim_func(spec, vbmi=_has(profile, "avx512vbmi"))
+            return x86_linear.schedule_linear(func, spec, x86_linear.default_decision(spec, threads))
+        func = x86_linear.linear_prim_func(spec)
+        return x86_linear.schedule_linear_plain(func, spec, x86_linear.plain_decision(spec, threads))
+
+    return Kernel((spec, profile.name), f"linear_{rows}x{inputs}x{outputs}", packing, build)
+
+
+def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:
+    """Return the clip bounds where they are not the dtype's own."""
+    if out_dtype not in INTEGER_RANGE:
+        return {}
+    low, high = int(attrs["low"]), int(attrs["high"])
+    return {} if (low, high) == INTEGER_RANGE[out_dtype] else {"low": low, "high": high}
+
+
+def _layer_norm(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    rows, channels = shapes[0]
+    if (int(attrs["low"]), int(attrs["high"])) != INTEGER_RANGE[str(attrs["out_dtype"])]:
+        return None
+    spec = x86_layer_norm.LayerNormSpec(
+        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype")
+    )
+    if x86_layer_norm.supports(spec) is not None:
+        return None
+    return Kernel(
+        (spec, profile.name),
+        f"layer_norm_{rows}x{channels}",
+        (None,) * len(shapes),
+        lambda: x86_layer_norm.layer_norm_prim_func(spec),
+    )
+
+
+def _attention(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    names = [field.name for field in dataclasses.fields(x86_attention.AttentionSpec)]
+    spec = x86_attention.AttentionSpec(**_fields(attrs, *names))
+    if not _has(profile, "avx512_vnni") or x86_attention.supports(spec) is not None:
+        return None
+    return Kernel(
+        (spec, profile.name, threads),
+        f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
+        (None,) * len(shapes),
+        lambda: x86_attention.attention_prim_func(
+            spec, vbmi=_has(profile, "avx512vbmi"), threads=threads
+        ),
+    )
+
+
+def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: attrs[name] for name in names}
+
+
+def _has(profile: TargetProfile, feature: str) -> bool:
+    return feature in profile.features
+
+
+Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {"linear": _linear, "layer_norm": _layer_norm, "attention": _attention}
+)
