@@ -82,15 +82,16 @@ def _output_error(
     low, high = stats.low_per_channel, stats.high_per_channel
     assert low is not None
     assert high is not None
-    span = max(np.ldexp(high, -exponents).max(), 0.0) - min(np.ldexp(low, -exponents).min(), 0.0)
+    m = np.exp2(exponents).astype(np.float32)
+    span = max((high / m).max(), 0.0) - min((low / m).min(), 0.0)
     noise = (float(span) / (2**activation_bits - 1)) ** 2 / 12
-    balanced_gram = np.ldexp(gram, -exponents[:, None] - exponents)
+    balanced_gram = gram / m / m[:, None]
     error = 0.0
     for weight in group.weights:
-        balanced = np.ldexp(weight, exponents[:, None])
+        balanced = weight * m[:, None]
         scale = np.abs(balanced).max(0) / (2 ** (weight_bits - 1) - 1)
         scale = np.where(scale > 0, scale, np.float32(1))
         rounding = np.rint(balanced / scale) * scale - balanced
-        error += noise * float((balanced * balanced).sum())
-        error += float((rounding * (balanced_gram @ rounding)).sum())
+        error += noise * float(np.vdot(balanced, balanced))
+        error += float(np.vdot(rounding, balanced_gram @ rounding))
     return error
