@@ -142,7 +142,12 @@ def _take(args: list[Any], attrs: Any, call: Any) -> Tensor:
         return x.flatten()[index.to(torch.int64)]  # type: ignore[no-any-return]
     axis = int(attrs.axis) % x.dim()
     picked = torch.index_select(x, axis, index.reshape(-1).to(torch.int64))
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+
+
+def _index_tensor(args: list[Any], attrs: Any, call: Any) -> Tensor:
+    x, indices = args
+    return x[tuple(torch.as_tensor(i).to(torch.int64) for i in indices)]  # type: ignore[no-any-return]
 
 
 def _split(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, ...]:
@@ -310,6 +315,7 @@ OPERATORS: dict[str, Operator] = {
     "split": _split,
     "strided_slice": _strided_slice,
     "take": _take,
+    "index_tensor": _index_tensor,
     "gather_elements": lambda args, attrs, call: torch.gather(args[0], int(attrs.axis), args[1]),
     "tile": lambda args, attrs, call: args[0].tile([int(r) for r in attrs.repeats]),
     "repeat": lambda args, attrs, call: torch.repeat_interleave(
