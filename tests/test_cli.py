@@ -97,7 +97,7 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     assert summary["artifact"] == str(model_file.with_suffix(".tvmq"))
     assert (summary["bytes"], summary["coverage"]["sites_integer"]) == (8, 1)
     assert list(summary["seconds"]) == ["calibrate", "save"]
-    assert err.splitlines() == ["calibrate 2/2", "save 1/1"]
+    assert [line.split()[0] for line in err.splitlines()] == ["calibrate", "save"]
 
 
 def test_compile_without_json_prints_tables(

@@ -48,7 +48,6 @@ EXCEPTIONS = {("plugin", "pipeline"), ("artifact", "__init__"), ("pipeline", "__
 WITHOUT_MIRROR = {
     "errors": "classes without behaviour",
     "cpu_names": "tables; tested through test_target",
-    "cli_output": "tested through test_cli",
     "cli_compile": "tested through test_cli",
     "cli_artifact": "tested through test_cli",
     "cli_environment": "tested through test_cli",

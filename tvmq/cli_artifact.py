@@ -119,7 +119,13 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
         "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",
     }
-    return facts | {f"recipe {name}": value for name, value in description.recipe.items()}
+    return facts | {f"recipe {name}": _listed(value) for name, value in description.recipe.items()}
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value
 
 
 def _described(name: str, array: Array) -> dict[str, Any]:

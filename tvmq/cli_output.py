@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,13 +36,19 @@ def show(data: Mapping[str, Any], *renderables: RenderableType, as_json: bool) -
 
 
 class StageDisplay:
-    """A Progress on stderr: bars with the time left on a terminal, else one line for each finished stage."""
+    """A Progress on stderr: bars with the time left on a terminal, else one line for each finished stage.
 
-    def __init__(self, console: Console | None = None) -> None:
+    A stage is finished when the next one reports, whatever it counted to.
+    """
+
+    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.perf_counter) -> None:
         self._console = console or Console(file=sys.stderr)
+        self._now = now
+        self._stage = ""
+        self._total = 1
+        self._since = 0.0
+        self._task = TaskID(0)
         self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._last: tuple[str, int, int] | None = None
         if self._console.is_terminal:
             self._bars = Bars(
                 TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -56,23 +63,25 @@ class StageDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._finish()
         if self._bars:
             self._bars.stop()
-        elif self._last and error is None:
-            self._print_last()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._finish()
+            self._since = self._now()
+            if self._bars:
+                self._task = self._bars.add_task(stage, total=total)
+        self._stage, self._total = stage, total
         if self._bars:
-            if self._last and self._last[0] != stage:
-                self._tasks.pop(self._last[0], None)  # a stage that comes again gets a bar of its own
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done, total=total)
-        elif self._last and self._last[0] != stage:
-            self._print_last()
-        self._last = (stage, done, total)
+            self._bars.update(self._task, completed=done, total=total)
 
-    def _print_last(self) -> None:
-        assert self._last
-        stage, done, total = self._last
-        self._console.print(f"{stage} {done}/{total}", highlight=False)
+    def _finish(self) -> None:
+        if not self._stage:
+            return
+        if self._bars:
+            self._bars.update(self._task, completed=self._total)
+        else:
+            self._console.print(f"{self._stage} {self._now() - self._since:.1f} s", highlight=False)

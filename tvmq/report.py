@@ -97,8 +97,8 @@ def benchmark(result: Benchmark) -> Table:
         "Latency",
         {
             "median": f"{result.median_ms:.3f} ms",
-            "10 % faster than": f"{result.p10_ms:.3f} ms",
-            "10 % slower than": f"{result.p90_ms:.3f} ms",
+            "10 % of runs under": f"{result.p10_ms:.3f} ms",
+            "90 % of runs under": f"{result.p90_ms:.3f} ms",
             "runs": result.runs,
             "threads": result.threads,
         },
