@@ -15,20 +15,19 @@ if TYPE_CHECKING:
     import tvm
 
 # Operators that only move values: they carry their input's precision and are no sites.
-MOVES = frozenset(
-    (
-        "reshape",
-        "permute_dims",
-        "squeeze",
-        "expand_dims",
-        "flatten",
-        "concat",
-        "split",
-        "strided_slice",
-        "take",
-    )
-    + ("gather_elements", "index_tensor", "broadcast_to", "stack", "tile", "repeat", "astype", "nn.pad")
+VIEWS = ("reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "broadcast_to")
+PICKS = (
+    "concat",
+    "split",
+    "strided_slice",
+    "take",
+    "gather_elements",
+    "index_tensor",
+    "stack",
+    "tile",
+    "repeat",
 )
+MOVES = frozenset((*VIEWS, *PICKS, "astype", "nn.pad"))
 KINDS = {"nn.attention_bias": "attention"}  # where the kind is not the operator's last name
 
 

@@ -14,9 +14,7 @@ from tvmq.passes.rebuild import Expr, Var, bindings, op_name, rename
 
 NAMED_SITES = ("matmul", "nn.conv2d", "nn.conv2d_transpose", "nn.layer_norm")
 ATTENTION = ("nn.attention", "nn.attention_bias")
-AUTOMATIC = re.compile(
-    r"(lv|gv)\d*(\.[qkv])?|[a-z_0-9]+\.\d+"
-)  # given by Relax, by a split of those, by this pass
+RELAX_NAME = re.compile(r"(lv|gv)\d*(\.[qkv])?")  # of a builder, and of a split linear that had no path
 FUSED = ("qkv", "in_proj", "query_key_value", "c_attn")
 
 
@@ -46,7 +44,7 @@ def names_of(func: relax.Function) -> dict[Var, str]:
     ordinals: Counter[str] = Counter()
     # Paths first, so that no automatic name can take one.
     for var, value in pairs:
-        if op_name(value) in NAMED_SITES and _is_site(value) and not AUTOMATIC.fullmatch(var.name):
+        if op_name(value) in NAMED_SITES and _is_site(value) and _is_path(str(var.name), value):
             names[var] = _unique(str(var.name), taken)
     for var, value in pairs:
         short = _short_name(value)
@@ -60,6 +58,12 @@ def names_of(func: relax.Function) -> dict[Var, str]:
 
 def _is_site(value: Expr) -> bool:
     return len(value.args) > 1 and array_of(value.args[1]) is not None
+
+
+def _is_path(name: str, value: Expr) -> bool:
+    """name was given by the model ("features.0"), not by Relax or by an earlier run of this pass."""
+    automatic = re.fullmatch(rf"{_short_name(value)}\.\d+", name) or RELAX_NAME.fullmatch(name)
+    return automatic is None
 
 
 def _short_name(value: Expr) -> str:
@@ -106,5 +110,5 @@ def _path_of(expr: Expr, values: dict[Var, Expr], names: dict[Var, str]) -> str 
     """Return the path of the linear that expr comes from, through its bias and reshapes."""
     while isinstance(expr, relax.Var) and op_name(values.get(expr)) in ("reshape", "add", "permute_dims"):
         expr = values[expr].args[0]
-    name = names.get(expr, "")
-    return name if name and not AUTOMATIC.fullmatch(name) else None
+    name = names.get(expr)
+    return name if name is not None and _is_path(name, values.get(expr)) else None

@@ -49,7 +49,9 @@ def drop_identity(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
 
 
 def take_known_item(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
-    """The field of a known tuple, the input of a dropout, a constant that was bound to a variable."""
+    """The field of a known tuple, the input of a dropout, what a second name was given to."""
+    if isinstance(value, relax.Var):
+        return value
     if isinstance(value, tvm.ir.GenericConst) and not graph.is_output(var):
         return value
     if not isinstance(value, relax.TupleGetItem):
@@ -100,7 +102,9 @@ def index_everything(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     flat = np.asarray(sum(g * s for g, s in zip(grids, strides, strict=True))).reshape(-1)
     everything = flat.size == math.prod(shape) and bool((flat == np.arange(flat.size)).all())
-    return relax.op.reshape(value.args[0], shape_of(value)) if everything else None
+    if not everything:
+        return None
+    return value.args[0] if shape_of(value) == shape else relax.op.reshape(value.args[0], shape_of(value))
 
 
 def drop_broadcast(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
