@@ -1,0 +1,154 @@
+"""The default schedule changes the loops of leftover functions and no bit of their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from tvmq.schedule.elementwise import SCHEDULED, ScheduleLeftovers, schedule_leftovers
+
+TARGET = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+
+
+@I.ir_module
+class Leftovers:
+    @R.function
+    def patchify(x: R.Tensor((1, 3, 224, 224), "float32")):
+        with R.dataflow():
+            steps = R.add(R.round(R.multiply(x, R.const(32.0))), R.const(128.0))
+            levels = R.astype(R.clip(steps, 0, 255), "uint8")
+            grid = R.reshape(levels, (1, 3, 14, 16, 14, 16))
+            patches = R.reshape(R.permute_dims(grid, [0, 2, 4, 1, 3, 5]), (196, 768))
+            R.output(patches)
+        return patches
+
+    @R.function
+    def tokens(
+        cls: R.Tensor((1, 1, 192), "float32"),
+        x: R.Tensor((1, 196, 192), "float32"),
+        position: R.Tensor((1, 197, 192), "float32"),
+    ):
+        with R.dataflow():
+            out = R.add(R.concat([cls, x], axis=1), position)
+            R.output(out)
+        return out
+
+    @R.function
+    def scale_and_shift(x: R.Tensor((64, 1024), "float32"), y: R.Tensor((64, 1024), "float32")):
+        with R.dataflow():
+            out = R.add(R.multiply(x, y), x)
+            R.output(out)
+        return out
+
+    @R.function
+    def softmax(x: R.Tensor((1, 197, 192), "float32")):
+        with R.dataflow():
+            out = R.nn.softmax(x)
+            R.output(out)
+        return out
+
+    @R.function
+    def mean_over_tokens(x: R.Tensor((1, 197, 192), "float32")):
+        with R.dataflow():
+            out = R.mean(x, axis=[1])
+            R.output(out)
+        return out
+
+    @R.function
+    def resize(x: R.Tensor((1, 4, 30, 50), "float32")):
+        with R.dataflow():
+            out = R.sigmoid(R.image.resize2d(x, size=(61, 100), layout="NCHW", method="linear"))
+            R.output(out)
+        return out
+
+    @R.function
+    def max_pool(x: R.Tensor((1, 8, 112, 112), "float32")):
+        with R.dataflow():
+            out = R.nn.max_pool2d(x, pool_size=(3, 3), strides=(2, 2), padding=(1, 1))
+            R.output(out)
+        return out
+
+    @R.function
+    def odd(x: R.Tensor((3, 7, 5), "float32")):
+        with R.dataflow():
+            out = R.permute_dims(R.exp(x), [2, 0, 1])
+            R.output(out)
+        return out
+
+
+def lowered() -> tvm.IRModule:
+    steps = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+    ]
+    return tvm.transform.Sequential([*steps, relax.transform.FuseOps(), relax.transform.FuseTIR()])(Leftovers)
+
+
+def prim_funcs(mod: tvm.IRModule) -> dict[str, Any]:
+    return {
+        variable.name_hint: func
+        for variable, func in mod.functions.items()
+        if isinstance(func, tvm.tirx.PrimFunc)
+    }
+
+
+def run_all(mod: tvm.IRModule) -> dict[str, Any]:
+    executable = relax.VirtualMachine(tvm.compile(mod, target=TARGET), tvm.cpu())
+    random = np.random.default_rng(0)
+    results = {}
+    for variable, func in Leftovers.functions.items():
+        inputs = [
+            (3 * random.standard_normal([int(n) for n in p.ty.shape])).astype("float32") for p in func.params
+        ]
+        results[variable.name_hint] = executable[variable.name_hint](*map(tvm.runtime.tensor, inputs)).numpy()
+    return results
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_are_those_of_the_unscheduled_functions(threads: int) -> None:
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    configure(1, threads)
+    try:
+        mod = lowered()
+        plain, scheduled = run_all(mod), run_all(ScheduleLeftovers(TARGET)(mod))
+    finally:
+        configure(1, 0)
+    assert plain.keys() == scheduled.keys()
+    for name in plain:
+        np.testing.assert_array_equal(scheduled[name], plain[name], err_msg=name)
+
+
+def test_quantize_and_patchify_become_one_parallel_loop_of_vectors() -> None:
+    text = next(
+        func.script()
+        for name, func in prim_funcs(schedule_leftovers(lowered(), TARGET)).items()
+        if "transpose" in name and "round" in name
+    )
+    assert text.count("T.sblock(") == 2  # the root and one more: everything else is inlined
+    assert "T.parallel(" in text
+    assert "T.vectorized(T.int64(16))" in text
+    assert "llvm.nearbyint" in text or "nearbyint" not in text  # TVM's own would undo the vectors
+
+
+def test_a_multiply_is_not_moved_next_to_an_addition() -> None:
+    # LLVM would make one fused multiply-add of the two and round once instead of twice.
+    func = next(
+        f
+        for n, f in prim_funcs(schedule_leftovers(lowered(), TARGET)).items()
+        if "multiply" in n and "round" not in n
+    )
+    assert func.script().count("T.sblock(") == 3
+
+
+def test_scheduled_functions_and_other_targets_are_left_alone() -> None:
+    mod = schedule_leftovers(lowered(), TARGET)
+    assert all(SCHEDULED in func.attrs for func in prim_funcs(mod).values())
+    tvm.ir.assert_structural_equal(schedule_leftovers(mod, TARGET), mod)
+    tvm.ir.assert_structural_equal(schedule_leftovers(lowered(), tvm.target.Target("c")), lowered())
