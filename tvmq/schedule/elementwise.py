@@ -135,7 +135,7 @@ def _ready_for_vectors(block: SBlock) -> SBlock:
 
 
 def _attempt(step: Callable[..., None], *arguments: Any) -> None:
-    """Run step(*arguments); a primitive that does not apply leaves the function as it was before that primitive."""
+    """Run step(*arguments); a primitive that does not apply leaves the function as it was before it."""
     try:
         step(*arguments)
     except ScheduleError:
