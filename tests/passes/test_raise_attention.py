@@ -1,5 +1,8 @@
 """Attention is recognised through any arrangement of its heads."""
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from tvm import relax
@@ -17,7 +20,7 @@ def c(number):
     return relax.const(number, "float32")
 
 
-def attention(scores=None, query=None, *, flat=False, head_axes=(0, 2, 1, 3), masks=()):
+def attention(scores=None, query=None, *, flat=False, head_axes=(0, 2, 1, 3), masks=(), guard=None):
     """Return softmax(scores(q k^T)) v of three inputs [B, T, H * D], as exporters write it."""
     builder = relax.BlockBuilder()
     emit = builder.emit
@@ -37,6 +40,7 @@ def attention(scores=None, query=None, *, flat=False, head_axes=(0, 2, 1, 3), ma
             s = emit(op.reshape(s, (B, H, T, T))) if flat else s
             s = s if scores is None else scores(s, emit, params[3:])
             p = emit(op.nn.softmax(s))
+            p = p if guard is None else guard(p, s, emit)
             p = emit(op.reshape(p, (B * H, T, T))) if flat else p
             y = emit(op.matmul(p, v))
             y = emit(op.reshape(y, (B, H, T, D))) if flat else y
@@ -91,6 +95,25 @@ def test_a_bias_that_is_the_same_for_all_is_stored_once():
 def test_a_mask_from_an_input():
     call = raised(attention(lambda s, emit, m: emit(op.add(s, m[0])), masks=[(B, 1, 1, T)]))
     assert [int(d) for d in call.args[3].ty.shape] == [B, 1, 1, T]
+
+
+def test_the_guard_for_hidden_rows_moves_behind():
+    def scores(s, emit, masks):
+        return emit(op.add(s, emit(op.where(emit(op.greater(masks[0], c(0.8))), c(0.0), c(-math.inf)))))
+
+    def guarded(p, s, emit):
+        seen = emit(op.logical_not(emit(op.equal(s, c(-math.inf)))))
+        most = emit(op.max(emit(op.astype(seen, "int8")), axis=-1, keepdims=True))
+        hidden = emit(op.logical_not(emit(op.astype(most, "bool"))))
+        return emit(op.where(hidden, emit(op.full_like(p, c(0.0))), p))
+
+    # With masks of five normal numbers above 0.8, some rows are hidden and some are not.
+    mod = attention(scores, masks=[(B, 1, T, T)], guard=guarded)
+    after = RemoveNoOps()(RaiseAttention()(mod))
+    assert_same_function(mod, after)
+    assert_untouched(after, RaiseAttention())
+    count = Counter(op_name(b.value) for b in bindings(after["main"]))
+    assert (count["nn.attention_bias"], count["nn.softmax"], count["permute_dims"]) == (1, 0, 0)
 
 
 def test_a_bias_that_is_scaled_with_the_scores_stays():

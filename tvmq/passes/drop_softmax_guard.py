@@ -28,19 +28,25 @@ class DropSoftmaxGuard:
 
 def drop_softmax_guard(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
     """Return the softmax that a needless guard stands behind."""
+    probabilities = guarded_softmax(graph, value)
+    if probabilities is None:
+        return None
+    scores = graph.value(probabilities).args[0]
+    masks = addends(graph, scores)
+    if masks is None or sum(not _is_finite(graph, m) for m in masks) > 1:
+        return None
+    return probabilities if all(_leaves_every_row(graph, m) for m in masks) else None
+
+
+def guarded_softmax(graph: Rebuild, value: Expr) -> Expr | None:
+    """Return the softmax p where value is where(row of p's scores is all -inf, 0, p), else None."""
     if op_name(value) != "where":
         return None
     condition, zeros, probabilities = value.args
     softmax = graph.call(probabilities, "nn.softmax")
     if softmax is None or not _is_zero(graph, zeros):
         return None
-    scores = softmax.args[0]
-    if not _asks_for_masked_rows(graph, condition, scores):
-        return None
-    masks = addends(graph, scores)
-    if masks is None or sum(not _is_finite(graph, m) for m in masks) > 1:
-        return None
-    return probabilities if all(_leaves_every_row(graph, m) for m in masks) else None
+    return probabilities if _asks_for_masked_rows(graph, condition, softmax.args[0]) else None
 
 
 def addends(graph: Rebuild, scores: Expr) -> list[Expr] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from tvmq.passes.constants import Array, array_of, constant, scalar_of
+from tvmq.passes.hidden_rows import finite_mask, hiding_choice, without_guard, zero_hidden_rows
 from tvmq.passes.rebuild import Expr, Rebuild, Var, op_name, rebuild, shape_of
 from tvmq.passes.views import Layout, replay, trace
 
@@ -26,7 +27,8 @@ class RaiseAttention:
             lv6 = softmax(lv5); lv7 = matmul(lv6, lv2); lv8 = permute_dims(lv7, [0, 2, 1, 3])
     After:  lv7 = attention(reshape(q), reshape(k), reshape(v), scale=s); lv8 = lv7
     scale gathers the scalars on q, k and the scores; masks and position biases become the bias
-    [B or 1, H or 1, T or 1, S]. What does not fit (grouped heads, other layouts) is left as it is.
+    [B or 1, H or 1, T or 1, S]; torch's guard for rows that a mask hides moves behind the attention.
+    What does not fit (grouped heads, other layouts) is left as it is.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: Any) -> tvm.IRModule:
@@ -49,6 +51,7 @@ class Scores:
     product: Any  # the matmul call
     scale: float
     biases: tuple[tuple[Expr, Shape], ...]
+    seen: Expr | None = None  # where a mask may hide whole rows, which then are zero: what it shows
 
 
 def raise_attention(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
@@ -74,6 +77,8 @@ def raise_attention(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
         return None
     scale = tvm.tirx.FloatImm("float32", np.float32(scores.scale * q.scale * k.scale))
     attention = graph.emit(relax.op.nn.attention(*operands, bias, scale), var.name)
+    if scores.seen is not None:
+        attention = zero_hidden_rows(graph, attention, scores.seen)
     return relax.op.reshape(graph.emit(relax.op.permute_dims(attention, [0, 2, 1, 3])), shape)
 
 
@@ -125,12 +130,25 @@ def batch_first_shape(layout: Layout) -> Shape | None:
 
 def _scores_behind_softmax(graph: Rebuild, probabilities: Expr) -> Scores | None:
     source, views = trace(graph, probabilities)
+    source, guarded = without_guard(graph, source)
     softmax = graph.call(source, "nn.softmax")
     if softmax is None or not _only_regroup(softmax, views):
         return None
     if int(softmax.attrs.axis) % len(softmax.ty.shape) != len(softmax.ty.shape) - 1:
         return None
-    return scores_of(graph, softmax.args[0])
+    scores = scores_of(graph, softmax.args[0])
+    return _with_finite_mask(graph, scores) if guarded and scores is not None else scores
+
+
+def _with_finite_mask(graph: Rebuild, scores: Scores) -> Scores | None:
+    """The scores of a softmax that stood behind a guard; None unless one known mask is what it is for."""
+    if len(scores.biases) != 1:
+        return None
+    ((mask, where),) = scores.biases
+    seen = hiding_choice(graph, mask)
+    if seen is None:
+        return None
+    return replace(scores, biases=((finite_mask(graph, seen), where),), seen=seen)
 
 
 def scores_of(graph: Rebuild, expr: Expr) -> Scores | None:
