@@ -1,0 +1,140 @@
+"""The `finish` block of the integer linear kernels: int32 sums to stored outputs, 16 or 64 at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
+
+from tvmq.schedule.linear_spec import LANES, TABLE_SIZE, LinearSpec
+from tvmq.schedule.x86_intrinsics import concat, lookup_scalar, lookup_vbmi
+
+PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
+
+
+def groups_per_step(spec: LinearSpec, vbmi: bool) -> int:
+    """Return how many groups are requantized together: vpermi2b looks 64 bytes up for the price of 16."""
+    return 4 if vbmi and spec.table and spec.groups % 4 == 0 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Emits the block; arguments and total are the buffers of the function that is being built.
+
+    total is int32 [rows, groups, 16], the sums without bias. A step is one or more groups of a row.
+    """
+
+    spec: LinearSpec
+    arguments: dict[str, Any]
+    total: Any
+    vbmi: bool
+
+    @property
+    def per_step(self) -> int:
+        """Groups of a step."""
+        return groups_per_step(self.spec, self.vbmi)
+
+    @property
+    def width(self) -> int:
+        """Channels of a step."""
+        return self.per_step * LANES
+
+    def emit(self) -> None:
+        """Append the block to the function."""
+        steps = self.spec.groups // self.per_step
+        last_width = self.spec.outputs - (steps - 1) * self.width
+        with T.grid(self.spec.rows, steps) as (i, j), T.sblock("finish"):
+            row, step = T.axis.spatial(self.spec.rows, i), T.axis.spatial(steps, j)
+            self._regions(row, step)
+            if last_width == self.width:
+                self._store(row, step, self.width)
+                return
+            with T.If(step < steps - 1):
+                with T.Then():
+                    self._store(row, step, self.width)
+                with T.Else():
+                    self._store(row, step, last_width)
+
+    def _regions(self, row: Any, step: Any) -> None:
+        per_step, first = self.per_step, step * self.width
+        reads = [self.total[row, step * per_step : step * per_step + per_step, 0:LANES]]
+        for name, buffer in self.arguments.items():
+            if name in PER_CHANNEL:
+                reads.append(buffer[first : first + self.width])
+            elif name == "residual":
+                reads.append(buffer[row, first : first + self.width])
+            elif name == "table":
+                reads.append(buffer[0:TABLE_SIZE])
+        T.reads(*reads)
+        T.writes(self.arguments["out"][row, first : first + self.width])
+
+    def _store(self, row: Any, step: Any, width: int) -> None:
+        """Store the first `width` channels of the step; whole vectors where nothing stands in the way."""
+        out, first = self.arguments["out"], step * self.width
+        scalar_table = self.spec.table and not self.vbmi
+        values = self._values(row, step, self._residual(row, step, width))
+        if self.spec.table and self.vbmi:
+            values = lookup_vbmi(self.arguments["table"], values, self.width)
+        if width == self.width and not scalar_table:
+            T.buffer_store(out, values, [row, T.ramp(first, 1, width)])
+            return
+        staged = T.sblock_alloc_buffer((self.width,), self.spec.out_dtype)
+        T.buffer_store(staged, values, [T.ramp(0, 1, self.width)])
+        with T.serial(width) as lane:
+            value = staged[lane]
+            if scalar_table:
+                value = lookup_scalar(self.arguments["table"], value)
+            T.buffer_store(out, value, [row, first + lane])
+
+    def _residual(self, row: Any, step: Any, width: int) -> Any:
+        """Return the step's residual, int16 [self.width], without reading past its last channel."""
+        if not self.spec.residual:
+            return None
+        residual, first = self.arguments["residual"], step * self.width
+        if width == self.width:
+            return residual[row, T.ramp(first, 1, width)]
+        staged = T.sblock_alloc_buffer((self.width,), "int16")
+        T.buffer_store(staged, T.broadcast(T.int16(0), self.width), [T.ramp(0, 1, self.width)])
+        with T.serial(width) as lane:
+            T.buffer_store(staged, residual[row, first + lane], [lane])
+        return staged[T.ramp(0, 1, self.width)]
+
+    def _values(self, row: Any, step: Any, residual: Any) -> Any:
+        per_step = self.per_step
+        if per_step == 1:
+            return self._group(row, step, residual)
+        # The sums are read group by group, as they were written: wider loads would push them out of
+        # their registers.
+        return concat([self._group(row, step * per_step + i, None) for i in range(per_step)], LANES)
+
+    def _group(self, row: Any, group: Any, residual: Any) -> Any:
+        """Return 16 outputs before the table, in the output's dtype."""
+        lanes = T.ramp(group * LANES, 1, LANES)
+        channel = {name: self.arguments[name][lanes] for name in PER_CHANNEL if name in self.arguments}
+        total = self.total[row, group, T.ramp(0, 1, LANES)] + channel["bias"]
+        if self.spec.out_dtype == "float32":
+            return T.cast(total, f"float32x{LANES}") * channel["scale"]
+        if self.spec.fixed_point:
+            value = _fixed_point(total, channel["multiplier"], channel["shift"])
+            value = value + _splat(self.spec.zero_point, "int64")
+        else:
+            value = T.shift_right(total, channel["shift"])
+        wide = "int64" if self.spec.fixed_point else "int32"
+        if residual is not None:
+            value = value + T.cast(residual, f"{wide}x{LANES}")
+        low, high = (_splat(limit, wide) for limit in self.spec.clip)
+        return T.cast(T.max(T.min(value, high), low), f"{self.spec.out_dtype}x{LANES}")
+
+
+def _fixed_point(total: Any, multiplier: Any, shift: Any) -> Any:
+    """Return floor(total * multiplier / 2**shift + 1/2) as int64: the last bit shifted out is the half."""
+    product = T.cast(total, f"int64x{LANES}") * T.cast(multiplier, f"int64x{LANES}")
+    one = _splat(1, "int64")
+    doubled = T.shift_right(product, T.cast(shift, f"int64x{LANES}") - one)
+    return T.shift_right(doubled + one, one)
+
+
+def _splat(value: int, dtype: str) -> Any:
+    return T.broadcast(tirx.const(value, dtype), LANES)

@@ -1,0 +1,101 @@
+"""uint8 x int8 linear layers for x86: dot products, requantize, residual and table in one kernel.
+
+`linear_spec` says what a kernel computes, `register_tiles` how it is tiled. Nothing is read or written
+outside of the buffers, whatever the number of rows and outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.s_tir import Schedule
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
+
+from tvmq.schedule import x86_intrinsics
+from tvmq.schedule.linear_epilogue import Finish, groups_per_step
+from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
+from tvmq.schedule.register_tiles import SLACK_GROUPS, SLACK_ROWS, Decision, choose_tiles, tile
+
+# AVX2 has 16 registers of half a group. Ten rows spill some sums, and still measure best: each unpacked
+# weight serves all of them.
+PLAIN_ACCUMULATORS = 10
+
+
+def default_decision(spec: LinearSpec, threads: int) -> Decision:
+    """Return tiles for `schedule_linear` that reach the multiplier's peak without tuning."""
+    return choose_tiles(
+        spec.rows,
+        spec.groups,
+        spec.inputs // DEPTH,
+        groups_per_step=groups_per_step(spec, vbmi=True),
+        threads=threads,
+    )
+
+
+def plain_decision(spec: LinearSpec, threads: int) -> Decision:
+    """Return tiles for `schedule_linear_plain`."""
+    return choose_tiles(
+        spec.rows,
+        spec.groups,
+        spec.inputs // DEPTH,
+        accumulators=PLAIN_ACCUMULATORS,
+        widest=1,
+        threads=threads,
+    )
+
+
+def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False) -> tirx.PrimFunc:
+    """Return the kernel in plain loops; vbmi: the CPU has avx512vbmi, so tables stay in registers.
+
+    Integer out: clip((acc >> shift[n]) + residual), then the table.
+    Fixed point: ((int64(acc) * multiplier[n] + 2**(shift[n] - 1)) >> shift[n]) + zero_point + residual, clip.
+    Float out: float32(acc) * scale[n].
+    """
+    if reason := supports(spec):
+        raise ValueError(f"linear_prim_func: {reason}; ask supports() first")
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("main")
+            arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec).items()}
+            shape = (spec.rows + SLACK_ROWS, spec.groups + SLACK_GROUPS, LANES)
+            total = T.sblock_alloc_buffer(shape, "int32")
+            _accumulate(spec, arguments["x"], arguments["weight"], total)
+            Finish(spec, arguments, total, vbmi).emit()
+        return builder.get()
+
+
+def schedule_linear(prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision) -> tirx.PrimFunc:
+    """Return prim_func, which `linear_prim_func` made of spec, tiled for AVX-512 VNNI."""
+    return _scheduled(prim_func, spec, decision, x86_intrinsics.VNNI_DOT)
+
+
+def schedule_linear_plain(prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision) -> tirx.PrimFunc:
+    """Return prim_func, made without vbmi, tiled for AVX2; decision as `plain_decision` gives it."""
+    return _scheduled(prim_func, spec, decision, x86_intrinsics.PMADDWD_DOT)
+
+
+def _scheduled(
+    prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision, intrinsic: str
+) -> tirx.PrimFunc:
+    x86_intrinsics.register()
+    sch = Schedule(IRModule({"main": prim_func}))
+    _, steps = sch.get_loops(sch.get_sblock("finish"))
+    per_step = spec.groups // int(sch.get(steps).extent)  # it depends on vbmi, which only prim_func knows
+    tile(sch, decision, groups_per_step=per_step, intrinsic=intrinsic)
+    return sch.mod["main"]
+
+
+def _accumulate(spec: LinearSpec, x: Any, weight: Any, total: Any) -> None:
+    rows, groups, _ = total.shape
+    depths = spec.inputs // DEPTH
+    with T.grid(rows, groups, LANES, depths, DEPTH) as (i, g, n, k, q), T.sblock("accumulate"):
+        row, group, lane = T.axis.spatial(rows, i), T.axis.spatial(groups, g), T.axis.spatial(LANES, n)
+        depth, byte = T.axis.reduce(depths, k), T.axis.reduce(DEPTH, q)
+        with T.init():
+            T.buffer_store(total, T.int32(0), [row, group, lane])
+        x_byte = x[T.min(row, spec.rows - 1), depth * DEPTH + byte]
+        weight_byte = weight[T.min(group, spec.groups - 1), depth, lane, byte]
+        product = T.cast(x_byte, "int32") * T.cast(weight_byte, "int32")
+        T.buffer_store(total, total[row, group, lane] + product, [row, group, lane])
