@@ -18,8 +18,8 @@ from tvm.s_tir import Schedule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.schedule.linear_spec import LANES
 from tvmq.schedule.register_tiles import (
-    LANES,
     MAX_ACCUMULATORS,
     SLACK_GROUPS,
     SLACK_ROWS,

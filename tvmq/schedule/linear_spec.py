@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tvmq.numerics import INTEGER_RANGE
 
-LANES = 16  # outputs of a group
+LANES = 16  # outputs of a group: one 512-bit register of 32-bit sums
 DEPTH = 4  # inputs that one instruction multiplies per output
 TABLE_SIZE = 256
 OUT_DTYPES = ("uint8", "int8", "int16", "float32")

@@ -15,7 +15,7 @@ from math import ceil
 
 from tvm.s_tir import Schedule
 
-LANES = 16  # output channels of a group: one 512-bit register of 32-bit sums
+from tvmq.schedule.linear_spec import LANES
 
 # TVM moves a local buffer above 1024 bytes to the heap, and its accumulators out of the registers.
 MAX_ACCUMULATORS = 12

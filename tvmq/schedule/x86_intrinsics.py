@@ -14,12 +14,11 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE
+
 VNNI_DOT = "vnni_dot_16x4_u8s8s32"  # AVX-512 VNNI
 PMADDWD_DOT = "pmaddwd_dot_16x4_u8s8s32"  # AVX2
 
-DOT_LANES = 16
-DOT_DEPTH = 4
-TABLE_SIZE = 256
 TABLE_LANES = 64  # bytes of one register, the width of a lookup by vpermi2b
 
 Body = Callable[[Any, Any, Any], None]  # of the operands x [4], weight [16, 4] and sum [16]
@@ -69,51 +68,51 @@ def _dot_prim_func(body: Body) -> tirx.PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("dot")
-            x = T.arg("x", T.buffer((DOT_DEPTH,), "uint8", offset_factor=1))
-            weight = T.arg("weight", T.buffer((DOT_LANES, DOT_DEPTH), "int8", offset_factor=1))
-            total = T.arg("total", T.buffer((DOT_LANES,), "int32", offset_factor=1))
+            x = T.arg("x", T.buffer((DEPTH,), "uint8", offset_factor=1))
+            weight = T.arg("weight", T.buffer((LANES, DEPTH), "int8", offset_factor=1))
+            total = T.arg("total", T.buffer((LANES,), "int32", offset_factor=1))
             with T.sblock("root"):
-                T.reads(total[0:DOT_LANES], x[0:DOT_DEPTH], weight[0:DOT_LANES, 0:DOT_DEPTH])
-                T.writes(total[0:DOT_LANES])
+                T.reads(total[0:LANES], x[0:DEPTH], weight[0:LANES, 0:DEPTH])
+                T.writes(total[0:LANES])
                 body(x, weight, total)
         return builder.get()
 
 
 def _plain_dot(x: Any, weight: Any, total: Any) -> None:
-    with T.grid(DOT_LANES, DOT_DEPTH) as (i, k), T.sblock("update"):
-        lane, depth = T.axis.spatial(DOT_LANES, i), T.axis.reduce(DOT_DEPTH, k)
+    with T.grid(LANES, DEPTH) as (i, k), T.sblock("update"):
+        lane, depth = T.axis.spatial(LANES, i), T.axis.reduce(DEPTH, k)
         product = T.cast(x[depth], "int32") * T.cast(weight[lane, depth], "int32")
         T.buffer_store(total, total[lane] + product, [lane])
 
 
 def _vnni_dot(x: Any, weight: Any, total: Any) -> None:
-    x_word = T.reinterpret("int32", x[T.ramp(0, 1, DOT_DEPTH)])
-    lanes = T.ramp(0, 1, DOT_LANES)
+    x_word = T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)])
+    lanes = T.ramp(0, 1, LANES)
     dot = T.call_llvm_pure_intrin(
         "int32x16",
         "llvm.x86.avx512.vpdpbusd.512",
         total[lanes],
-        T.reinterpret("uint8x64", T.broadcast(x_word, DOT_LANES)),
-        weight[0, T.ramp(0, 1, DOT_LANES * DOT_DEPTH)],
+        T.reinterpret("uint8x64", T.broadcast(x_word, LANES)),
+        weight[0, T.ramp(0, 1, LANES * DEPTH)],
     )
     T.buffer_store(total, dot, [lanes])
 
 
 def _pmaddwd_dot(x: Any, weight: Any, total: Any) -> None:
     """Multiply the even and the odd bytes of each word as int16 pairs: no sum leaves its lane."""
-    x_word = T.broadcast(T.reinterpret("int32", x[T.ramp(0, 1, DOT_DEPTH)]), 8)
+    x_word = T.broadcast(T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)]), 8)
     even_bytes = T.broadcast(T.int32(0x00FF00FF), 8)
     x_even = T.bitwise_and(x_word, even_bytes)
     x_odd = T.bitwise_and(T.shift_right(x_word, T.broadcast(T.int32(8), 8)), even_bytes)
     byte = T.broadcast(T.int16(8), 16)
 
     def half(first_lane: int) -> Any:
-        words = T.reinterpret("int16x16", weight[first_lane, T.ramp(0, 1, 8 * DOT_DEPTH)])
+        words = T.reinterpret("int16x16", weight[first_lane, T.ramp(0, 1, 8 * DEPTH)])
         odd = T.shift_right(words, byte)
         even = T.shift_right(T.shift_left(words, byte), byte)
         return _pmaddwd(x_even, even) + _pmaddwd(x_odd, odd)
 
-    lanes = T.ramp(0, 1, DOT_LANES)
+    lanes = T.ramp(0, 1, LANES)
     T.buffer_store(total, total[lanes] + concat([half(0), half(8)], 8), [lanes])
 
 
