@@ -1,0 +1,46 @@
+"""Tiles change the speed and nothing else; the default ones waste little."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.schedule.linear_cases import VNNI, check, compiled
+from tvmq.schedule.linear_spec import LinearSpec
+from tvmq.schedule.register_tiles import Decision, choose_tiles
+
+
+@VNNI
+@pytest.mark.parametrize(
+    "decision",
+    [
+        Decision(row_tile=5, column_tile=2, outer="rows", parallel=False),
+        Decision(row_tile=4, column_tile=3, outer="rows", row_chunks=3),
+        Decision(row_tile=12, column_tile=1, row_chunks=7),
+        Decision(row_tile=1, column_tile=12),
+    ],
+)
+def test_no_decision_changes_the_numbers(decision: Decision) -> None:
+    spec = LinearSpec(rows=41, inputs=28, outputs=100, out_dtype="int16", residual=True)
+    check(compiled(spec, "cascadelake", decision), spec)
+
+
+def test_default_tiles_waste_little() -> None:
+    for rows, outputs in [(197, 384), (197, 1000), (257, 768), (50, 96), (1, 1000), (3136, 288)]:
+        decision = choose_tiles(rows, -(-outputs // 16), 96)
+        done = [
+            -(-n // t) * t for n, t in ((rows, decision.row_tile), (-(-outputs // 16), decision.column_tile))
+        ]
+        assert done[0] * done[1] <= 1.03 * rows * -(-outputs // 16)
+    # 5 column tiles do not share out between 2 threads, 66 row tiles do.
+    assert choose_tiles(197, 20, 96, threads=2).row_chunks == 2
+    assert choose_tiles(197, 24, 96, threads=2).row_chunks == 1
+    assert not choose_tiles(1, 1, 96, threads=2).parallel
+
+
+def test_a_decision_that_no_kernel_can_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match="outer is 'row'"):
+        Decision(row_tile=3, column_tile=4, outer="row")
+    with pytest.raises(ValueError, match="at least 1"):
+        Decision(row_tile=0, column_tile=4)
+    with pytest.raises(ValueError, match="past the slack"):
+        Decision(row_tile=12, column_tile=1, row_chunks=100)
