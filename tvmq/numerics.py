@@ -37,9 +37,9 @@ NEWTON_STEPS = 5
 SQRT_POWERS = tuple(4**i for i in range(26))  # v < 4**25 for every int16 input
 LAYER_NORM_MAX_CHANNELS = 8191
 
-# Integer softmax: logits are counted in 2**-4 octaves; a probability 8 octaves under the row's largest
-# is below half a unit of uint8, so 128 table entries are the whole function.
-OCTAVE_FRACTION_BITS = 4
+# Integer softmax: a logit counts 1/14 octave, so that the last of 128 table entries, which stands for every
+# greater distance from the row's largest, is 9 octaves down: below half a unit of uint8, that is, zero.
+STEPS_PER_OCTAVE = 14
 SOFTMAX_TABLE_SIZE = 128
 
 
@@ -170,9 +170,9 @@ def layer_norm_limit(channels: int) -> int:
 
 
 def softmax_table() -> npt.NDArray[np.uint8]:
-    """Return round(255 * 2**(-d / 16)) for d in [0, 128): uint8 [128]."""
+    """Return round(255 * 2**(-d / 14)) for d in [0, 128): uint8 [128]; the last is 0."""
     d = np.arange(SOFTMAX_TABLE_SIZE, dtype=np.float64)
-    return np.floor(255.0 * 2.0 ** (-d / 2**OCTAVE_FRACTION_BITS) + 0.5).astype(np.uint8)
+    return np.floor(255.0 * 2.0 ** (-d / STEPS_PER_OCTAVE) + 0.5).astype(np.uint8)
 
 
 def attention(
@@ -189,7 +189,7 @@ def attention(
 ) -> IntArray:
     """Return integer attention of int8 q [..., T, D], k and v [..., S, D] as dtype [..., T, D].
 
-    The logits, shifted right by score_shift, count 2**-4 octaves. The largest of a row has weight 255,
+    The logits, shifted right by score_shift, count 1/14 octaves. The largest of a row has weight 255,
     the others 255 * 2**-distance; the division by the sum of the weights comes after the product with v,
     one per row, so flat rows keep all 8 bits (a probability rounded to 1/256 would lose them).
     numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.

@@ -116,14 +116,13 @@ class AttentionParameters:
 def attention_parameters(
     q: QuantParams, k: QuantParams, v: QuantParams, out: QuantParams, softmax_scale: float
 ) -> AttentionParameters | None:
-    """Return the shift of the logits and the normaliser; None if the logits' unit is no power of two."""
-    octave = (
-        float(np.float32(q.scale)) * float(np.float32(k.scale)) * softmax_scale * math.log2(math.e)
-    )
-    exponent = numerics.power_of_two_exponent(octave)
-    if exponent is None or not 0 <= exponent - numerics.OCTAVE_FRACTION_BITS <= 31:
+    """Return the shift of the logits and the normaliser; None if no shift gives logits their unit."""
+    product = float(np.float32(q.scale)) * float(np.float32(k.scale))
+    step = product * softmax_scale * math.log2(math.e) * numerics.STEPS_PER_OCTAVE
+    score_shift = numerics.power_of_two_exponent(step)
+    if score_shift is None or not 0 <= score_shift <= 31:
         return None
     ratio = float(np.float32(v.scale)) / float(np.float32(out.scale))
     norm_shift = 30 - math.ceil(math.log2(ratio))
     numerator = math.floor(ratio * 2.0**norm_shift + 0.5)
-    return AttentionParameters(exponent - numerics.OCTAVE_FRACTION_BITS, numerator, norm_shift)
+    return AttentionParameters(score_shift, numerator, norm_shift)

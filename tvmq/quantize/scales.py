@@ -3,7 +3,7 @@
 A requantize is a shift when the ratio of scales is a power of two, and that is all that is asked: activations
 take the scale that calibration likes best, and each weight channel follows as 2**-k of their ratio
 (methods.md 4.2; weights.py). Two ties remain: one scale per region of values joined by adds, and the
-logits of attention, whose unit must be a power of two of an octave.
+logits of attention, which a shift must bring to the unit of the softmax table.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _float32(value: float) -> float:
 
 
 def _tie_logits(nodes: Nodes, chosen: dict[str, QuantParams]) -> None:
-    """Move the scales of q and k, each by at most 2**0.25, so that a logit counts 2**-n octaves exactly.
+    """Move the scales of q and k, each by at most 2**0.25, so that a shift gives logits their unit.
 
-    scale_q * scale_k * softmax_scale * log2(e) = 2**-n, n >= 4: then the integer softmax needs a shift only.
+    scale_q * scale_k * softmax_scale * log2(e) * STEPS_PER_OCTAVE = 2**-n with n >= 0.
     """
     for node in nodes.by_name.values():
         if node.kind != "attention":
@@ -87,9 +87,9 @@ def _tie_logits(nodes: Nodes, chosen: dict[str, QuantParams]) -> None:
         q, k = (_source(nodes, name, chosen) for name in node.inputs[:2])
         if q is None or k is None or q == k:
             continue
-        unit = _softmax_scale(node) * math.log2(math.e)
+        unit = _softmax_scale(node) * math.log2(math.e) * numerics.STEPS_PER_OCTAVE
         exponent = -math.log2(chosen[q].scale * chosen[k].scale * unit)
-        target = max(round(exponent), numerics.OCTAVE_FRACTION_BITS)
+        target = max(round(exponent), 0)
         factor = 2.0 ** ((exponent - target) / 2)
         scale_k = _float32(chosen[k].scale * factor)
         scale_q = _float32(2.0**-target / unit / scale_k)
