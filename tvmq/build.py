@@ -9,7 +9,7 @@ integer output, so that an artifact can be checked site by site on the machine i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

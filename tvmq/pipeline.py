@@ -46,7 +46,7 @@ NO_CALIBRATION = (
 )
 
 
-def compile(  # noqa: A001, PLR0913  (tvmq.compile, like tvm.compile; every option is the user's)
+def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the user's)
     model: Any,
     target: Any = "native",
     *,
@@ -129,7 +129,11 @@ def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
     def pipeline(mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         tvm_target = profile.tvm()
         with tvm_target:
-            passes = [LowerInteger(), DispatchKernels(profile, threads), *lowering_passes(profile, tvm_target)]
+            passes = [
+                LowerInteger(),
+                DispatchKernels(profile, threads),
+                *lowering_passes(profile, tvm_target),
+            ]
             return tvm.transform.Sequential(passes)(mod)
 
     return pipeline

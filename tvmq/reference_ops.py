@@ -174,9 +174,7 @@ def _pool(function: Callable[..., Tensor]) -> Operator:
                 raise NotImplementedError("reference: max_pool2d with ceil_mode")
             return windows.amax(dim=(-1, -2))
         padding = (int(attrs.padding[0]), int(attrs.padding[1]))
-        return function(
-            args[0], size, strides, padding, bool(attrs.ceil_mode), bool(attrs.count_include_pad)
-        )
+        return function(args[0], size, strides, padding, bool(attrs.ceil_mode), bool(attrs.count_include_pad))
 
     return apply
 
@@ -318,9 +316,7 @@ OPERATORS: dict[str, Operator] = {
     "index_tensor": _index_tensor,
     "gather_elements": lambda args, attrs, call: torch.gather(args[0], int(attrs.axis), args[1]),
     "tile": lambda args, attrs, call: args[0].tile([int(r) for r in attrs.repeats]),
-    "repeat": lambda args, attrs, call: torch.repeat_interleave(
-        args[0], int(attrs.repeats), int(attrs.axis)
-    ),
+    "repeat": lambda args, attrs, call: torch.repeat_interleave(args[0], int(attrs.repeats), int(attrs.axis)),
     # creation
     "full": lambda args, attrs, call: torch.full(_shape_of_result(call), args[1].item()),
     "full_like": lambda args, attrs, call: torch.full_like(args[0], args[1].item()),

@@ -105,9 +105,7 @@ def layer_norm(
     gain = relax.Var("gain", tensor_type((channels,), "int32"))
     offset = relax.Var("offset", tensor_type((channels,), "int32"))
     body = _Body()
-    wide = body(
-        op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64"))
-    )
+    wide = body(op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64")))
     total = body(op.sum(wide, axis=-1, keepdims=True))
     twice = body(op.add(body(op.multiply(total, integer(2, "int64"))), integer(channels, "int64")))
     mean = body(op.floor_divide(twice, integer(2 * channels, "int64")))
@@ -162,9 +160,7 @@ def attention(
     def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
         return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
 
-    logits = body(
-        op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32")
-    )
+    logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
     if score_shift > 0:
         half = integer(1 << (score_shift - 1))
         logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))

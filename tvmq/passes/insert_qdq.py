@@ -58,9 +58,7 @@ class _Inserter:
         outputs: dict[Any, Any] = {}
         result = self._outputs(result, outputs)
         body = relax.SeqExpr([relax.DataflowBlock(self.bindings)], result)
-        return relax.Function(
-            self.main.params, body, self.main.ret_ty, is_pure=True, attrs=self.main.attrs
-        )
+        return relax.Function(self.main.params, body, self.main.ret_ty, is_pure=True, attrs=self.main.attrs)
 
     def _bind(self, value: Any, name: str) -> Any:
         normal = self.builder.normalize(value)
@@ -126,9 +124,7 @@ class _Inserter:
         if weight is not None:
             axis = WEIGHT_AXIS[value.op.name]
             zero = relax.const(np.zeros(weight.scale.shape, np.int8))
-            stored = op.dequantize(
-                relax.const(weight.values), relax.const(weight.scale), zero, axis=axis
-            )
+            stored = op.dequantize(relax.const(weight.values), relax.const(weight.scale), zero, axis=axis)
             args = [value.args[0], self._bind(stored, name + ".weight"), *value.args[2:]]
             return relax.Call(value.op, args, value.attrs)
         bias = self.numbers.biases.get(name)

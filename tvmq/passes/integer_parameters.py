@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
-from tvmq.formats import QuantParams, QuantizedWeight
+from tvmq.formats import QuantizedWeight, QuantParams
 
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]

@@ -102,9 +102,7 @@ class Lowering:
 
     def _on_quantize(self, name: str, call: Expr, operands: tuple[Any, ...]) -> Any:
         source, scale, zero = operands
-        params = QuantParams(
-            float(scale.value.numpy()), int(zero.value.numpy()), str(call.attrs.out_dtype)
-        )
+        params = QuantParams(float(scale.value.numpy()), int(zero.value.numpy()), str(call.attrs.out_dtype))
         if isinstance(source, Stored):
             return self._requantize(name, source, params)
         if isinstance(source, PendingLinear):
@@ -224,9 +222,7 @@ class Lowering:
 
     def _quantize_phases(self, pending: Pending, out: QuantParams) -> Stored:
         x, weight, bias = pending.operands
-        size, strides, products = transposed_phases(
-            self.emit, x, weight.weight.values, pending.call.attrs
-        )
+        size, strides, products = transposed_phases(self.emit, x, weight.weight.values, pending.call.attrs)
         channels = weight.weight.values.shape[1]
         parts = []
         for index, (patches, matrix) in enumerate(products):

@@ -102,9 +102,7 @@ def interleave(
     batch, rows, columns = size
     channels = int(parts[0].ty.shape[1])
     split = [emit(op.reshape(part, (batch, rows, 1, columns, 1, channels))) for part in parts]
-    bands = [
-        emit(op.concat(split[y * strides[1] : (y + 1) * strides[1]], axis=4)) for y in range(strides[0])
-    ]
+    bands = [emit(op.concat(split[y * strides[1] : (y + 1) * strides[1]], axis=4)) for y in range(strides[0])]
     dense = emit(op.concat(bands, axis=2))
     layout = RowsLayout((batch, rows * strides[0], columns * strides[1]), 1, (channels,))
     return Stored(out, layout, rows_var=emit(op.reshape(dense, layout.matrix)))

@@ -86,9 +86,7 @@ def _without_integer_form(nodes: Nodes) -> list[tuple[str, str, str]]:
     ]
 
 
-def coverage_of(
-    mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, strict: bool = False
-) -> Coverage:
+def coverage_of(mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, strict: bool = False) -> Coverage:
     """Return what became of each site; strict refuses a plan that leaves any in float."""
     macs = {site.id: site.macs for site in sites(mod)}
     rows = []

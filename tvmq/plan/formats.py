@@ -88,9 +88,7 @@ def swallowed(nodes: Nodes, integer: frozenset[str]) -> dict[str, str]:
         if name not in integer or user is None or user.name not in integer:
             continue
         accumulates = node.kind in MULTIPLYING or node.kind == "bias"
-        if node.kind in MULTIPLYING and user.kind == "bias":
-            fused[name] = user.name
-        elif user.op in CLIPS and (accumulates or node.kind == "add"):
+        if (node.kind in MULTIPLYING and user.kind == "bias") or (user.op in CLIPS and (accumulates or node.kind == "add")):
             fused[name] = user.name
         elif accumulates and user.kind == "add" and len(user.inputs) == 2 and user.name not in taken:
             fused[name] = user.name
@@ -98,9 +96,7 @@ def swallowed(nodes: Nodes, integer: frozenset[str]) -> dict[str, str]:
     return fused
 
 
-def _demands(
-    nodes: Nodes, integer: frozenset[str], fused: Mapping[str, str]
-) -> dict[str, set[str]]:
+def _demands(nodes: Nodes, integer: frozenset[str], fused: Mapping[str, str]) -> dict[str, set[str]]:
     """Return the storage types that the consumers of each value ask for."""
     demand: dict[str, set[str]] = {}
     for name in reversed((*nodes.parameters, *nodes.by_name)):

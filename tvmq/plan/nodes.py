@@ -71,9 +71,7 @@ def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
     op = call.op.name.split(".")[-1] if isinstance(call, relax.Call) and hasattr(call.op, "name") else ""
     ty = binding.var.ty
     shape = (
-        tuple(int(d) for d in ty.shape)
-        if isinstance(ty, relax.TensorType) and ty.shape is not None
-        else ()
+        tuple(int(d) for d in ty.shape) if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
     )
     return Node(binding.var.name, _kind(op, call, earlier), op, inputs, shape, call)
 

@@ -57,9 +57,7 @@ def _region(
         scale = _float32(max(reach, 1e-30) * TRUNK_HEADROOM / 32767)
         return {name: QuantParams(scale, 0, dtype) for name in members}
     symmetric = dtype == "int8"
-    ranges = [
-        observer_for(method, stats[name].histogram).range(8, symmetric) for name in members
-    ]
+    ranges = [observer_for(method, stats[name].histogram).range(8, symmetric) for name in members]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     if any(formats[name].unary in FLOORED for name in members):
         low = max(low, GELU_FLOOR)

@@ -6,16 +6,15 @@ every target works and scheduled ones are fast. Weights are packed here, once, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
-from tvmq.passes.composites import KERNEL, attributes
+from tvmq.passes.composites import attributes
 from tvmq.schedule import kernels
 from tvmq.target import TargetProfile
 

@@ -143,9 +143,7 @@ def _attention(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         (None,) * len(shapes),
-        lambda: x86_attention.attention_prim_func(
-            spec, vbmi=_has(profile, "avx512vbmi"), threads=threads
-        ),
+        lambda: x86_attention.attention_prim_func(spec, vbmi=_has(profile, "avx512vbmi"), threads=threads),
     )
 
 
