@@ -25,6 +25,7 @@ STAGES = (
     ("plan",),
     ("quantize",),
     ("schedule",),
+    ("exactness",),
     ("build",),
     ("runtime",),
     ("golden", "container", "manifest", "inputs"),

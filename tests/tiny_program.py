@@ -15,6 +15,7 @@ from tvmq.spec import (
     Coverage,
     CoverageRow,
     Description,
+    OutputSpec,
     Plan,
     Precision,
     SitePlan,
@@ -79,8 +80,8 @@ def built(code: bytes | None = None) -> Built:
         constants=(Constant("fc.weight", w, "plain", w.shape), Constant("fc.bias", b, "plain", b.shape)),
         inputs=(TensorSpec("x", (ROWS, INPUTS), "uint8"),),
         outputs=(
-            TensorSpec("y", (ROWS, OUTPUTS), "int32"),
-            TensorSpec("x_again", (ROWS * INPUTS,), "uint8"),
+            OutputSpec("y", (ROWS, OUTPUTS), "int32"),
+            OutputSpec("x_again", (ROWS * INPUTS,), "uint8"),
         ),
         sites=(
             SiteTrace("fc", "linear", (ROWS, OUTPUTS), "int32"),

@@ -86,7 +86,7 @@ def pack(built: Built, description: Description, golden: Golden) -> tuple[Manife
         golden_inputs=tuple(SampleEntry(s.exponent, s.offset) for s in golden.inputs),
         golden_outputs=golden.outputs,
         sites=tuple(
-            SiteEntry(s.id, s.kernel, s.shape, s.dtype, digest)
+            SiteEntry(s.id, s.kernel, s.shape, s.dtype, s.portable, digest)
             for s, digest in zip(built.sites, golden.sites, strict=True)
         ),
         description=description,
@@ -115,7 +115,7 @@ def open_artifact(path: str | Path, *, sha256: str | None = None, inspect: bool 
         constants=_read_constants(place, manifest.constants, entries["constants.bin"].data),
         inputs=manifest.inputs,
         outputs=manifest.outputs,
-        sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype) for s in manifest.sites),
+        sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype, s.portable) for s in manifest.sites),
         graph=bytes(entries["graph.json"].data),
     )
     return Artifact(manifest, built, _read_golden(place, manifest, _inflated(place, "golden.bin", entries)))

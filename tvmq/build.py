@@ -18,12 +18,16 @@ import tvm
 from tvm import relax
 
 from tvmq.environment import require_linker
+from tvmq.exactness import Analysis, analyse
+from tvmq.passes.clip_takes import ClipTakes
 from tvmq.passes.composites import attributes
+from tvmq.passes.rebuild import bindings
 from tvmq.progress import Progress, silent
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
+from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.schedule.kernels import unpack
-from tvmq.spec import Built, Constant, SiteTrace, TensorSpec
+from tvmq.spec import ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
 from tvmq.target import TargetProfile
 
 PLAIN = "plain"
@@ -35,16 +39,19 @@ def build(
     """Return the compiled program of an integer-level module with constants in the graph."""
     linker = require_linker()
     progress("schedule", 0, 1)
-    sites = site_traces(mod)
-    traced = with_trace(mod)
+    exactness = analyse(mod)
+    sites = traced_values(mod, exactness)
+    traced = with_trace(mod, [var for var, _ in sites])
     constants = constants_of(traced["main"])
     dispatch = DispatchKernels(profile, threads)
-    scheduled = dispatch(traced)
+    scheduled = tvm.transform.Sequential([dispatch])(traced)
     packed = [dispatch.packed.get(c, Packed(c, PLAIN)) for c in constants]
     lifted = lift_constants(scheduled, [p.constant for p in packed])
     graph = lift_constants(mod, constants)
+    progress("schedule", 1, 1)
     progress("compile", 0, 1)
     library = _library(lifted, profile, linker)
+    progress("compile", 1, 1)
     main = mod["main"]
     return Built(
         library=library,
@@ -53,8 +60,8 @@ def build(
             for i, (c, p) in enumerate(zip(constants, packed, strict=True))
         ),
         inputs=tuple(TensorSpec(p.name, _shape(p.ty), str(p.ty.dtype)) for p in main.params),
-        outputs=_outputs(main),
-        sites=sites,
+        outputs=_outputs(main, exactness),
+        sites=tuple(site for _, site in sites),
         graph=tvm.ir.save_json(graph),
     )
 
@@ -64,6 +71,7 @@ def lowering_passes(profile: TargetProfile, target: Any) -> list[Any]:
     transform = relax.transform
     return [
         transform.InlinePrivateFunctions(),
+        ClipTakes(),
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
@@ -95,44 +103,38 @@ def _library(mod: tvm.IRModule, profile: TargetProfile, linker: Any) -> bytes:
         return path.read_bytes()
 
 
-def site_traces(mod: tvm.IRModule) -> tuple[SiteTrace, ...]:
-    """Return what `trace` returns, in order."""
-    return tuple(
-        SiteTrace(attrs["site"], attrs["kernel"], _shape(var.ty), str(var.ty.dtype))
-        for var, attrs in _site_calls(mod)
-    )
+def traced_values(mod: tvm.IRModule, exactness: Analysis) -> list[tuple[Any, SiteTrace]]:
+    """Return what `trace` returns, in graph order: every site's output, and the entries (tvmq.exactness)."""
+    entries = set(exactness.entries)
+    found = []
+    for binding in bindings(mod["main"]):
+        var, call = binding.var, binding.value
+        attrs = {}
+        if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
+            attrs = attributes(mod[call.op])
+        if attrs or var in entries:
+            name, kernel = (attrs["site"], attrs["kernel"]) if attrs else (var.name, ENTRY)
+            portable = exactness.of(var).portable
+            found.append((var, SiteTrace(name, kernel, _shape(var.ty), str(var.ty.dtype), portable)))
+    return found
 
 
-def with_trace(mod: tvm.IRModule) -> tvm.IRModule:
-    """Return mod with a second function `trace` that returns the tuple of all sites' outputs."""
+def with_trace(mod: tvm.IRModule, values: Sequence[Any]) -> tvm.IRModule:
+    """Return mod with a second function `trace` that returns the tuple of these values of main."""
     main = mod["main"]
     copied = relax.utils.copy_with_new_vars(main)
-    order = [binding.var for block in main.body.blocks for binding in block.bindings]
-    fresh = [binding.var for block in copied.body.blocks for binding in block.bindings]
-    renamed = dict(zip(order, fresh, strict=True))
-    bindings = [binding for block in copied.body.blocks for binding in block.bindings]
+    copies = list(bindings(copied))
+    renamed = {old.var: new.var for old, new in zip(bindings(main), copies, strict=True)}
     outputs = []
-    for var, _ in _site_calls(mod):
+    for var in values:
         out = relax.Var(var.name, var.ty)
-        bindings.append(relax.VarBinding(out, renamed[var]))
+        copies.append(relax.VarBinding(out, renamed[var]))
         outputs.append(out)
-    body = relax.SeqExpr([relax.DataflowBlock(bindings)], relax.Tuple(outputs))
+    body = relax.SeqExpr([relax.DataflowBlock(copies)], relax.Tuple(outputs))
     func = relax.Function(copied.params, body, body.body.ty, is_pure=True)
     result = mod.clone()
     result["trace"] = func.with_attr("global_symbol", "trace")
     return relax.transform.DeadCodeElimination(["main", "trace"])(result)
-
-
-def _site_calls(mod: tvm.IRModule) -> list[tuple[Any, dict[str, Any]]]:
-    found = []
-    for block in mod["main"].body.blocks:
-        for binding in block.bindings:
-            call = binding.value
-            if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
-                attrs = attributes(mod[call.op])
-                if attrs:
-                    found.append((binding.var, attrs))
-    return found
 
 
 def constants_of(func: relax.Function) -> list[Any]:
@@ -227,14 +229,18 @@ def integer_module(graph: str, constants: Sequence[Constant]) -> tvm.IRModule:
     return mod
 
 
-def _outputs(main: relax.Function) -> tuple[TensorSpec, ...]:
+def _outputs(main: relax.Function, exactness: Analysis) -> tuple[OutputSpec, ...]:
     result = main.body.body
     fields = list(result.fields) if isinstance(result, relax.Tuple) else [result]
-    types = list(result.ty.fields) if isinstance(result.ty, relax.TupleType) else [f.ty for f in fields]
-    return tuple(
-        TensorSpec(f"output{i}" if len(types) > 1 else "output", _shape(ty), str(ty.dtype))
-        for i, ty in enumerate(types)
-    )
+    types = list(result.ty.fields) if isinstance(result.ty, relax.TupleType) else [result.ty]
+    if len(fields) != len(types):  # a variable that is a tuple
+        fields = [result] * len(types)
+    specs = []
+    for i, (field, ty) in enumerate(zip(fields, types, strict=True)):
+        name = f"output{i}" if len(types) > 1 else "output"
+        exact = exactness.of(field)
+        specs.append(OutputSpec(name, _shape(ty), str(ty.dtype), exact.float_ops, exact.portable))
+    return tuple(specs)
 
 
 def _shape(ty: Any) -> tuple[int, ...]:

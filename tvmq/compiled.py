@@ -19,8 +19,10 @@ from tvmq.inputs import checked_inputs, is_torch
 from tvmq.manifest import Manifest
 from tvmq.record import Record
 from tvmq.runtime import KernelTime, Program
-from tvmq.spec import Array, Built, Coverage, Description, Plan, TensorSpec
+from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, SiteTrace, TensorSpec
 
+# What two correct computations of a chain of float operations may differ by, of the largest value.
+FLOAT_TOLERANCE = 1e-4
 COMPILER_EXTRAS = "pip install 'tvmq[compile]'"
 
 
@@ -37,17 +39,28 @@ class Benchmark(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Difference(Record):
+    """A tensor that float operations make inexact: compared with a tolerance, or not at all."""
+
+    name: str
+    float_ops: tuple[str, ...]  # before it, since the last integers; () where they lie further back
+    largest: float | None  # difference, in real units, or in codes for integers; None: unknown
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verification(Record):
     """What `CompiledModel.verify` found."""
 
     against: str  # "checksums" of the artifact, or the "reference"
-    sites: int  # compared
-    outputs: int  # compared
-    mismatches: tuple[str, ...]  # sites and "output 0", in order of execution
+    sites: int  # compared bit for bit
+    outputs: int  # compared bit for bit
+    mismatches: tuple[str, ...]  # sites and "output 0" that differ, or differ too much, in order of execution
+    inexact: tuple[Difference, ...] = ()  # everything else
 
     @property
     def ok(self) -> bool:
-        """Tell whether everything was equal bit for bit."""
+        """Tell whether all that must be was equal bit for bit, and the rest within its tolerance."""
         return not self.mismatches
 
     def require(self) -> None:
@@ -95,8 +108,8 @@ class CompiledModel:
         return self._built.inputs
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Return name, shape and dtype of each output."""
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """Return name, shape and dtype of each output, and whether its bits are exact."""
         return self._built.outputs
 
     @property
@@ -157,7 +170,10 @@ class CompiledModel:
             program.threads = before
 
     def verify(self, x: Sequence[Any] | Any | None = None) -> Verification:
-        """Compare every site's integers and every output, bit for bit.
+        """Compare every site's integers, and every output that integers alone decide, bit for bit.
+
+        Outputs of float operations (a sigmoid, a layer that stays float) are compared with a tolerance. Where
+        integers follow such operations, the reference goes on from the program's own codes.
 
         Without x: the golden input against the checksums of the artifact; needs nothing but the runtime.
         For a model that was just compiled, or with x (an input, or a tuple of them): against the reference,
@@ -183,7 +199,7 @@ class CompiledModel:
         if artifact.runs_here(self._description, self._built.library):
             outputs, sites = self._program.run(*arrays), self._program.trace(*arrays)
         else:
-            outputs, sites = self._reference(arrays)
+            outputs, sites = self._reference(arrays, None)
         return Golden(self._samples, checksums(outputs), checksums(sites))
 
     def _golden_arrays(self) -> list[Array]:
@@ -196,41 +212,103 @@ class CompiledModel:
         arrays = self._golden_arrays()
         sites = checksums(self._program.trace(*arrays))
         outputs = checksums(self._program.run(*arrays))
-        pairs = [(site.id, a == b) for site, a, b in zip(self._built.sites, sites, golden.sites, strict=True)]
-        matches = [a == b for a, b in zip(outputs, golden.outputs, strict=True)]
-        pairs += [(f"output {i}", equal) for i, equal in enumerate(matches)]
-        return self._verification("checksums", pairs)
+        verdict = _Verdict("checksums")
+        for site, found, wanted in zip(self._built.sites, sites, golden.sites, strict=True):
+            verdict.checksum(site.id, site, found == wanted)
+        for i, (found, wanted) in enumerate(zip(outputs, golden.outputs, strict=True)):
+            verdict.checksum(f"output {i}", self._built.outputs[i], found == wanted)
+        return verdict.result()
 
     def _verify_reference(self, arrays: Sequence[Array]) -> Verification:
-        wanted_outputs, wanted_sites = self._reference(arrays)
         sites, outputs = self._program.trace(*arrays), self._program.run(*arrays)
-        names = [site.id for site in self._built.sites] + [f"output {i}" for i in range(len(outputs))]
-        found, wanted = (*sites, *outputs), (*wanted_sites, *wanted_outputs)
-        pairs = [(n, same_bits(a, b)) for n, a, b in zip(names, found, wanted, strict=True)]
-        return self._verification("reference", pairs)
+        wanted_outputs, wanted_sites = self._reference(arrays, sites)
+        verdict = _Verdict("reference")
+        for site, found, wanted in zip(self._built.sites, sites, wanted_sites, strict=True):
+            verdict.values(site.id, site, found, wanted)
+        for i, (found, wanted) in enumerate(zip(outputs, wanted_outputs, strict=True)):
+            verdict.values(f"output {i}", self._built.outputs[i], found, wanted)
+        return verdict.result()
 
-    def _verification(self, against: str, pairs: Sequence[tuple[str, bool]]) -> Verification:
-        different = tuple(name for name, equal in pairs if not equal)
-        sites = len(self._built.sites)
-        return Verification(against, sites, len(pairs) - sites, different)
+    def _reference(
+        self, arrays: Sequence[Array], traced: Sequence[Array] | None
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Return outputs and site tensors computed by the reference.
 
-    def _reference(self, arrays: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Return outputs and site tensors computed by the reference."""
+        traced: the program's own site tensors; the reference then goes on from its codes at every entry.
+        """
         try:
             import torch
 
             from tvmq import reference
             from tvmq.build import integer_module
+            from tvmq.exactness import analyse, with_given_entries
         except ModuleNotFoundError as error:
             raise EnvironmentMismatchError(
                 f"verify: {error.name} is not installed, the reference needs the compiler's packages; "
                 f"run `{COMPILER_EXTRAS}`, or verify without an input"
             ) from error
         mod = integer_module(artifact.graph_text(self._built), self._built.constants)
-        tensors = [torch.from_numpy(np.array(a)) for a in arrays]
-        traced = dict(reference.trace(mod, tensors))
-        outputs = tuple(_numpy(value) for value in reference.run(mod, tensors))
-        return outputs, tuple(_numpy(traced[site.id]) for site in self._built.sites)
+        inputs = [torch.from_numpy(np.array(a)) for a in arrays]
+        entries = analyse(mod).entries
+        if traced is not None and entries:
+            mod = with_given_entries(mod, entries)
+            own = zip(self._built.sites, traced, strict=True)
+            inputs += [torch.from_numpy(np.array(a)) for site, a in own if site.kernel == ENTRY]
+        outputs, values = reference.run_and_trace(mod, inputs, [var.name for var in entries])
+        return tuple(map(_numpy, outputs)), tuple(_numpy(value) for _, value in values)
+
+
+class _Verdict:
+    """Collects what was compared."""
+
+    def __init__(self, against: str) -> None:
+        self.against = against
+        self.exact = {"site": 0, "output": 0}
+        self.mismatches: list[str] = []
+        self.inexact: list[Difference] = []
+
+    def checksum(self, name: str, spec: SiteTrace | OutputSpec, equal: bool) -> None:
+        """Note a comparison of checksums, which only portable values must pass."""
+        if spec.portable or (equal and not _float_ops(spec)):
+            self._exact(name, spec, equal)
+        else:
+            difference = 0.0 if equal else None
+            self.inexact.append(Difference(name, _float_ops(spec), difference, FLOAT_TOLERANCE))
+
+    def values(self, name: str, spec: SiteTrace | OutputSpec, found: Array, wanted: Array) -> None:
+        """Note a comparison of two tensors."""
+        is_entry = isinstance(spec, SiteTrace) and spec.kernel == ENTRY
+        if not is_entry and not _float_ops(spec):
+            self._exact(name, spec, same_bits(found, wanted))
+            return
+        largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
+        if is_entry:
+            codes = np.iinfo(found.dtype)
+            allowed = max(1.0, FLOAT_TOLERANCE * (int(codes.max) - int(codes.min)))
+        else:
+            allowed = FLOAT_TOLERANCE * float(np.abs(wanted).max(initial=0.0))
+        self.inexact.append(Difference(name, _float_ops(spec), largest, allowed))
+        if not largest <= allowed:  # nor NaN
+            self.mismatches.append(name)
+
+    def result(self) -> Verification:
+        """Return the record."""
+        return Verification(
+            self.against,
+            self.exact["site"],
+            self.exact["output"],
+            tuple(self.mismatches),
+            tuple(self.inexact),
+        )
+
+    def _exact(self, name: str, spec: SiteTrace | OutputSpec, equal: bool) -> None:
+        self.exact["output" if isinstance(spec, OutputSpec) else "site"] += 1
+        if not equal:
+            self.mismatches.append(name)
+
+
+def _float_ops(spec: SiteTrace | OutputSpec) -> tuple[str, ...]:
+    return spec.float_ops if isinstance(spec, OutputSpec) else ()
 
 
 def load(path: str | Path, *, sha256: str | None = None, threads: int | None = None) -> CompiledModel:

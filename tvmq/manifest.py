@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvmq.record import Record
-from tvmq.spec import Description, TensorSpec
+from tvmq.spec import Description, OutputSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class SiteEntry(Record):
     kernel: str
     shape: tuple[int, ...]
     dtype: str
+    portable: bool
     sha256: str
 
 
@@ -59,7 +60,7 @@ class Manifest(Record):
     members: tuple[MemberEntry, ...]
     constants: tuple[ConstantEntry, ...]
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
     golden_inputs: tuple[SampleEntry, ...]
     golden_outputs: tuple[str, ...]
     sites: tuple[SiteEntry, ...]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.signedinteger[Any] | np.unsignedinteger[Any]]
+Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.floating[Any]]
 
 INTEGER_RANGE = {
@@ -63,7 +64,7 @@ def saturate(x: IntArray, dtype: str) -> IntArray:
     return np.clip(x, low, high).astype(dtype)
 
 
-def fixed_point_multiplier(ratio: FloatArray) -> tuple[IntArray, IntArray]:
+def fixed_point_multiplier(ratio: FloatArray) -> tuple[Int32Array, Int32Array]:
     """Return (multiplier int32 in [2**30, 2**31), shift int32) with ratio = multiplier / 2**shift.
 
     The comparison mode `requantize="fixed_point"`: 31 bits of mantissa, one rounding. Ratios are
@@ -110,7 +111,8 @@ def unary_table(
     """Return the 256 uint8 values of function for every uint8 input; ties round up."""
     x = (np.arange(256, dtype=np.float64) - zero_point_in) * scale_in
     steps = np.floor(function(x) / scale_out + 0.5) + zero_point_out
-    return np.clip(steps, 0, 255).astype(np.uint8)
+    table: npt.NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
+    return table
 
 
 def integer_sqrt(v: IntArray) -> IntArray:
@@ -122,7 +124,7 @@ def integer_sqrt(v: IntArray) -> IntArray:
     wide = np.asarray(v, np.int64)
     powers = np.asarray(SQRT_POWERS, np.int64)
     count = (wide[..., None] >= powers).sum(-1)
-    root = np.int64(1) << count
+    root: IntArray = np.int64(1) << count
     for _ in range(NEWTON_STEPS):
         root = (root + wide // root) >> 1
         root = np.maximum(root, 1)

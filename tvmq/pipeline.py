@@ -36,6 +36,7 @@ from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs
 from tvmq.schedule.dispatch import DispatchKernels
+from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.spec import Coverage, Description, Plan
 from tvmq.target import TargetProfile, load_profile
 
@@ -132,6 +133,7 @@ def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
             passes = [
                 LowerInteger(),
                 DispatchKernels(profile, threads),
+                DispatchFloatLinears(profile, threads),
                 *lowering_passes(profile, tvm_target),
             ]
             return tvm.transform.Sequential(passes)(mod)

@@ -6,6 +6,7 @@ A result whose dtype differs from the call's type is cast by the caller.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ Operator = Callable[[list[Any], Any, Any], Any]
 
 def torch_dtype(name: str) -> torch.dtype:
     """Return torch's dtype for a TVM dtype string."""
-    return torch.bool if name == "bool" else getattr(torch, name)  # type: ignore[no-any-return]
+    return torch.bool if name == "bool" else getattr(torch, name)
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
@@ -55,6 +56,7 @@ def _is_integer(x: Tensor) -> bool:
 
 
 def _matmul(args: list[Any], attrs: Any, call: Any) -> Tensor:
+    a: Tensor
     a, b = args
     if _is_integer(a):  # float64 sums of integers are exact below 2**53
         return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
@@ -98,6 +100,7 @@ def _conv2d_transpose(args: list[Any], attrs: Any, call: Any) -> Tensor:
 
 def _layer_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
     axes = [int(a) for a in attrs.axes]
+    x: Tensor
     x, gamma, beta = args
     mean = x.mean(dim=axes, keepdim=True)
     variance = x.var(dim=axes, keepdim=True, unbiased=False)
@@ -114,7 +117,7 @@ def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor,
 
 
 def _attention(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    q, k, v = (a.permute(0, 2, 1, 3) for a in args[:3])
+    q, k, v = (Tensor.permute(a, 0, 2, 1, 3) for a in args[:3])
     if attrs.causal_mask is not None:
         raise NotImplementedError("reference: attention with a causal mask")
     scale = q.shape[-1] ** -0.5 if attrs.scale is None else float(attrs.scale)
@@ -157,7 +160,7 @@ def _split(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, ...]:
         sections = int(where)
         return tuple(torch.chunk(x, sections, axis))
     points = [0, *(int(p) for p in where), x.shape[axis]]
-    return tuple(x.narrow(axis, a, b - a) for a, b in zip(points, points[1:], strict=False))
+    return tuple(x.narrow(axis, a, b - a) for a, b in itertools.pairwise(points))
 
 
 def _pool(function: Callable[..., Tensor]) -> Operator:
@@ -204,7 +207,8 @@ def _quantize(args: list[Any], attrs: Any, call: Any) -> Tensor:
 def _dequantize(args: list[Any], attrs: Any, call: Any) -> Tensor:
     x, scale, zero = args
     scale, zero = (_along(t, x.dim(), int(attrs.axis)) for t in (scale, zero))
-    return (x.to(torch.float32) - zero.to(torch.float32)) * scale
+    centred: Tensor = x.to(torch.float32) - zero.to(torch.float32)
+    return centred * scale
 
 
 def _along(vector: Tensor, dims: int, axis: int) -> Tensor:

@@ -125,13 +125,25 @@ class TensorSpec(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSpec(TensorSpec):
+    """An output, and how its bits come about (tvmq.exactness)."""
+
+    float_ops: tuple[str, ...] = ()  # inexact float operations between the integers and this output
+    portable: bool = True  # the same bits on every machine: no such operation anywhere before it
+
+
+ENTRY = "quantize"  # the kernel of a SiteTrace that is no site: where floats become integers again
+
+
+@dataclass(frozen=True, slots=True)
 class SiteTrace(Record):
-    """One tensor that the library's `trace` function returns: the integer output of a site."""
+    """One tensor that the library's `trace` function returns: the integer output of a site, or an entry."""
 
     id: str
-    kernel: str  # "linear", "layer_norm", "attention", "table", ...
+    kernel: str  # "linear", "layer_norm", "attention", "table", ..., or ENTRY
     shape: tuple[int, ...]
     dtype: str
+    portable: bool = True  # as in OutputSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +167,7 @@ class Built:
     library: bytes = field(repr=False)
     constants: tuple[Constant, ...] = field(repr=False)
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
     sites: tuple[SiteTrace, ...]
     # The integer module without its constants as TVM's JSON; as bytes it is that text raw-deflated.
     graph: str | bytes = field(repr=False)

@@ -19,7 +19,8 @@ def erf(x: Floats) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """Return x * Phi(x) (Hendrycks and Gimpel, 2016)."""
-    return 0.5 * x * (1.0 + erf(x / np.sqrt(2.0)))
+    phi: Floats = 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
+    return x * phi
 
 
 def gelu_tanh(x: Floats) -> Floats:

@@ -61,6 +61,8 @@ def silu(x, emit):
         (gelu_tanh, nn.gelu_tanh),
         (gelu_tanh_by_products, nn.gelu_tanh),
         (silu, nn.silu),
+        (lambda x, emit: op.clip(x, 0, 6), nn.relu6),
+        (lambda x, emit: op.clip(x, 0, math.inf), nn.relu),
     ],
 )
 def test_every_spelling_is_raised(formula, raised):
@@ -80,6 +82,10 @@ def gelu_with_another_slope(x, emit):
     return op.multiply(emit(op.multiply(x, gate)), c(0.5))
 
 
-@pytest.mark.parametrize("formula", [quick_gelu, gelu_with_another_slope])
+def hard_tanh(x, emit):
+    return op.clip(x, -1, 1)
+
+
+@pytest.mark.parametrize("formula", [quick_gelu, gelu_with_another_slope, hard_tanh])
 def test_lookalikes_stay(formula):
     assert_untouched(function_of(formula), RaiseActivations())

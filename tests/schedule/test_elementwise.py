@@ -47,6 +47,13 @@ class Leftovers:
         return out
 
     @R.function
+    def mask(x: R.Tensor((64, 128), "float32"), y: R.Tensor((64, 128), "bool")):
+        with R.dataflow():
+            out = R.logical_and(R.greater(x, R.const(0.0)), y)
+            R.output(out)
+        return out
+
+    @R.function
     def softmax(x: R.Tensor((1, 197, 192), "float32")):
         with R.dataflow():
             out = R.nn.softmax(x)
@@ -105,7 +112,8 @@ def run_all(mod: tvm.IRModule) -> dict[str, Any]:
     results = {}
     for variable, func in Leftovers.functions.items():
         inputs = [
-            (3 * random.standard_normal([int(n) for n in p.ty.shape])).astype("float32") for p in func.params
+            (3 * random.standard_normal([int(n) for n in p.ty.shape])).astype(str(p.ty.dtype))
+            for p in func.params
         ]
         results[variable.name_hint] = executable[variable.name_hint](*map(tvm.runtime.tensor, inputs)).numpy()
     return results

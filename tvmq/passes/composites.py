@@ -48,34 +48,32 @@ def linear(
     residual: bool = False,
     table: bool = False,
 ) -> relax.Function:
-    """Return f(x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs], rescale...[, residual][, table]).
+    """Return f(x, weight, bias, rescale...[, residual][, table]) of a product with all that follows it.
 
-    out_dtype float32: rescale is one float32 [outputs] factor. Otherwise rescale is int32 shift [outputs], and
-    bias holds the rounding half and the output's zero point already; fixed_point: int32 multiplier and shift.
-    The result is clipped to [low, high]; a table (uint8 [256]) then maps uint8 to uint8.
+    x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs].
+    rescale: one float32 factor [outputs] where out_dtype is float32. Otherwise int32 shifts [outputs], and
+    bias holds the rounding half and the output's zero point already; fixed_point: int32 multipliers, shifts.
+    residual: int16 [rows, outputs], in units of the result. The sum is clipped to [low, high]; a table
+    (uint8 [256]) then maps uint8 to uint8.
     """
     x = relax.Var("x", tensor_type((rows, inputs), in_dtype))
     weight = relax.Var("weight", tensor_type((inputs, outputs), "int8"))
-    params = [x, weight, relax.Var("bias", tensor_type((outputs,), "int32"))]
+    bias = relax.Var("bias", tensor_type((outputs,), "int32"))
+    params = [x, weight, bias]
     body = _Body()
-    acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), params[2]))
+    acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), bias))
     if out_dtype == "float32":
         params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
         y = body(op.multiply(body(op.astype(acc, "float32")), params[-1]))
     else:
-        if fixed_point:
-            params += [relax.Var(n, tensor_type((outputs,), "int32")) for n in ("multiplier", "shift")]
-            y = _fixed_point(body, acc, params[-2], params[-1], zero_point)
-        else:
-            params.append(relax.Var("shift", tensor_type((outputs,), "int32")))
-            y = body(op.right_shift(acc, params[-1]))
+        y = _rescaled(body, params, acc, zero_point if fixed_point else None)
         if residual:
             params.append(relax.Var("residual", tensor_type((rows, outputs), "int16")))
             y = body(op.add(y, body(op.astype(params[-1], "int32"))))
         y = body(op.astype(body(op.clip(y, low, high)), out_dtype))
-        if table:
-            params.append(relax.Var("table", tensor_type((256,), "uint8")))
-            y = body.lookup(y, params[-1], (rows, outputs))
+    if table:
+        params.append(relax.Var("table", tensor_type((256,), "uint8")))
+        y = body.lookup(y, params[-1], (rows, outputs))
     attrs = {
         "out_dtype": out_dtype,
         "low": low,
@@ -100,27 +98,12 @@ def layer_norm(
     epsilon: int,
     limit: int,
 ) -> relax.Function:
-    """Return f(x int16 [rows, channels], gain int32 [channels], offset int32 [channels]); numerics.layer_norm."""
+    """Return f(x int16 [rows, channels], gain, offset int32 [channels]): numerics.layer_norm."""
     x = relax.Var("x", tensor_type((rows, channels), "int16"))
     gain = relax.Var("gain", tensor_type((channels,), "int32"))
     offset = relax.Var("offset", tensor_type((channels,), "int32"))
     body = _Body()
-    wide = body(op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64")))
-    total = body(op.sum(wide, axis=-1, keepdims=True))
-    twice = body(op.add(body(op.multiply(total, integer(2, "int64"))), integer(channels, "int64")))
-    mean = body(op.floor_divide(twice, integer(2 * channels, "int64")))
-    centred = body(op.subtract(wide, mean))
-    energy = body(op.sum(body(op.multiply(centred, centred)), axis=-1, keepdims=True))
-    scaled = body(op.left_shift(energy, integer(2 * numerics.STD_EXTRA_BITS, "int64")))
-    variance = body(
-        op.add(body(op.floor_divide(scaled, integer(channels, "int64"))), integer(epsilon, "int64"))
-    )
-    std = _integer_sqrt(body, variance)
-    reciprocal = body(op.floor_divide(integer(1 << numerics.RECIPROCAL_BITS, "int64"), std))
-    half = integer(1 << (numerics.NORMALISED_SHIFT - 1), "int64")
-    product = body(op.add(body(op.multiply(centred, reciprocal)), half))
-    normalised = body(op.right_shift(product, integer(numerics.NORMALISED_SHIFT, "int64")))
-    clipped = body(op.astype(body(op.clip(normalised, -limit, limit)), "int32"))
+    clipped = _normalised(body, x, epsilon, limit)
     y = body(op.add(body(op.multiply(clipped, gain)), offset))
     y = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
     y = body(op.astype(y, out_dtype))
@@ -161,20 +144,11 @@ def attention(
         return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
 
     logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
-    if score_shift > 0:
-        half = integer(1 << (score_shift - 1))
-        logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))
-    top = body(op.max(logits, axis=-1, keepdims=True))
-    distance = body(op.minimum(body(op.subtract(top, logits)), integer(numerics.SOFTMAX_TABLE_SIZE - 1)))
-    weights = body.lookup(distance, table, (batch, heads, queries, keys))
-    total = body(op.sum(body(op.astype(weights, "int32")), axis=-1, keepdims=True))
+    weights, total = _softmax(body, logits, table, score_shift)
     mixed = body(op.matmul(weights, split(v, keys, [0, 2, 1, 3]), out_dtype="int32"))
-    reciprocal = body(op.floor_divide(integer(numerator), total))
-    product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))
-    rounded = body(op.add(product, integer(1 << (norm_shift - 1), "int64")))
-    shifted = body(op.right_shift(rounded, integer(norm_shift, "int64")))
+    y = _divided(body, mixed, total, numerator=numerator, norm_shift=norm_shift)
     low, high = numerics.INTEGER_RANGE[out_dtype]
-    y = body(op.clip(body(op.add(shifted, integer(zero_point, "int64"))), low, high))
+    y = body(op.clip(body(op.add(y, integer(zero_point, "int64"))), low, high))
     y = body(op.permute_dims(body(op.astype(y, out_dtype)), [0, 2, 1, 3]))
     y = body(op.reshape(y, (batch * queries, width)))
     attrs = {
@@ -235,6 +209,16 @@ class _Body:
         return func
 
 
+def _rescaled(body: _Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
+    """Emit the requantized accumulator as int32 and add its parameters; a zero point means fixed point."""
+    vector = (int(acc.ty.shape[1]),)
+    if zero_point is None:
+        params.append(relax.Var("shift", tensor_type(vector, "int32")))
+        return body(op.right_shift(acc, params[-1]))
+    params += [relax.Var(name, tensor_type(vector, "int32")) for name in ("multiplier", "shift")]
+    return _fixed_point(body, acc, params[-2], params[-1], zero_point)
+
+
 def _fixed_point(
     body: _Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
 ) -> relax.Var:
@@ -244,6 +228,50 @@ def _fixed_point(
     half = body(op.left_shift(integer(1, "int64"), body(op.subtract(wide_shift, integer(1, "int64")))))
     shifted = body(op.right_shift(body(op.add(product, half)), wide_shift))
     return body(op.add(body(op.astype(shifted, "int32")), integer(zero_point)))
+
+
+def _normalised(body: _Body, x: relax.Var, epsilon: int, limit: int) -> relax.Var:
+    """Emit (x - mean) / std of each row in units of 2**-NORMALISED_FRACTION_BITS, int32."""
+    channels = int(x.ty.shape[-1])
+    wide = body(op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64")))
+    total = body(op.sum(wide, axis=-1, keepdims=True))
+    twice = body(op.add(body(op.multiply(total, integer(2, "int64"))), integer(channels, "int64")))
+    mean = body(op.floor_divide(twice, integer(2 * channels, "int64")))
+    centred = body(op.subtract(wide, mean))
+    energy = body(op.sum(body(op.multiply(centred, centred)), axis=-1, keepdims=True))
+    scaled = body(op.left_shift(energy, integer(2 * numerics.STD_EXTRA_BITS, "int64")))
+    variance = body(
+        op.add(body(op.floor_divide(scaled, integer(channels, "int64"))), integer(epsilon, "int64"))
+    )
+    std = _integer_sqrt(body, variance)
+    reciprocal = body(op.floor_divide(integer(1 << numerics.RECIPROCAL_BITS, "int64"), std))
+    half = integer(1 << (numerics.NORMALISED_SHIFT - 1), "int64")
+    product = body(op.add(body(op.multiply(centred, reciprocal)), half))
+    normalised = body(op.right_shift(product, integer(numerics.NORMALISED_SHIFT, "int64")))
+    return body(op.astype(body(op.clip(normalised, -limit, limit)), "int32"))
+
+
+def _softmax(
+    body: _Body, logits: relax.Var, table: relax.Var, score_shift: int
+) -> tuple[relax.Var, relax.Var]:
+    """Emit the weight of every key, uint8 as logits, and their sums, int32 [..., 1]."""
+    if score_shift > 0:
+        half = integer(1 << (score_shift - 1))
+        logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))
+    top = body(op.max(logits, axis=-1, keepdims=True))
+    distance = body(op.minimum(body(op.subtract(top, logits)), integer(numerics.SOFTMAX_TABLE_SIZE - 1)))
+    weights = body.lookup(distance, table, [int(d) for d in logits.ty.shape])
+    return weights, body(op.sum(body(op.astype(weights, "int32")), axis=-1, keepdims=True))
+
+
+def _divided(
+    body: _Body, mixed: relax.Var, total: relax.Var, *, numerator: int, norm_shift: int
+) -> relax.Var:
+    """Emit mixed / total * numerator / 2**norm_shift, rounded, int64."""
+    reciprocal = body(op.floor_divide(integer(numerator), total))
+    product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))
+    rounded = body(op.add(product, integer(1 << (norm_shift - 1), "int64")))
+    return body(op.right_shift(rounded, integer(norm_shift, "int64")))
 
 
 def _integer_sqrt(body: _Body, v: relax.Var) -> relax.Var:

@@ -8,7 +8,7 @@ The float function changes by rounding only; every number of the quantizer is a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -27,6 +27,10 @@ class InsertQdq:
 
     def __init__(self, quantization: Quantization) -> None:
         self.quantization = quantization
+
+    if TYPE_CHECKING:  # module_pass makes it callable
+
+        def __call__(self, mod: tvm.IRModule) -> tvm.IRModule: ...
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod at the qdq level."""
@@ -134,7 +138,7 @@ class _Inserter:
         return value
 
     def _outputs(self, expr: Any, made: dict[Any, Any]) -> Any:
-        """Return the result with every dataflow variable bound to a plain one, as a block's output must be."""
+        """Return the result with each dataflow variable bound to a plain one, as an output must be."""
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self._outputs(f, made) for f in expr.fields])
         if isinstance(expr, relax.DataflowVar):

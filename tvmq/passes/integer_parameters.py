@@ -15,6 +15,7 @@ from tvmq.formats import QuantizedWeight, QuantParams
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 LIMIT = 2**31
+HEADROOM = 2**16  # for the residual and the zero point that are added after the shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ def linear_parameters(
     column_sums = weight.values.astype(np.int64).sum(axis=0)
     folded = -x.zero_point * column_sums
     if bias is not None:
-        folded = folded + np.floor(bias / product_scale + 0.5).astype(np.int64)
+        steps = np.floor(bias / product_scale + 0.5)
+        folded = folded + np.clip(steps, -(2.0**40), 2.0**40).astype(np.int64)  # refused below, not wrapped
     low, high = numerics.INTEGER_RANGE[x.dtype]
     reach = np.abs(weight.values.astype(np.int64)).sum(axis=0) * max(-low, high)
     if out is None:
@@ -52,12 +54,13 @@ def linear_parameters(
         folded = folded + half + (np.int64(out.zero_point) << shift)
         _prove(site, reach + np.abs(folded))
         return LinearParameters(folded.astype(np.int32), (shift.astype(np.int32),), False)
-    _prove(site, reach + np.abs(folded))
+    bound = reach + np.abs(folded)
+    _prove(site, np.maximum(bound, np.ceil(bound * ratio).astype(np.int64)))
     return LinearParameters(folded.astype(np.int32), numerics.fixed_point_multiplier(ratio), True)
 
 
 def _prove(site: str, bound: npt.NDArray[np.int64]) -> None:
-    if bound.max(initial=0) >= LIMIT:
+    if bound.max(initial=0) >= LIMIT - HEADROOM:
         raise UnsupportedModelError(
             f"{site}: an accumulator may reach {int(bound.max())}, past int32; "
             f"leave the site in float with ignored=[{site!r}]"

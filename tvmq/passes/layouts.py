@@ -7,6 +7,7 @@ they cost nothing at run time.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,4 +72,4 @@ def channels_last(shape: Sequence[int], channel_dims: int = 1) -> RowsLayout:
 
 
 def _increasing(values: Sequence[int]) -> bool:
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b for a, b in itertools.pairwise(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.layouts import RowsLayout
 
 Array = npt.NDArray[Any]
@@ -40,7 +42,7 @@ class PendingLinear:
     """A product whose bias, residual and clip are still being gathered."""
 
     site: str
-    x: Expr  # uint8 rows
+    x: Expr  # uint8 (convolutions: any stored dtype), rows
     x_params: QuantParams
     weight: QuantizedWeight  # values [K, N]
     layout: RowsLayout  # of the result
@@ -54,14 +56,46 @@ class PendingLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """Any other integer operation: its call, for the float fallback, and its evaluated operands."""
+class QdqCall:
+    """A call of the qdq module, with what its arguments have become."""
 
-    kind: str  # layer_norm attention unary add
-    site: str
+    name: str
     call: Expr
     operands: tuple[Any, ...]
+    readers: int  # how often the first argument is read in the whole function
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the result."""
+        return tuple(int(d) for d in self.call.ty.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Any other integer operation, which waits for the quantize that gives its output scale."""
+
+    kind: str  # layer_norm attention unary add conv2d_transpose
+    source: QdqCall
+    bias: Expr | None = None  # conv2d_transpose only
     bounds: tuple[float, float] | None = None
+
+    def bounded(self, low: float, high: float) -> Pending:
+        """Return the operation followed by a clip."""
+        return replace(self, bounds=(low, high))
+
+
+def constant(values: Any) -> Expr:
+    """Return a tensor constant."""
+    return relax.const(np.ascontiguousarray(values))
+
+
+def clip_range(out: QuantParams, bounds: tuple[float, float] | None) -> tuple[int, int]:
+    """Return the stored integers that bounds, in real units, and the dtype allow."""
+    low, high = INTEGER_RANGE[out.dtype]
+    if bounds is None:
+        return low, high
+    top = high if math.isinf(bounds[1]) else out.zero_point + math.floor(bounds[1] / out.scale + 0.5)
+    return max(low, out.zero_point + round(bounds[0] / out.scale)), min(high, top)
 
 
 class Emitter:

@@ -30,7 +30,7 @@ def conv_patches(
     emit: Emitter, x: Stored, weight: Int8s, attrs: Any
 ) -> tuple[Expr, Int8s, tuple[int, int, int]]:
     """Return (patches [B*Ho*Wo, K], matrix [K, O], (B, Ho, Wo)) of a conv2d of NCHW x with OIHW weight."""
-    outputs, channels, height, width = weight.shape
+    outputs, _, height, width = weight.shape
     batch, _, rows, columns = x.layout.shape
     strides = tuple(int(s) for s in attrs.strides)
     top, left, bottom, right = (int(p) for p in attrs.padding)
@@ -39,9 +39,9 @@ def conv_patches(
         (rows + top + bottom - height) // strides[0] + 1,
         (columns + left + right - width) // strides[1] + 1,
     )
-    if strides == (height, width) and not any((top, left, bottom, right)) and x.rows_var is None:
-        if (rows % height, columns % width) == (0, 0):
-            return _tiles(emit, x, weight, out)
+    disjoint = strides == (height, width) and not any((top, left, bottom, right))
+    if disjoint and (rows % height, columns % width) == (0, 0) and x.rows_var is None:
+        return _tiles(emit, x, weight, out)
     nhwc = _pad(emit, _nhwc(emit, x), x.params, (top, bottom, left, right))
     if (height, width, *strides) == (1, 1, 1, 1):
         taps = [nhwc]
@@ -55,6 +55,12 @@ def conv_patches(
     return *_rows(emit, taps, matrix), out
 
 
+def supports_conv(attrs: Any) -> bool:
+    """Whether conv_patches covers this conv2d."""
+    plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
+    return plain and (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
+
+
 def transposed_phases(
     emit: Emitter, x: Stored, weight: Int8s, attrs: Any
 ) -> tuple[tuple[int, int, int], tuple[int, int], list[tuple[Expr, Int8s]]]:
@@ -63,7 +69,7 @@ def transposed_phases(
     weight is IOHW. Supported where every phase has the size of the input: kernel = stride + 2 * padding,
     no output padding (see supports_transposed).
     """
-    _, outputs, height, width = weight.shape
+    height, width = weight.shape[2:]
     batch, _, rows, columns = x.layout.shape
     strides = tuple(int(s) for s in attrs.strides)
     top, left = int(attrs.padding[0]), int(attrs.padding[1])

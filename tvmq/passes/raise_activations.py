@@ -1,4 +1,4 @@
-"""Recognise GELU and SiLU in the arithmetic that exporters write them with."""
+"""Recognise GELU, SiLU, ReLU and ReLU6 in the arithmetic that exporters write them with."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class RaiseActivations:
 
     Before: lv = sigmoid(x); lv1 = multiply(x, lv)
     After:  lv1 = silu(x)
+
+    Before: lv = clip(x, 0, 6)
+    After:  lv = relu6(x)
     """
 
     def transform_module(self, mod: tvm.IRModule, _: Any) -> tvm.IRModule:
@@ -32,7 +35,9 @@ class RaiseActivations:
 
 
 def raise_activation(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
-    """Return the activation that a product stands for."""
+    """Return the activation that a product or a clip stands for."""
+    if op_name(value) == "clip":
+        return _clip(value)
     if op_name(value) not in ("multiply", "divide"):
         return None
     number, factors = product(graph, value)
@@ -46,6 +51,15 @@ def raise_activation(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
         if raised is not None:
             return raised(x)
     return None
+
+
+def _clip(value: Expr) -> Expr | None:
+    x, low, high = value.args
+    if low.value != 0:
+        return None
+    if high.value == 6:
+        return relax.op.nn.relu6(x)
+    return relax.op.nn.relu(x) if math.isinf(high.value) else None
 
 
 def product(graph: Rebuild, expr: Expr, depth: int = 4) -> tuple[float, list[Expr]]:

@@ -8,7 +8,7 @@ A value that its only consumer swallows (bias add, residual add, relu after a li
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvmq.formats import ValueFormat
 from tvmq.plan.nodes import CLIPS, OUTPUT, Node, Nodes
@@ -52,6 +52,7 @@ def value_formats(nodes: Nodes, is_integer: Callable[[str], bool]) -> Formats:
             continue
         also = dtype == "int16" and "uint8" in demand[name]
         formats[name] = ValueFormat(dtype, regions.of(name), also, _sole_unary(nodes, name, integer))
+    formats = _widened(formats, demand)
     readers = frozenset(
         name
         for name, node in nodes.by_name.items()
@@ -88,7 +89,8 @@ def swallowed(nodes: Nodes, integer: frozenset[str]) -> dict[str, str]:
         if name not in integer or user is None or user.name not in integer:
             continue
         accumulates = node.kind in MULTIPLYING or node.kind == "bias"
-        if (node.kind in MULTIPLYING and user.kind == "bias") or (user.op in CLIPS and (accumulates or node.kind == "add")):
+        clipped = user.op in CLIPS and (accumulates or node.kind == "add")
+        if clipped or (node.kind in MULTIPLYING and user.kind == "bias"):
             fused[name] = user.name
         elif accumulates and user.kind == "add" and len(user.inputs) == 2 and user.name not in taken:
             fused[name] = user.name
@@ -125,6 +127,17 @@ def _storage(node: Node | None, wishes: set[str], integer: bool) -> str | None:
     if wanted == {"uint8", "int16"} or len(wanted) > 1:
         return "int16"
     return wanted.pop()
+
+
+def _widened(formats: Mapping[str, ValueFormat], demand: Mapping[str, set[str]]) -> dict[str, ValueFormat]:
+    """Return formats with int16 for all values of a region that holds one of int16: they share its scale."""
+    wide = {fmt.region for fmt in formats.values() if fmt.dtype == "int16"}
+    return {
+        name: replace(fmt, dtype="int16", also_uint8="uint8" in demand[name])
+        if fmt.region in wide and fmt.dtype == "uint8"
+        else fmt
+        for name, fmt in formats.items()
+    }
 
 
 def _is_view(node: Node) -> bool:

@@ -204,6 +204,13 @@ def _library_calls(body: Any) -> list[ir.Call]:
     return [call for call in calls if call.op.name.rpartition(".")[2] not in VECTOR_CALLS]
 
 
+def _stores_bool(body: Any) -> bool:
+    """Whether body keeps truth values in memory: bytes there, but TVM's vectors of them are bits."""
+    loaded = [node.source for node in _nodes(body) if isinstance(node, TensorLoad)]
+    stored = [node.buffer for node in _nodes(body) if isinstance(node, tirx.BufferStore)]
+    return any(str(buffer.dtype) == "bool" for buffer in (*loaded, *stored))
+
+
 def _ends_in_multiply(value: Expr) -> bool:
     return any(isinstance(branch, tirx.Mul) and _is_float(branch) for branch in _branches(value))
 
@@ -229,7 +236,7 @@ def _schedule_block(schedule: Schedule, block: Block) -> None:
     lanes = math.gcd(int(schedule.get(spatial[-1]).extent), MAX_LANES)
     nest = [schedule.get(loop) for loop in loops]
     plain = all(value.same_as(loop.loop_var) for value, loop in zip(realize.iter_values, nest, strict=False))
-    vectorizable = plain and not _library_calls(realize.block.body)
+    vectorizable = plain and not _library_calls(realize.block.body) and not _stores_bool(realize.block.body)
     if lanes >= MIN_LANES and vectorizable and _is_contiguous(nest, len(spatial) - 1, lanes):
         spatial = _vectorize(schedule, block, len(spatial), lanes)
     if math.prod(map(int, extents)) * _operations(realize.block.body) >= PARALLEL_WORK:

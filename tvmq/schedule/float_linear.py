@@ -39,6 +39,13 @@ def pack_float_weight(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     return np.ascontiguousarray(padded.reshape(inputs, -1, LANES).transpose(1, 0, 2))
 
 
+def unpack_float_weight(
+    packed: npt.NDArray[np.float32], inputs: int, outputs: int
+) -> npt.NDArray[np.float32]:
+    """Return float32 [inputs, outputs], the inverse of pack_float_weight."""
+    return np.ascontiguousarray(packed.transpose(1, 0, 2).reshape(inputs, -1)[:, :outputs])
+
+
 def default_float_decision(rows: int, inputs: int, outputs: int, threads: int, *, avx512: bool) -> Decision:
     """Return tiles that need no tuning; avx512: the CPU has 32 registers of 16 floats."""
     return choose_tiles(

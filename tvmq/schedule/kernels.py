@@ -17,6 +17,7 @@ from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule import x86_attention, x86_layer_norm, x86_linear
+from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.target import TargetProfile
@@ -67,6 +68,7 @@ def _channels() -> Packing:
 UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
     {
         "linear16x4": lambda array, shape: unpack_weight(array, *shape),
+        "float16": lambda array, shape: unpack_float_weight(array, *shape),
         "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
     }
 )

@@ -1,0 +1,74 @@
+"""Turn what is stored or pending back into float: the way out of the integer level for any operation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax import op
+
+from tvmq.passes.lower_products import emit_linear
+from tvmq.passes.lowering_values import (
+    Emitter,
+    Expr,
+    Pending,
+    PendingLinear,
+    QdqCall,
+    Stored,
+    WeightConstant,
+    constant,
+)
+
+
+def float_call(emit: Emitter, source: QdqCall) -> Expr:
+    """Emit the call as it stood in the qdq module, on float operands."""
+    call = source.call
+    args = [float_value(emit, operand) for operand in source.operands]
+    return emit(relax.Call(call.op, args, call.attrs, call.ty_args), source.name)
+
+
+def float_value(emit: Emitter, value: Any) -> Expr:
+    """Return the float form of an operand; what is no quantized value is returned as it is."""
+    if isinstance(value, tuple):
+        return relax.Tuple([float_value(emit, field) for field in value])
+    if isinstance(value, Stored):
+        return _dequantized(emit, value)
+    if isinstance(value, PendingLinear):
+        return _float_linear(emit, value)
+    if isinstance(value, Pending):
+        return _float_pending(emit, value)
+    if isinstance(value, WeightConstant):
+        scale, zero = relax.const(value.weight.scale), relax.const(np.zeros_like(value.weight.scale, np.int8))
+        return emit(op.dequantize(constant(value.weight.values), scale, zero, axis=value.axis))
+    return value
+
+
+def _dequantized(emit: Emitter, value: Stored) -> Expr:
+    if value.float_var is None:
+        zero = relax.const(value.params.zero_point, value.params.dtype)
+        scale = relax.const(np.float32(value.params.scale), "float32")
+        value.float_var = emit(op.dequantize(emit.dense(value), scale, zero, axis=-1))
+    return value.float_var
+
+
+def _float_linear(emit: Emitter, linear: PendingLinear) -> Expr:
+    product = emit_linear(emit, linear, None)
+    y = emit.dense(Stored(linear.x_params, linear.layout, rows_var=product))
+    if linear.residual is not None:
+        y = emit(op.add(y, _dequantized(emit, linear.residual)))
+    return _clipped(emit, y, linear.bounds)
+
+
+def _float_pending(emit: Emitter, pending: Pending) -> Expr:
+    y = float_call(emit, pending.source)
+    if pending.bias is not None:
+        y = emit(op.add(y, pending.bias))
+    return _clipped(emit, y, pending.bounds)
+
+
+def _clipped(emit: Emitter, y: Expr, bounds: tuple[float, float] | None) -> Expr:
+    if bounds is None:
+        return y
+    return emit(op.nn.relu(y) if math.isinf(bounds[1]) else op.clip(y, *bounds))

@@ -1,0 +1,168 @@
+"""Lower matmul, conv2d and conv2d_transpose, and what one kernel computes with them.
+
+A product gathers its bias, the residual it is added to and its clip (PendingLinear) until a quantize gives
+it an output scale; what is emitted then is one call of composites.linear.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.passes import composites
+from tvmq.passes.constants import channel_vector
+from tvmq.passes.integer_parameters import linear_parameters
+from tvmq.passes.layouts import RowsLayout, channels_last
+from tvmq.passes.lowering_values import (
+    Array,
+    Emitter,
+    Expr,
+    Pending,
+    PendingLinear,
+    QdqCall,
+    Stored,
+    WeightConstant,
+    clip_range,
+    constant,
+)
+from tvmq.passes.patches import (
+    conv_patches,
+    interleave,
+    supports_conv,
+    supports_transposed,
+    transposed_phases,
+)
+
+
+def matmul(emit: Emitter, source: QdqCall) -> PendingLinear | None:
+    """Return the pending product of uint8 activations and a weight constant."""
+    x, weight = source.operands
+    if not (isinstance(x, Stored) and x.params.dtype == "uint8" and _is_weight(weight, 1)):
+        return None
+    last = emit.with_layout(x, channels_last(x.layout.shape))
+    outputs = weight.weight.values.shape[1]
+    layout = RowsLayout(last.layout.rows, len(last.layout.rows), (outputs,))
+    return PendingLinear(source.name, emit.rows(last), x.params, weight.weight, layout)
+
+
+def conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | None:
+    """Return the pending product of patches and a weight constant."""
+    x, weight = source.operands
+    if not (isinstance(x, Stored) and _is_weight(weight, 0) and supports_conv(source.call.attrs)):
+        return None
+    rows, matrix, out_rows = conv_patches(emit, x, weight.weight.values, source.call.attrs)
+    layout = RowsLayout(out_rows, 1, (matrix.shape[1],))
+    return PendingLinear(source.name, rows, x.params, QuantizedWeight(matrix, weight.weight.scale), layout)
+
+
+def conv2d_transpose(emit: Emitter, source: QdqCall) -> Pending | None:
+    """Return the pending convolution, one product per phase."""
+    x, weight = source.operands
+    if not (isinstance(x, Stored) and _is_weight(weight, 1)):
+        return None
+    if not supports_transposed(weight.weight.values.shape, source.call.attrs):
+        return None
+    return Pending("conv2d_transpose", source)
+
+
+def accumulate(emit: Emitter, linear: PendingLinear, right: Any) -> PendingLinear | None:
+    """Return the product with a bias or an int16 residual added to it, None for any other operand."""
+    if linear.bounds is not None:
+        return None
+    bias = _bias(right, linear.layout)
+    if bias is not None and linear.bias is None:
+        return replace(linear, bias=bias)
+    if not isinstance(right, Stored) or linear.residual is not None:
+        return None
+    if right.params.dtype != "int16" or right.layout.shape != linear.layout.shape:
+        return None
+    return replace(linear, residual=emit.with_layout(right, linear.layout))
+
+
+def transposed_bias(pending: Pending, right: Any) -> Pending | None:
+    """Return the transposed convolution with a bias added to it, None for any other operand."""
+    layout = RowsLayout((1, 1, 1), 1, (pending.source.shape[1],))
+    if pending.bias is not None or pending.bounds is not None or _bias(right, layout) is None:
+        return None
+    return replace(pending, bias=right)
+
+
+def defer(emit: Emitter, linear: PendingLinear, out: QuantParams) -> Stored | None:
+    """Return the product's stored value, emitted on first use: a table may still join it.
+
+    None where the residual is not stored as the result is: then no integer addition gives the sum.
+    """
+    if linear.residual is not None and (linear.residual.params != out or out.zero_point != 0):
+        return None
+    stored = Stored(out, linear.layout, pending=linear)
+    stored.force = lambda: emit_linear(emit, linear, out)
+    return stored
+
+
+def emit_linear(
+    emit: Emitter, linear: PendingLinear, out: QuantParams | None, table: Array | None = None
+) -> Expr:
+    """Emit the product as rows of out.dtype, or float32 (without residual and clip) where out is None."""
+    numbers = linear_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
+    inputs, outputs = linear.weight.values.shape
+    residual = linear.residual if out is not None else None
+    low, high = clip_range(out, linear.bounds) if out is not None else (0, 0)
+    func = composites.linear(
+        linear.site,
+        rows=linear.layout.matrix[0],
+        inputs=inputs,
+        outputs=outputs,
+        in_dtype=linear.x_params.dtype,
+        out_dtype="float32" if out is None else out.dtype,
+        low=low,
+        high=high,
+        zero_point=out.zero_point if out is not None and numbers.fixed_point else 0,
+        fixed_point=numbers.fixed_point,
+        residual=residual is not None,
+        table=table is not None,
+    )
+    args = [linear.x, *map(constant, (linear.weight.values, numbers.bias, *numbers.rescale))]
+    args += [emit.rows(residual)] if residual is not None else []
+    args += [constant(table)] if table is not None else []
+    return emit.composite(func, args, linear.site)
+
+
+def quantize_transposed(emit: Emitter, pending: Pending, out: QuantParams) -> Stored:
+    """Emit one product per phase of the output and weave them together."""
+    x, weight = pending.source.operands
+    size, strides, products = transposed_phases(emit, x, weight.weight.values, pending.source.call.attrs)
+    channels = weight.weight.values.shape[1]
+    parts = []
+    for index, (patches, matrix) in enumerate(products):
+        linear = PendingLinear(
+            f"{pending.source.name}.phase{index}",
+            patches,
+            x.params,
+            QuantizedWeight(matrix, weight.weight.scale),
+            channels_last((*size, channels)),
+            None if pending.bias is None else pending.bias.value.numpy().astype(np.float64).ravel(),
+            bounds=pending.bounds,
+        )
+        parts.append(emit_linear(emit, linear, out))
+    return interleave(emit, parts, size, strides, out)
+
+
+def _is_weight(value: Any, axis: int) -> bool:
+    """Whether value is an int8 weight whose scales lie along axis, its outputs."""
+    if not isinstance(value, WeightConstant):
+        return False
+    return value.axis % value.weight.values.ndim == axis
+
+
+def _bias(value: Any, layout: RowsLayout) -> npt.NDArray[np.float64] | None:
+    """Return a constant float64 [channels] if that is how it adds to a value of layout."""
+    if not isinstance(value, tvm.ir.GenericConst) or len(layout.channel) != 1:
+        return None
+    vector = channel_vector(value, math.prod(layout.channel), layout.position, len(layout.shape))
+    return None if vector is None else vector.astype(np.float64)

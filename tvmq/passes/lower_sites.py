@@ -1,0 +1,145 @@
+"""Lower layer norm, attention, unary functions and the addition of two stored values.
+
+Each operation has two functions: one says whether its operands let it be an integer operation, the other
+emits it once a quantize has given the storage of its result (None: not as integers after all).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm.relax import op
+
+from tvmq import numerics
+from tvmq.formats import QuantParams
+from tvmq.passes import composites
+from tvmq.passes.integer_parameters import attention_parameters, norm_parameters
+from tvmq.passes.layouts import channels_last
+from tvmq.passes.lower_products import emit_linear
+from tvmq.passes.lowering_values import Emitter, Pending, QdqCall, Stored, clip_range, constant
+from tvmq.unary import UNARY_FUNCTIONS
+
+
+def layer_norm(emit: Emitter, source: QdqCall) -> Pending | None:
+    """Return the pending norm of int16 values over their last axis."""
+    x, *affine = source.operands
+    axes = [int(a) % len(source.shape) for a in source.call.attrs.axes]
+    known = all(isinstance(a, tvm.ir.GenericConst) for a in affine)
+    if isinstance(x, Stored) and x.params.dtype == "int16" and known and axes == [len(source.shape) - 1]:
+        return Pending("layer_norm", source)
+    return None
+
+
+def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> Stored:
+    """Emit the norm."""
+    source = pending.source
+    x, gamma, beta = source.operands
+    x = emit.with_layout(x, channels_last(x.layout.shape))
+    numbers = norm_parameters(
+        source.name,
+        gamma.value.numpy().astype(np.float64),
+        beta.value.numpy().astype(np.float64),
+        float(source.call.attrs.epsilon),
+        x.params,
+        out,
+    )
+    rows, channels = x.layout.matrix
+    low, high = numerics.INTEGER_RANGE[out.dtype]
+    func = composites.layer_norm(
+        source.name,
+        rows=rows,
+        channels=channels,
+        out_dtype=out.dtype,
+        low=low,
+        high=high,
+        gain_shift=numbers.gain_shift,
+        epsilon=numbers.epsilon,
+        limit=numbers.limit,
+    )
+    args = [emit.rows(x), constant(numbers.gain), constant(numbers.offset)]
+    return Stored(out, x.layout, rows_var=emit.composite(func, args, source.name))
+
+
+def attention(emit: Emitter, source: QdqCall) -> Pending | None:
+    """Return the pending attention of symmetric int8 values without mask."""
+    if source.call.attrs.causal_mask is not None:
+        return None
+    for x in source.operands:
+        if not isinstance(x, Stored) or x.params.dtype != "int8" or x.params.zero_point != 0:
+            return None
+    return Pending("attention", source)
+
+
+def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
+    """Emit the attention; None if the scales of q and k do not give logits their unit."""
+    source = pending.source
+    q, k, v = (emit.with_layout(x, channels_last(x.layout.shape, 2)) for x in source.operands)
+    batch, queries, heads, head_dim = q.layout.shape
+    scale = source.call.attrs.scale
+    numbers = attention_parameters(
+        q.params, k.params, v.params, out, head_dim**-0.5 if scale is None else float(scale)
+    )
+    if numbers is None:
+        return None
+    func = composites.attention(
+        source.name,
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=k.layout.shape[1],
+        head_dim=head_dim,
+        score_shift=numbers.score_shift,
+        numerator=numbers.numerator,
+        norm_shift=numbers.norm_shift,
+        zero_point=out.zero_point,
+        out_dtype=out.dtype,
+    )
+    args = [*(emit.rows(x) for x in (q, k, v)), constant(numerics.softmax_table())]
+    return Stored(out, q.layout, rows_var=emit.composite(func, args, source.name))
+
+
+def unary(emit: Emitter, source: QdqCall) -> Pending | None:
+    """Return the pending function of uint8 values."""
+    x = source.operands[0]
+    if isinstance(x, Stored) and x.params.dtype == "uint8":
+        return Pending("unary", source)
+    return None
+
+
+def quantize_unary(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
+    """Emit a table; it joins the product that makes its input if nothing else reads that."""
+    if out.dtype != "uint8":
+        return None
+    source = pending.source
+    x = source.operands[0]
+    table = numerics.unary_table(
+        UNARY_FUNCTIONS[source.call.op.name.split(".")[-1]],
+        float(np.float32(x.params.scale)),
+        x.params.zero_point,
+        float(np.float32(out.scale)),
+        out.zero_point,
+    )
+    if x.pending is not None and x.rows_var is None and source.readers == 1:
+        return Stored(out, x.layout, rows_var=emit_linear(emit, x.pending, x.params, table))
+    func = composites.table(source.name, shape=x.layout.matrix)
+    looked_up = emit.composite(func, [emit.rows(x), constant(table)], source.name)
+    return Stored(out, x.layout, rows_var=looked_up)
+
+
+def quantize_add(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
+    """Emit a saturating addition; None unless both operands are int16 stored as the result is."""
+    source = pending.source
+    left, right = source.operands
+    if not (left.params == right.params == out and out.dtype == "int16" and out.zero_point == 0):
+        return None
+    same = left.layout.shape == right.layout.shape
+    if same:
+        layout = left.layout
+        a, b = emit.rows(left), emit.rows(emit.with_layout(right, layout))
+    else:  # one of them broadcasts
+        layout = channels_last(source.shape)
+        a, b = emit.dense(left), emit.dense(right)
+    total = emit(op.add(emit(op.astype(a, "int32")), emit(op.astype(b, "int32"))))
+    low, high = clip_range(out, pending.bounds)
+    stored = emit(op.astype(emit(op.clip(total, low, high)), "int16"), source.name)
+    return Stored(out, layout, rows_var=stored) if same else Stored(out, layout, dense_var=stored)

@@ -1,0 +1,45 @@
+"""Lower the ops that move values without changing them: they act on the stored integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+from tvm.relax import op
+
+from tvmq.passes.layouts import RowsLayout, channels_last
+from tvmq.passes.lower_float import float_value
+from tvmq.passes.lowering_values import Emitter, QdqCall, Stored
+
+
+def view(emit: Emitter, source: QdqCall) -> Stored | None:
+    """Return the same storage under a new layout where that is enough, else the op on the integers."""
+    x, *others = source.operands
+    if not isinstance(x, Stored):
+        return None
+    layout = _seen_as(x.layout, source)
+    if layout is not None:
+        return Stored(x.params, layout, rows_var=emit.rows(x))
+    args = [emit.dense(x), *(float_value(emit, other) for other in others)]
+    moved = emit(relax.Call(source.call.op, args, source.call.attrs))
+    return Stored(x.params, channels_last(source.shape), dense_var=moved)
+
+
+def concat(emit: Emitter, source: QdqCall) -> Stored | None:
+    """Return the joined storage of parts that are stored alike."""
+    parts: Any = source.operands[0]
+    if not isinstance(parts, tuple) or not all(isinstance(part, Stored) for part in parts):
+        return None
+    if any(part.params != parts[0].params for part in parts):
+        return None
+    joined = emit(op.concat([emit.dense(part) for part in parts], axis=int(source.call.attrs.axis)))
+    return Stored(parts[0].params, channels_last(source.shape), dense_var=joined)
+
+
+def _seen_as(layout: RowsLayout, source: QdqCall) -> RowsLayout | None:
+    name, attrs = source.call.op.name.removeprefix("relax."), source.call.attrs
+    if name in ("reshape", "expand_dims", "squeeze"):
+        return layout.reshaped(source.shape)
+    if name == "permute_dims" and attrs.axes is not None:
+        return layout.permuted([int(a) % len(source.shape) for a in attrs.axes])
+    return None
