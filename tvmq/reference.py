@@ -37,6 +37,19 @@ def trace(mod: tvm.IRModule, inputs: Sequence[torch.Tensor]) -> tuple[tuple[str,
     return tuple(interpreter.sites)
 
 
+def run_and_keep(
+    mod: tvm.IRModule, inputs: Sequence[torch.Tensor], kept: Sequence[relax.Var]
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Return main's outputs and the values of the variables in kept."""
+    main = mod["main"]
+    interpreter = Interpreter(mod)
+    with torch.no_grad():
+        values = interpreter.values(main, list(inputs), None)
+        result = interpreter.evaluate(main.body.body, values)
+    outputs = tuple(result) if isinstance(result, tuple) else (result,)
+    return outputs, tuple(values[var] for var in kept)
+
+
 class Interpreter:
     """Evaluate Relax functions; constants become torch tensors once and are kept."""
 
@@ -48,6 +61,12 @@ class Interpreter:
 
     def call(self, func: relax.Function, args: list[Value], observe: Observer | None) -> Value:
         """Bind args to func's parameters and evaluate its body."""
+        return self.evaluate(func.body.body, self.values(func, args, observe))
+
+    def values(
+        self, func: relax.Function, args: list[Value], observe: Observer | None
+    ) -> dict[relax.Var, Value]:
+        """Return the value of every parameter and variable of func."""
         env: dict[relax.Var, Value] = dict(zip(func.params, args, strict=True))
         if observe is not None:
             for var, value in env.items():
@@ -58,7 +77,7 @@ class Interpreter:
                 env[binding.var] = value
                 if observe is not None:
                     _report(observe, binding.var.name, value)
-        return self.evaluate(func.body.body, env)
+        return env
 
     def evaluate(self, expr: Any, env: Mapping[relax.Var, Value]) -> Value:
         """Return the value of one expression in normal form."""

@@ -17,10 +17,14 @@ def erf(x: Floats) -> Floats:
     return np.array([math.erf(v) for v in x.ravel()], np.float64).reshape(x.shape)
 
 
+def normal_cdf(x: Floats) -> Floats:
+    """Return Phi, the probability that a standard normal number is below x."""
+    return np.asarray(0.5 * (1.0 + erf(x / np.sqrt(2.0))), np.float64)
+
+
 def gelu(x: Floats) -> Floats:
     """Return x * Phi(x) (Hendrycks and Gimpel, 2016)."""
-    phi: Floats = 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
-    return x * phi
+    return x * normal_cdf(x)
 
 
 def gelu_tanh(x: Floats) -> Floats:
