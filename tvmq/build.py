@@ -1,6 +1,6 @@
 """Compile an integer module to a shared object and the constants it takes.
 
-    integer module -> trace function added -> kernels dispatched -> constants lifted -> TVM lowering -> library
+    integer module -> trace added -> kernels dispatched -> constants lifted -> TVM lowering -> library
 
 The library holds two Relax VM functions over the same kernels: main, and trace, which returns every site's
 integer output, so that an artifact can be checked site by site on the machine it runs on.
@@ -43,9 +43,10 @@ def build(
     sites = traced_values(mod, exactness)
     traced = with_trace(mod, [var for var, _ in sites])
     constants = constants_of(traced["main"])
-    dispatch = DispatchKernels(profile, threads)
-    scheduled = tvm.transform.Sequential([dispatch])(traced)
-    packed = [dispatch.packed.get(c, Packed(c, PLAIN)) for c in constants]
+    dispatch = (DispatchKernels(profile, threads), DispatchFloatLinears(profile, threads))
+    scheduled = tvm.transform.Sequential(list(dispatch))(traced)
+    by_kernel = dispatch[0].packed | dispatch[1].packed
+    packed = [by_kernel.get(c, Packed(c, PLAIN)) for c in constants]
     lifted = lift_constants(scheduled, [p.constant for p in packed])
     graph = lift_constants(mod, constants)
     progress("schedule", 1, 1)

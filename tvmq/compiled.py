@@ -13,16 +13,15 @@ import numpy as np
 
 from tvmq import artifact, bench
 from tvmq.environment import require_tvm
-from tvmq.errors import EnvironmentMismatchError, VerificationError
+from tvmq.errors import EnvironmentMismatchError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.manifest import Manifest
 from tvmq.record import Record
 from tvmq.runtime import KernelTime, Program
-from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, SiteTrace, TensorSpec
+from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, TensorSpec
+from tvmq.verification import Verdict, Verification
 
-# What two correct computations of a chain of float operations may differ by, of the largest value.
-FLOAT_TOLERANCE = 1e-4
 COMPILER_EXTRAS = "pip install 'tvmq[compile]'"
 
 
@@ -36,41 +35,6 @@ class Benchmark(Record):
     runs: int
     threads: int
     kernels: tuple[KernelTime, ...]  # in order of execution; measured apart from the latency
-
-
-@dataclass(frozen=True, slots=True)
-class Difference(Record):
-    """A tensor that float operations make inexact: compared with a tolerance, or not at all."""
-
-    name: str
-    float_ops: tuple[str, ...]  # before it, since the last integers; () where they lie further back
-    largest: float | None  # difference, in real units, or in codes for integers; None: unknown
-    allowed: float
-
-
-@dataclass(frozen=True, slots=True)
-class Verification(Record):
-    """What `CompiledModel.verify` found."""
-
-    against: str  # "checksums" of the artifact, or the "reference"
-    sites: int  # compared bit for bit
-    outputs: int  # compared bit for bit
-    mismatches: tuple[str, ...]  # sites and "output 0" that differ, or differ too much, in order of execution
-    inexact: tuple[Difference, ...] = ()  # everything else
-
-    @property
-    def ok(self) -> bool:
-        """Tell whether all that must be was equal bit for bit, and the rest within its tolerance."""
-        return not self.mismatches
-
-    def require(self) -> None:
-        """Raise VerificationError that names the first site that differs."""
-        if self.mismatches:
-            raise VerificationError(
-                f"{self.mismatches[0]}: differs from the {self.against}, the first of {len(self.mismatches)} "
-                f"out of {self.sites + self.outputs} tensors; compile the model again "
-                f"and report this if it stays"
-            )
 
 
 class CompiledModel:
@@ -212,7 +176,7 @@ class CompiledModel:
         arrays = self._golden_arrays()
         sites = checksums(self._program.trace(*arrays))
         outputs = checksums(self._program.run(*arrays))
-        verdict = _Verdict("checksums")
+        verdict = Verdict("checksums")
         for site, found, wanted in zip(self._built.sites, sites, golden.sites, strict=True):
             verdict.checksum(site.id, site, found == wanted)
         for i, (found, wanted) in enumerate(zip(outputs, golden.outputs, strict=True)):
@@ -222,7 +186,7 @@ class CompiledModel:
     def _verify_reference(self, arrays: Sequence[Array]) -> Verification:
         sites, outputs = self._program.trace(*arrays), self._program.run(*arrays)
         wanted_outputs, wanted_sites = self._reference(arrays, sites)
-        verdict = _Verdict("reference")
+        verdict = Verdict("reference")
         for site, found, wanted in zip(self._built.sites, sites, wanted_sites, strict=True):
             verdict.values(site.id, site, found, wanted)
         for i, (found, wanted) in enumerate(zip(outputs, wanted_outputs, strict=True)):
@@ -240,7 +204,7 @@ class CompiledModel:
             import torch
 
             from tvmq import reference
-            from tvmq.build import integer_module
+            from tvmq.build import integer_module, traced_values
             from tvmq.exactness import analyse, with_given_entries
         except ModuleNotFoundError as error:
             raise EnvironmentMismatchError(
@@ -248,67 +212,15 @@ class CompiledModel:
                 f"run `{COMPILER_EXTRAS}`, or verify without an input"
             ) from error
         mod = integer_module(artifact.graph_text(self._built), self._built.constants)
+        exactness = analyse(mod)
+        kept = [var for var, _ in traced_values(mod, exactness)]
         inputs = [torch.from_numpy(np.array(a)) for a in arrays]
-        entries = analyse(mod).entries
-        if traced is not None and entries:
-            mod = with_given_entries(mod, entries)
+        if traced is not None:
+            mod = with_given_entries(mod, exactness.entries)
             own = zip(self._built.sites, traced, strict=True)
             inputs += [torch.from_numpy(np.array(a)) for site, a in own if site.kernel == ENTRY]
-        outputs, values = reference.run_and_trace(mod, inputs, [var.name for var in entries])
-        return tuple(map(_numpy, outputs)), tuple(_numpy(value) for _, value in values)
-
-
-class _Verdict:
-    """Collects what was compared."""
-
-    def __init__(self, against: str) -> None:
-        self.against = against
-        self.exact = {"site": 0, "output": 0}
-        self.mismatches: list[str] = []
-        self.inexact: list[Difference] = []
-
-    def checksum(self, name: str, spec: SiteTrace | OutputSpec, equal: bool) -> None:
-        """Note a comparison of checksums, which only portable values must pass."""
-        if spec.portable or (equal and not _float_ops(spec)):
-            self._exact(name, spec, equal)
-        else:
-            difference = 0.0 if equal else None
-            self.inexact.append(Difference(name, _float_ops(spec), difference, FLOAT_TOLERANCE))
-
-    def values(self, name: str, spec: SiteTrace | OutputSpec, found: Array, wanted: Array) -> None:
-        """Note a comparison of two tensors."""
-        is_entry = isinstance(spec, SiteTrace) and spec.kernel == ENTRY
-        if not is_entry and not _float_ops(spec):
-            self._exact(name, spec, same_bits(found, wanted))
-            return
-        largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
-        if is_entry:
-            codes = np.iinfo(found.dtype)
-            allowed = max(1.0, FLOAT_TOLERANCE * (int(codes.max) - int(codes.min)))
-        else:
-            allowed = FLOAT_TOLERANCE * float(np.abs(wanted).max(initial=0.0))
-        self.inexact.append(Difference(name, _float_ops(spec), largest, allowed))
-        if not largest <= allowed:  # nor NaN
-            self.mismatches.append(name)
-
-    def result(self) -> Verification:
-        """Return the record."""
-        return Verification(
-            self.against,
-            self.exact["site"],
-            self.exact["output"],
-            tuple(self.mismatches),
-            tuple(self.inexact),
-        )
-
-    def _exact(self, name: str, spec: SiteTrace | OutputSpec, equal: bool) -> None:
-        self.exact["output" if isinstance(spec, OutputSpec) else "site"] += 1
-        if not equal:
-            self.mismatches.append(name)
-
-
-def _float_ops(spec: SiteTrace | OutputSpec) -> tuple[str, ...]:
-    return spec.float_ops if isinstance(spec, OutputSpec) else ()
+        outputs, values = reference.run_and_keep(mod, inputs, kept)
+        return tuple(map(_numpy, outputs)), tuple(map(_numpy, values))
 
 
 def load(path: str | Path, *, sha256: str | None = None, threads: int | None = None) -> CompiledModel:
@@ -325,13 +237,6 @@ def load(path: str | Path, *, sha256: str | None = None, threads: int | None = N
     if threads is not None:
         model.set_threads(threads)
     return model
-
-
-def same_bits(a: Array, b: Array) -> bool:
-    """Tell whether two tensors have one dtype, one shape and the same bits."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
 
 
 def _numpy(value: Any) -> Array:

@@ -8,7 +8,7 @@ IRModule or frozen data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -41,6 +41,9 @@ from tvmq.spec import Coverage, Description, Plan
 from tvmq.target import TargetProfile, load_profile
 
 REQUANTIZE = ("pot", "fixed_point")
+# Balancing rounds its factors to powers of two: what 16 samples say of channel ranges is settled by then, and
+# the second, full calibration sees all samples.
+BALANCE_SAMPLES = 16
 NO_CALIBRATION = (
     "calibration: none given, 8-bit activations need typical inputs to find their ranges; pass e.g. "
     "calibration=[batch, ...] with 32 or more arrays shaped like the model's input"
@@ -67,7 +70,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     model: a torch.nn.Module, a torch.export.ExportedProgram, an onnx.ModelProto, or a path to .onnx or .pt2.
     target: a profile's name or alias, a path to a profile, a tvm Target, or "native" for this CPU.
     example_inputs: what the model is called with; needed for a torch.nn.Module, else it sets the batch size.
-    calibration: typical inputs, prepared as for the float model: an iterable of arrays, tensors, tuples or dicts.
+    calibration: typical inputs, prepared as for the float model; an iterable of arrays, tensors, tuples, dicts.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse", "percentile" or "minmax".
@@ -85,19 +88,22 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     profile = load_profile(target)
     progress("import", 0, 1)
     mod = import_model(model, example_inputs)
+    progress("import", 1, 1)
     progress("canonicalize", 0, 1)
     mod = canonicalize(mod)
+    progress("canonicalize", 1, 1)
     batches = list(as_batches(calibration, input_specs(mod)))
     nodes = index(mod)
     plan = assign_precisions(mod, nodes, module_hash(mod), bits=bits, ignored=ignored)
     formats = _formats(nodes, plan)
     coverage = coverage_of(mod, plan, formats.integer, strict=strict)
-    before = _collect(mod, nodes, formats, batches, progress)
-    mod = Balance(balance_factors(mod, before))(mod)
+    mod = balanced(mod, batches, progress=progress)
     nodes = index(mod)
     after = _collect(mod, nodes, formats, batches, progress)
     numbers = choose(nodes, formats, after, method=observer, requantize=requantize, progress=progress)
+    progress("lower", 0, 1)
     integer = lower(mod, numbers)
+    progress("lower", 1, 1)
     built = build(integer, profile, threads=threads or default_threads(), progress=progress)
     recipe = {
         "bits": bits,
@@ -113,9 +119,43 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     return CompiledModel(built, description, samples=[t.numpy() for t in batches[0]])
 
 
+def balanced(
+    mod: tvm.IRModule, batches: Sequence[Sequence[Any]], *, progress: Progress = silent
+) -> tvm.IRModule:
+    """Return a canonical module with its channels balanced; the same float function bit for bit."""
+    groups = find_groups(mod)
+    if not groups:
+        return mod
+    wanted = {group.value for group in groups}
+    inputs = {node.name: node.inputs[0] for node in index(mod).by_name.values() if node.kind == "linear"}
+    few = list(first_samples(batches, BALANCE_SAMPLES))
+    seen = collect(
+        mod,
+        few,
+        values=wanted.__contains__,
+        gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups},
+        progress=progress,
+    )
+    progress("balance", 0, 1)
+    factors = balance_factors(mod, seen)
+    result = tvm.transform.Sequential([Balance(factors)])(mod)
+    progress("balance", 1, 1)
+    return result
+
+
+def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Sequence[Any]]:
+    """Yield batches until they hold so many samples."""
+    samples = 0
+    for batch in batches:
+        yield batch
+        samples += len(batch[0]) if batch[0].ndim else 1
+        if samples >= wanted:
+            return
+
+
 def lower(mod: tvm.IRModule, numbers: Quantization) -> tvm.IRModule:
     """Return a canonical module at the integer level."""
-    return LowerInteger()(InsertQdq(numbers)(mod))
+    return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
 
 
 def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
@@ -124,21 +164,27 @@ def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
     It takes a module at level qdq (quantize and dequantize with constant scales) or at the integer level, and
     leaves it ready for the Relax VM: `tvm.compile(mod, target, relax_pipeline=...)`.
     """
-    profile = load_profile(target)
+    return LoweringPipeline(load_profile(target), threads)
 
-    @tvm.ir.transform.module_pass(opt_level=0, name="tvmq")
-    def pipeline(mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        tvm_target = profile.tvm()
-        with tvm_target:
+
+@tvm.transform.module_pass(opt_level=0, name="tvmq")
+class LoweringPipeline:
+    """What lowering_pipeline returns."""
+
+    def __init__(self, profile: TargetProfile, threads: int) -> None:
+        self.profile = profile
+        self.threads = threads
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Return mod ready for the Relax VM."""
+        with self.profile.tvm() as target:
             passes = [
                 LowerInteger(),
-                DispatchKernels(profile, threads),
-                DispatchFloatLinears(profile, threads),
-                *lowering_passes(profile, tvm_target),
+                DispatchKernels(self.profile, self.threads),
+                DispatchFloatLinears(self.profile, self.threads),
+                *lowering_passes(self.profile, target),
             ]
             return tvm.transform.Sequential(passes)(mod)
-
-    return pipeline
 
 
 def _check_options(bits: int, requantize: str, observer: str) -> None:
@@ -158,13 +204,12 @@ def _formats(nodes: Nodes, plan: Plan) -> Formats:
 def _collect(
     mod: tvm.IRModule, nodes: Nodes, formats: Formats, batches: Sequence[Any], progress: Progress
 ) -> Calibration:
-    wanted = {*formats.values, *(group.value for group in find_groups(mod))}
     return collect(
         mod,
         batches,
-        values=lambda name: name in wanted,
+        values=formats.values.__contains__,
         gram_inputs=gram_inputs(nodes, formats),
-        progress=lambda stage, done, total: progress(stage, done, total or len(batches)),
+        progress=progress,
     )
 
 

@@ -56,11 +56,10 @@ def _is_integer(x: Tensor) -> bool:
 
 
 def _matmul(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    a: Tensor
     a, b = args
     if _is_integer(a):  # float64 sums of integers are exact below 2**53
-        return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
-    return a @ b
+        return torch.matmul(a.to(torch.float64), b.to(torch.float64)).to(torch.int64)
+    return torch.matmul(a, b)
 
 
 def _divide(args: list[Any], attrs: Any, call: Any) -> Tensor:
@@ -100,11 +99,11 @@ def _conv2d_transpose(args: list[Any], attrs: Any, call: Any) -> Tensor:
 
 def _layer_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
     axes = [int(a) for a in attrs.axes]
-    x: Tensor
     x, gamma, beta = args
     mean = x.mean(dim=axes, keepdim=True)
     variance = x.var(dim=axes, keepdim=True, unbiased=False)
-    return (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma + beta
+    normal: Tensor = (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma + beta
+    return normal
 
 
 def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,8 +15,9 @@ from tvmq.spec import Coverage, CoverageRow
 from tvmq.target import TargetProfile
 
 if TYPE_CHECKING:
-    from tvmq.compiled import Benchmark, Verification
+    from tvmq.compiled import Benchmark
     from tvmq.runtime import KernelTime
+    from tvmq.verification import Difference, Verification
 
 BAR_WIDTH = 24
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -108,12 +109,24 @@ def benchmark(result: Benchmark) -> Table:
 def verification(result: Verification, most: int = 10) -> RenderableType:
     """Return the verdict of the bit-exact check, and the first sites that differ."""
     compared = f"{result.sites} sites and {result.outputs} outputs compared with the {result.against}"
+    close = [Text(f"Not bit-exact: {inexact(each)}.") for each in result.inexact]
     if result.ok:
-        return Text(f"Bit-exact: {compared}, all equal.", "green")
+        return Group(Text(f"Bit-exact: {compared}, all equal.", "green"), *close)
     table = Table("differs", title="Not bit-exact", title_justify="left")
     for name in result.mismatches[:most]:
         table.add_row(Text(name, "red"))
-    return Group(table, Text(f"{compared}, {len(result.mismatches)} differ.", "red"))
+    return Group(table, Text(f"{compared}, {len(result.mismatches)} differ.", "red"), *close)
+
+
+def inexact(difference: Difference) -> str:
+    """Return how close a tensor is that float operations make inexact."""
+    after = (
+        f" after float {', '.join(difference.float_ops)}" if difference.float_ops else " after float layers"
+    )
+    if difference.largest is None:
+        return f"{difference.name}{after}: other bits than on the machine that compiled it"
+    found = f"differs by {difference.largest:.2g} at most, {difference.allowed:.2g} is allowed"
+    return f"{difference.name}{after}: {found}"
 
 
 def kernels(times: Sequence[KernelTime], most: int = 25) -> Table:

@@ -34,7 +34,7 @@ def gelu_tanh(x: Floats) -> Floats:
 
 def sigmoid(x: Floats) -> Floats:
     """Return 1 / (1 + exp(-x)) without overflow."""
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)), np.float64)
 
 
 UNARY_FUNCTIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(

@@ -11,9 +11,9 @@ def module(mode: str) -> tvm.IRModule:
     @I.ir_module
     class Module:
         @R.function
-        def main(
-            table: R.Tensor((4, 2), "float32"), ids: R.Tensor((3,), "int64")
-        ) -> R.Tensor((3, 2), "float32"):
+        def main(table: R.Tensor((4, 2), "float32"), ids: R.Tensor((3,), "int64")) -> R.Tensor(
+            (3, 2), "float32"
+        ):
             with R.dataflow():
                 lv = R.take(table, ids, axis=0, mode=mode)
                 R.output(lv)

@@ -84,7 +84,8 @@ def _matrix(node: Node) -> npt.NDArray[np.float64]:
     """Return the weight as [K, N]."""
     weight = node.call.args[1].value.numpy().astype(np.float64)
     axis = OUTPUT_AXIS[node.kind]
-    return np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
+    matrix: npt.NDArray[np.float64] = np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
+    return matrix
 
 
 def _unmatrix(node: Node, values: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:

@@ -61,8 +61,8 @@ def _region(
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     if any(formats[name].unary in FLOORED for name in members):
         low = max(low, GELU_FLOOR)
-    scale, zero = affine_parameters(np.array([low, high]), 8, symmetric)
-    params = QuantParams(_float32(float(scale)), int(zero), dtype)
+    step, zero = affine_parameters(np.array([low, high]), 8, symmetric)
+    params = QuantParams(_float32(float(step)), int(zero), dtype)
     return dict.fromkeys(members, params)
 
 
