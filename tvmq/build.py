@@ -21,7 +21,7 @@ from tvmq.environment import require_linker
 from tvmq.exactness import Analysis, analyse
 from tvmq.passes.clip_takes import ClipTakes
 from tvmq.passes.composites import attributes
-from tvmq.passes.rebuild import bindings
+from tvmq.passes.rebuild import bindings, substitute
 from tvmq.progress import Progress, silent
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
@@ -37,7 +37,7 @@ def build(
     mod: tvm.IRModule, profile: TargetProfile, *, threads: int = 1, progress: Progress = silent
 ) -> Built:
     """Return the compiled program of an integer-level module with constants in the graph."""
-    linker = require_linker()
+    linker = require_linker(str(profile.tvm_target["mtriple"]))
     progress("schedule", 0, 1)
     exactness = analyse(mod)
     sites = traced_values(mod, exactness)
@@ -71,8 +71,8 @@ def lowering_passes(profile: TargetProfile, target: Any) -> list[Any]:
     """Return the passes from kernel calls and plain integer ops to the Relax VM."""
     transform = relax.transform
     return [
+        ClipTakes(),  # inlining would leave it no dataflow blocks to work on
         transform.InlinePrivateFunctions(),
-        ClipTakes(),
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
@@ -152,9 +152,8 @@ def constants_of(func: relax.Function) -> list[Any]:
             for arg in expr.args:
                 visit(arg)
 
-    for block in func.body.blocks:
-        for binding in block.bindings:
-            visit(binding.value)
+    for binding in bindings(func):
+        visit(binding.value)
     return list(found)
 
 
@@ -173,7 +172,9 @@ def _lift(func: relax.Function, constants: Sequence[Any]) -> relax.Function:
     builder = relax.BlockBuilder()
     taken: dict[int, Any] = {}
 
-    def substitute(expr: Any, out: list[Any]) -> Any:
+    out: list[Any] = []
+
+    def lifted(expr: Any) -> Any:
         if isinstance(expr, tvm.ir.GenericConst) and expr in index:
             i = index[expr]
             if i not in taken:
@@ -182,17 +183,15 @@ def _lift(func: relax.Function, constants: Sequence[Any]) -> relax.Function:
                 out.append(relax.VarBinding(taken[i], item))
             return taken[i]
         if isinstance(expr, relax.Tuple):
-            return relax.Tuple([substitute(f, out) for f in expr.fields])
+            return relax.Tuple([lifted(f) for f in expr.fields])
         if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [substitute(a, out) for a in expr.args], expr.attrs, expr.ty_args)
+            return relax.Call(expr.op, [lifted(a) for a in expr.args], expr.attrs, expr.ty_args)
         return expr
 
-    bindings: list[Any] = []
-    for block in func.body.blocks:
-        for binding in block.bindings:
-            value = substitute(binding.value, bindings)
-            bindings.append(relax.VarBinding(binding.var, builder.normalize(value)))
-    body = relax.SeqExpr([relax.DataflowBlock(bindings)], func.body.body)
+    for binding in bindings(func):
+        value = builder.normalize(lifted(binding.value))
+        out.append(relax.VarBinding(binding.var, value))
+    body = relax.SeqExpr([relax.DataflowBlock(out)], func.body.body)
     return relax.Function([*func.params, params], body, func.ret_ty, func.is_pure, func.attrs)
 
 
@@ -201,32 +200,19 @@ def integer_module(graph: str, constants: Sequence[Constant]) -> tvm.IRModule:
     mod = tvm.ir.load_json(graph)
     main = mod["main"]
     values = [relax.const(unpack(np.asarray(c.array), c.layout, c.logical_shape)) for c in constants]
-    params = main.params[-1]
+    *inputs, params = main.params
     items: dict[Any, Any] = {}
-
-    def substitute(expr: Any) -> Any:
-        if isinstance(expr, relax.Var):
-            return items.get(expr, expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([substitute(f) for f in expr.fields])
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [substitute(a) for a in expr.args], expr.attrs, expr.ty_args)
-        return expr
-
     builder = relax.BlockBuilder(mod)
-    bindings = []
-    for block in main.body.blocks:
-        for binding in block.bindings:
-            value = binding.value
-            if isinstance(value, relax.TupleGetItem) and value.tuple_value == params:
-                items[binding.var] = values[value.index]
-            else:
-                bindings.append(relax.VarBinding(binding.var, builder.normalize(substitute(value))))
-    body = relax.SeqExpr([relax.DataflowBlock(bindings)], main.body.body)
-    mod.update_func(
-        mod.get_global_var("main"),
-        relax.Function(list(main.params)[:-1], body, main.ret_ty, main.is_pure, main.attrs),
-    )
+    kept = []
+    for binding in bindings(main):
+        value = binding.value
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value == params:
+            items[binding.var] = values[value.index]
+        else:
+            kept.append(relax.VarBinding(binding.var, builder.normalize(substitute(value, items))))
+    body = relax.SeqExpr([relax.DataflowBlock(kept)], main.body.body)
+    func = relax.Function(inputs, body, main.ret_ty, main.is_pure, main.attrs)
+    mod.update_func(mod.get_global_var("main"), func)
     return mod
 
 

@@ -57,7 +57,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     example_inputs: Any = None,
     calibration: Any = None,
     bits: int = 8,
-    ignored: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
     strict: bool = False,
@@ -81,22 +81,23 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
     require_tvm()
-    require_linker()
-    _check_options(bits, requantize, observer)
+    _check_options(bits, requantize, observer, threads)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
+    require_linker(str(profile.tvm_target["mtriple"]))
+    patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
     progress("import", 0, 1)
     mod = import_model(model, example_inputs)
     progress("import", 1, 1)
     progress("canonicalize", 0, 1)
     mod = canonicalize(mod)
     progress("canonicalize", 1, 1)
-    batches = list(as_batches(calibration, input_specs(mod)))
     nodes = index(mod)
-    plan = assign_precisions(mod, nodes, module_hash(mod), bits=bits, ignored=ignored)
+    plan = assign_precisions(nodes, module_hash(mod), ignored=patterns)
     formats = _formats(nodes, plan)
     coverage = coverage_of(mod, plan, formats.integer, strict=strict)
+    batches = list(as_batches(calibration, input_specs(mod)))
     mod = balanced(mod, batches, progress=progress)
     nodes = index(mod)
     after = _collect(mod, nodes, formats, batches, progress)
@@ -104,13 +105,15 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     progress("lower", 0, 1)
     integer = lower(mod, numbers)
     progress("lower", 1, 1)
-    built = build(integer, profile, threads=threads or default_threads(), progress=progress)
+    threads = threads or default_threads()
+    built = build(integer, profile, threads=threads, progress=progress)
     recipe = {
         "bits": bits,
-        "ignored": list(ignored),
+        "ignored": list(patterns),
         "requantize": requantize,
         "observer": observer,
         "seed": seed,
+        "threads": threads,
         "samples": after.samples,
         "module_hash": plan.module_hash,
         "versions": _versions(),
@@ -187,13 +190,15 @@ class LoweringPipeline:
             return tvm.transform.Sequential(passes)(mod)
 
 
-def _check_options(bits: int, requantize: str, observer: str) -> None:
+def _check_options(bits: int, requantize: str, observer: str, threads: int | None) -> None:
     if bits != 8:
         raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
     if requantize not in REQUANTIZE:
         raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
     if observer not in OBSERVERS:
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads={threads!r}: at least 1 is wanted; leave it out to use all cores")
 
 
 def _formats(nodes: Nodes, plan: Plan) -> Formats:

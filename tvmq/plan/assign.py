@@ -6,26 +6,22 @@ from collections.abc import Sequence
 
 import tvm
 
-from tvmq.errors import UnsupportedModelError, UsageError
+from tvmq.errors import UnsupportedModelError
 from tvmq.passes.patches import supports_transposed
 from tvmq.plan.nodes import SITE_KINDS, Node, Nodes
-from tvmq.sites import match_sites, sites
+from tvmq.sites import MOVES, match_sites, sites
 from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
 
 W8A8 = Precision(8, 8)
+# Only unary functions: every other planned site quantizes its own input.
+FLOAT_INPUT = "its input is float already, where a table of 256 values gains nothing"
 
 
-def assign_precisions(
-    mod: tvm.IRModule,
-    nodes: Nodes,
-    module_hash: str,
-    *,
-    bits: int = 8,
-    ignored: Sequence[str] = (),
-) -> Plan:
-    """Return the plan: bits for every site that has an integer form and matches no ignored pattern."""
-    if bits != 8:
-        raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
+def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] = ()) -> Plan:
+    """Return the plan: bits for every site that has an integer form and matches no ignored pattern.
+
+    Raises UsageError for a pattern that matches no site.
+    """
     names = [name for name, node in nodes.by_name.items() if node.kind in SITE_KINDS]
     left_out = match_sites(tuple(ignored), names) if ignored else frozenset()
     plans = []
@@ -68,21 +64,25 @@ def float_reason(node: Node) -> str:
 REASONS = {
     "attention_bias": "attention with an additive mask or bias has no integer kernel yet",
     "softmax": "softmax outside of attention has no integer kernel yet",
-    "matmul": "products of two activations outside of attention have no integer kernel yet",
+    "matmul": "outside of attention only products with a constant matrix have an integer kernel yet",
+    "conv2d": "convolutions with computed weights have no integer kernel yet",
+    "conv2d_transpose": "convolutions with computed weights have no integer kernel yet",
     "resize2d": "interpolation has no integer kernel yet",
     "avg_pool2d": "pooling has no integer kernel yet",
     "adaptive_avg_pool2d": "pooling has no integer kernel yet",
     "max_pool2d": "pooling has no integer kernel yet",
     "mean": "reductions outside of layer norm have no integer kernel yet",
     "batch_norm": "batch norm that no product precedes stays float",
+    "add": "only values of one shape, or a value and a tensor constant, are added in integers",
 }
 
 
 def _without_integer_form(nodes: Nodes) -> list[tuple[str, str, str]]:
+    """Return (name, op, reason) of whatever else computes floats from floats."""
     return [
-        (name, node.op, REASONS[node.op])
+        (name, node.op, REASONS.get(node.op, f"{node.op} has no integer kernel yet"))
         for name, node in nodes.by_name.items()
-        if node.kind == "other" and node.op in REASONS
+        if node.kind == "other" and node.is_float and node.inputs and node.op and node.op not in MOVES
     ]
 
 
@@ -92,7 +92,7 @@ def coverage_of(mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, stric
     rows = []
     for site in plan.sites:
         done = site.precision is not None and site.site in integer
-        reason = site.reason if done or site.precision is None else "its operands stay float"
+        reason = site.reason if done or site.precision is None else FLOAT_INPUT
         rows.append(CoverageRow(site.site, site.kind, done, reason, macs.get(site.site, 0)))
     left = [row for row in rows if not row.integer]
     if strict and left:

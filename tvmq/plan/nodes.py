@@ -26,6 +26,7 @@ class Node:
     inputs: tuple[str, ...]  # the float values it reads, constants left out
     shape: tuple[int, ...]
     call: relax.Expr = field(repr=False)
+    is_float: bool = True  # the value itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
     shape = (
         tuple(int(d) for d in ty.shape) if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
     )
-    return Node(binding.var.name, _kind(op, call, earlier), op, inputs, shape, call)
+    kind = _kind(op, call, earlier)
+    return Node(binding.var.name, kind, op, inputs, shape, call, _is_float(binding.var))
 
 
 def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:

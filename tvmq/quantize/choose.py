@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from tvmq.plan.formats import MULTIPLYING, Formats, swallowed
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.scales import choose_scales
-from tvmq.quantize.weights import corrected_bias, quantize_weight
+from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
 OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "conv2d_transpose": 1}
 
@@ -40,20 +39,24 @@ def choose(
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, npt.NDArray[np.float32]] = {}
     work = list(_sites(nodes, formats))
-    for done, node in enumerate(work):
-        progress("quantize", done, len(work))
+    progress("quantize", 0, max(len(work), 1))
+    for done, node in enumerate(work, start=1):
         x = _input_params(nodes, node, values, also)
         out = values.get(_final(node.name, fused))
         ratio = out.scale / x.scale if out is not None and requantize == "pot" else None
         moments = calibration.linear_inputs.get(node.name)
         matrix = _matrix(node)
-        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio)
-        weights[node.name] = QuantizedWeight(_unmatrix(node, chosen.values), chosen.scale)
         bias = _bias(nodes, node)
+        addends = np.zeros(matrix.shape[1]) if bias is None else _constant(bias).astype(np.float64)
+        smallest = smallest_scales(matrix, addends.ravel(), x, out)
+        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest)
+        weights[node.name] = QuantizedWeight(_unmatrix(node, chosen.values), chosen.scale)
         if bias is not None and moments is not None:
-            values_of = np.asarray(_constant(bias).value.numpy(), np.float64)
-            corrected = corrected_bias(values_of.ravel(), matrix, chosen, moments.mean)
-            biases[bias.name] = corrected.reshape(values_of.shape)
+            corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
+            biases[bias.name] = corrected.reshape(addends.shape)
+        progress("quantize", done, len(work))
+    if not work:
+        progress("quantize", 1, 1)
     constants = {name: values[root] for name, root in formats.roots.items()}
     return Quantization(values, also, constants, weights, biases, formats.uint8_readers)
 
@@ -100,5 +103,7 @@ def _bias(nodes: Nodes, node: Node) -> Node | None:
     return user if user is not None and user.kind == "bias" else None
 
 
-def _constant(node: Node) -> Any:
-    return next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))
+def _constant(node: Node) -> npt.NDArray[np.float32]:
+    constant = next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))
+    array: npt.NDArray[np.float32] = constant.value.numpy()
+    return array

@@ -2,7 +2,7 @@
 
 A requantize is a shift when the ratio of scales is a power of two, and that is all that is asked: activations
 take the scale that calibration likes best, and each weight channel follows as 2**-k of their ratio
-(methods.md 4.2; weights.py). Two ties remain: one scale per region of values joined by adds, and the
+(weights.py). Two ties remain: one scale per region of values joined by adds, and the
 logits of attention, which a shift must bring to the unit of the softmax table.
 """
 

@@ -1,0 +1,77 @@
+"""A small torch transformer that the end-to-end tests compile, and typical inputs for it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's idiom)
+
+import tvmq
+
+TOKENS, WIDTH, HEADS, CLASSES = 9, 64, 2, 10
+SHAPE = (1, TOKENS, WIDTH)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, HEADS, WIDTH // HEADS)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        x = x + self.proj(mixed)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Two blocks, a norm, and a head that reads the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+@cache
+def transformer() -> Transformer:
+    """Return the model, with the same weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Transformer().eval()
+
+
+def inputs(count: int = 4, seed: int = 0) -> list[np.ndarray]:
+    """Return float32 arrays [1, 9, 64] with channels of different size, as activations have."""
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.standard_normal(WIDTH) / 2)
+    return [(rng.standard_normal(SHAPE) * sizes).astype(np.float32) for _ in range(count)]
+
+
+def example() -> tuple[torch.Tensor]:
+    """Return what the model is called with."""
+    return (torch.zeros(SHAPE),)
+
+
+def compiled(**options: Any) -> tvmq.CompiledModel:
+    """Compile the transformer; a few seconds."""
+    given = {"calibration": inputs(), "example_inputs": example(), "threads": 1, **options}
+    return tvmq.compile(transformer(), **given)
+
+
+@cache
+def model() -> tvmq.CompiledModel:
+    """Return the transformer compiled with no options, once per test run."""
+    return compiled()
