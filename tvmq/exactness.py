@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmq.passes.composites import attributes
-from tvmq.passes.rebuild import bindings, dtype_of, op_name, substitute
+from tvmq.passes.rebuild import bindings, dtype_of, op_name, sequence, substitute
 from tvmq.sites import MOVES
 
 # One correctly rounded operation, or none: every IEEE machine agrees.
@@ -66,7 +66,7 @@ def with_given_entries(mod: tvm.IRModule, entries: tuple[Any, ...]) -> tvm.IRMod
     main = mod["main"]
     given = {var: relax.Var(f"{var.name}.given", var.ty) for var in entries}
     bound = [relax.VarBinding(b.var, substitute(b.value, given)) for b in bindings(main)]
-    body = relax.SeqExpr([relax.DataflowBlock(bound)], substitute(main.body.body, given))
+    body = sequence([relax.DataflowBlock(bound)], substitute(main.body.body, given))
     func = relax.Function([*main.params, *given.values()], body, main.ret_ty, main.is_pure, main.attrs)
     result = mod.clone()
     result.update_func(mod.get_global_var("main"), func)

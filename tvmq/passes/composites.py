@@ -18,6 +18,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq import numerics
+from tvmq.passes.rebuild import sequence
 
 KERNEL = "tvmq.kernel"
 SITE = "tvmq.site"
@@ -200,7 +201,7 @@ class _Body:
         site: str,
         attrs: Mapping[str, Any],
     ) -> relax.Function:
-        body = relax.SeqExpr([relax.BindingBlock(self.bindings)], result)
+        body = sequence([relax.BindingBlock(self.bindings)], result)
         func = relax.Function(params, body, result.ty, is_pure=True)
         described: dict[str, Any] = {KERNEL: kernel, SITE: site}
         described |= {f"tvmq.{key}": value for key, value in attrs.items()}

@@ -17,6 +17,7 @@ from tvm.relax import op
 
 from tvmq.formats import Quantization, QuantParams
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.passes.rebuild import sequence
 
 WEIGHT_AXIS = {"relax.matmul": 1, "relax.nn.conv2d": 0, "relax.nn.conv2d_transpose": 1}
 
@@ -61,7 +62,7 @@ class _Inserter:
         result = self._substitute(self.main.body.body, {})
         outputs: dict[Any, Any] = {}
         result = self._outputs(result, outputs)
-        body = relax.SeqExpr([relax.DataflowBlock(self.bindings)], result)
+        body = sequence([relax.DataflowBlock(self.bindings)], result)
         return relax.Function(self.main.params, body, self.main.ret_ty, is_pure=True, attrs=self.main.attrs)
 
     def _bind(self, value: Any, name: str) -> Any:

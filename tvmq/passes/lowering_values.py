@@ -16,6 +16,7 @@ from tvm.relax import op
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.layouts import RowsLayout
+from tvmq.passes.rebuild import sequence
 
 Array = npt.NDArray[Any]
 Expr = Any  # relax.Expr; tvm ships no types
@@ -160,7 +161,7 @@ class Emitter:
         bound = [b.var for b in self.bindings]
         outputs = {v: relax.Var(v.name, v.ty) for v in bound if _reads(result, v)}
         block, result = _with_outputs(block, result, outputs)
-        body = relax.SeqExpr([block], result)
+        body = sequence([block], result)
         main = relax.Function(original.params, body, result.ty, is_pure=True, attrs=original.attrs)
         if main.attrs is None or "global_symbol" not in main.attrs:
             main = main.with_attr("global_symbol", "main")

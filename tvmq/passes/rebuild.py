@@ -173,6 +173,13 @@ class Rebuild:
         return substitute(body, outputs)
 
 
+def sequence(blocks: list[Any], result: Expr) -> Any:
+    """Return a function body of normalized bindings, typed: SeqExpr alone leaves its own type open."""
+    seq = relax.SeqExpr(blocks, result)
+    relax.expr._update_type(seq, result.ty)
+    return seq
+
+
 def op_name(expr: Expr) -> str:
     """Return the operator of a call without "relax." ("add", "nn.conv2d"), "" for anything else."""
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
@@ -207,8 +214,7 @@ def _is_dataflow(func: Any) -> bool:
 
 
 def _with_body(func: relax.Function, out: list[Any], body: Expr) -> relax.Function:
-    seq = relax.SeqExpr([relax.DataflowBlock(out)] if out else [], body)
-    relax.expr._update_type(seq, body.ty)
+    seq = sequence([relax.DataflowBlock(out)] if out else [], body)
     return relax.Function(func.params, seq, func.ret_ty, func.is_pure, func.attrs)
 
 

@@ -1,0 +1,149 @@
+"""Every form of composite with random arguments, and its result by numerics.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvmq import numerics
+from tvmq.passes import composites
+
+
+@dataclass(frozen=True)
+class Case:
+    """A composite, what it is called with, and what numerics.py makes of that."""
+
+    func: relax.Function
+    args: tuple[np.ndarray, ...]
+    expected: np.ndarray
+
+
+def linear(
+    out_dtype: str,
+    in_dtype: str = "uint8",
+    *,
+    low: int | None = None,
+    zero_point: int = 0,
+    fixed_point: bool = False,
+    residual: bool = False,
+    table: bool = False,
+) -> Case:
+    """Return a product of 5 x 8 and 8 x 6; its sums spread over the whole range of the result and past it."""
+    rng = np.random.default_rng(3)
+    lowest, highest = numerics.INTEGER_RANGE[in_dtype]
+    x = rng.integers(lowest, highest + 1, (5, 8)).astype(in_dtype)
+    weight = rng.integers(-127, 128, (8, 6)).astype(np.int8)
+    bias = rng.integers(-20000, 20000, 6).astype(np.int32)
+    acc = x.astype(np.int64) @ weight + bias
+    args: list[np.ndarray] = [x, weight, bias]
+    if out_dtype == "float32":
+        factor = rng.random(6, np.float32)
+        func = composites.linear("site", rows=5, inputs=8, outputs=6, in_dtype=in_dtype, out_dtype="float32")
+        return Case(func, (*args, factor), acc.astype(np.float32) * factor)
+    if fixed_point:
+        multiplier, shift = numerics.fixed_point_multiplier(rng.random(6) * 0.01 + 0.001)
+        y = numerics.requantize_fixed_point(acc, multiplier, shift, zero_point, "int32").astype(np.int64)
+        args += [multiplier, shift]
+    else:
+        shift = np.array([0, 3, 6, 7, 8, 9], np.int32)
+        y = acc >> shift
+        args.append(shift)
+    if residual:
+        args.append(rng.integers(-300, 300, (5, 6)).astype(np.int16))
+        y = y + args[-1]
+    bottom, top = numerics.INTEGER_RANGE[out_dtype]
+    low = bottom if low is None else low
+    y = np.clip(y, low, top).astype(out_dtype)
+    if table:
+        args.append(rng.integers(0, 256, 256).astype(np.uint8))
+        y = args[-1][y]
+    func = composites.linear(
+        "site",
+        rows=5,
+        inputs=8,
+        outputs=6,
+        in_dtype=in_dtype,
+        out_dtype=out_dtype,
+        low=low,
+        high=top,
+        zero_point=zero_point,
+        fixed_point=fixed_point,
+        residual=residual,
+        table=table,
+    )
+    return Case(func, tuple(args), y)
+
+
+def layer_norm(out_dtype: str) -> Case:
+    """Return a norm of constant, extreme and ordinary rows of 12 channels."""
+    rng = np.random.default_rng(4)
+    extreme = np.where(np.arange(12) == 5, 32767, -32768)
+    x = np.stack([np.full(12, -7), extreme, *rng.integers(-900, 900, (3, 12))]).astype(np.int16)
+    gain = rng.integers(-30000, 30000, 12).astype(np.int32)
+    offset = rng.integers(-(2**24), 2**24, 12).astype(np.int32)
+    low, high = numerics.INTEGER_RANGE[out_dtype]
+    numbers = {"gain_shift": 18, "epsilon": 5000, "limit": numerics.layer_norm_limit(12)}
+    func = composites.layer_norm(
+        "site", rows=5, channels=12, out_dtype=out_dtype, low=low, high=high, **numbers
+    )
+    return Case(func, (x, gain, offset), numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers))
+
+
+def attention(score_shift: int, out_dtype: str, zero_point: int) -> Case:
+    """Return 2 heads of 4 queries over 7 keys, twice."""
+    rng = np.random.default_rng(5)
+    batch, heads, queries, keys, depth = 2, 2, 4, 7, 8
+    q, k, v = (
+        rng.integers(-128, 128, (batch * n, heads * depth)).astype(np.int8) for n in (queries, keys, keys)
+    )
+    table = numerics.softmax_table()
+    numbers = {
+        "score_shift": score_shift,
+        "numerator": 3 * 2**28,
+        "norm_shift": 30,
+        "zero_point": zero_point,
+    }
+    split = [a.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3) for a in (q, k, v)]
+    mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers)
+    func = composites.attention(
+        "site",
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        head_dim=depth,
+        out_dtype=out_dtype,
+        **numbers,
+    )
+    expected = mixed.transpose(0, 2, 1, 3).reshape(batch * queries, heads * depth)
+    return Case(func, (q, k, v, table), expected)
+
+
+def lookup() -> Case:
+    """Return a table of 256 values."""
+    rng = np.random.default_rng(6)
+    x, table = rng.integers(0, 256, (4, 9)).astype(np.uint8), rng.integers(0, 256, 256).astype(np.uint8)
+    return Case(composites.table("site", shape=(4, 9)), (x, table), table[x])
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "linear to uint8": lambda: linear("uint8"),
+    "linear, relu above zero point 9": lambda: linear("uint8", low=9),
+    "linear to int8": lambda: linear("int8"),
+    "linear from int8": lambda: linear("int8", "int8"),
+    "linear and residual": lambda: linear("int16", residual=True),
+    "linear and table": lambda: linear("uint8", table=True),
+    "linear to float": lambda: linear("float32"),
+    "fixed point": lambda: linear("uint8", fixed_point=True, zero_point=128),
+    "fixed point and residual": lambda: linear("int16", fixed_point=True, residual=True),
+    "fixed point and table": lambda: linear("uint8", fixed_point=True, zero_point=3, table=True),
+    "layer norm to uint8": lambda: layer_norm("uint8"),
+    "layer norm to int16": lambda: layer_norm("int16"),
+    "attention": lambda: attention(6, "uint8", 128),
+    "attention without shift": lambda: attention(0, "int8", 0),
+    "table": lookup,
+}
