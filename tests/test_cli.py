@@ -17,9 +17,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import tvmq
+from tests import tiny_program
 from tvmq import cli_artifact
 from tvmq.cli import main
-from tvmq.compiled import Benchmark
+from tvmq.compiled import Benchmark, CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
 from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
@@ -232,6 +233,20 @@ def test_verify_exits_6_where_a_bit_differs(
     out, err = capsys.readouterr()
     assert json.loads(out)["ok"] is False
     assert err.startswith("tvmq: fc: differs from the checksums")
+
+
+def test_inspect_lists_sites_and_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    artifact = str(tmp_path / "m.tvmq")
+    CompiledModel(tiny_program.built(), tiny_program.description(), samples=(tiny_program.an_input(),)).save(
+        artifact
+    )
+    assert main(["inspect", artifact, "--scales", "--sites"]) == 0
+    shown = capsys.readouterr().out
+    assert "0.01 to 0.5" in shown
+    assert "linear" in shown
+    assert main(["inspect", artifact, "--json"]) == 0
+    (scale,) = json.loads(capsys.readouterr().out)["manifest"]["description"]["scales"]
+    assert (scale["role"], scale["smallest"], scale["largest"]) == ("weight", 0.01, 0.5)
 
 
 def test_inspect_refuses_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

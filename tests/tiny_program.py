@@ -18,6 +18,7 @@ from tvmq.spec import (
     OutputSpec,
     Plan,
     Precision,
+    Scale,
     SitePlan,
     SiteTrace,
     TensorSpec,
@@ -99,6 +100,7 @@ def description(features: tuple[str, ...] = ()) -> Description:
         features=features,
         coverage=Coverage((CoverageRow("fc", "linear", True, "planned", 512),)),
         plan=Plan("17", (SitePlan("fc", "linear", Precision(8, 8), "planned"),)),
+        scales=(Scale("fc", "weight", "int8", 0, 0.01, 0.5),),
         recipe={"bits": {"default": 8}, "ignored": ["head"], "seed": 0},
         calibration_hash=None,
     )

@@ -178,12 +178,13 @@ def inspect(
         Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. None of its code runs.")
     ],
     sites: Annotated[bool, typer.Option("--sites", help="List every site.")] = False,
+    scales: Annotated[bool, typer.Option("--scales", help="List how every tensor is stored.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show what an artifact is: inputs, target, coverage, recipe."""
+    """Show what an artifact is: inputs, target, coverage, recipe; --json has all of the manifest."""
     from tvmq import cli_artifact
 
-    return cli_artifact.inspect(artifact, sites=sites, as_json=as_json)
+    return cli_artifact.inspect(artifact, sites=sites, scales=scales, as_json=as_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 
 import tvmq
 from tvmq import report
@@ -85,13 +86,17 @@ def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_
     return 0
 
 
-def inspect(path: Path, *, sites: bool, as_json: bool) -> int:
+def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     """Tell what the artifact is; also one for another machine."""
     manifest = open_artifact(path, inspect=True).manifest
     coverage = manifest.description.coverage
     data = {"bytes": path.stat().st_size, "coverage": coverage.as_json(), "manifest": manifest.to_json()}
-    table = report.coverage_sites(coverage) if sites else report.coverage_summary(coverage)
-    show(data, report.facts(str(path), _facts(path, manifest)), table, as_json=as_json)
+    tables: list[RenderableType] = [report.facts(str(path), _facts(path, manifest))]
+    if scales:
+        tables.append(report.scales(manifest.description.scales))
+    if sites or not scales:
+        tables.append(report.coverage_sites(coverage) if sites else report.coverage_summary(coverage))
+    show(data, *tables, as_json=as_json)
     return 0
 
 

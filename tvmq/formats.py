@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.spec import Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,17 @@ class Quantization:
     weights: Mapping[str, QuantizedWeight]  # by site
     biases: Mapping[str, npt.NDArray[np.float32]]  # by bias node: the corrected bias
     uint8_readers: frozenset[str]  # nodes that read the uint8 copy of an int16 value
+
+    def scales(self) -> tuple[Scale, ...]:
+        """Return how every tensor is stored, values first, each kind in graph order."""
+        stored = [("value", self.values), ("uint8 copy", self.also_uint8), ("constant", self.constants)]
+        per_tensor = [
+            Scale(name, role, params.dtype, params.zero_point, params.scale, params.scale)
+            for role, group in stored
+            for name, params in group.items()
+        ]
+        per_channel = [
+            Scale(site, "weight", "int8", 0, float(weight.scale.min()), float(weight.scale.max()))
+            for site, weight in self.weights.items()
+        ]
+        return (*per_tensor, *per_channel)

@@ -118,7 +118,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         "module_hash": plan.module_hash,
         "versions": _versions(),
     }
-    description = _describe(profile, coverage, plan, recipe, after)
+    description = _describe(profile, coverage, plan, numbers, recipe, after)
     return CompiledModel(built, description, samples=[t.numpy() for t in batches[0]])
 
 
@@ -219,7 +219,12 @@ def _collect(
 
 
 def _describe(
-    profile: TargetProfile, coverage: Coverage, plan: Plan, recipe: dict[str, Any], calibration: Calibration
+    profile: TargetProfile,
+    coverage: Coverage,
+    plan: Plan,
+    numbers: Quantization,
+    recipe: dict[str, Any],
+    calibration: Calibration,
 ) -> Description:
     return Description(
         target=profile.name,
@@ -227,6 +232,7 @@ def _describe(
         features=tuple(sorted(profile.features)),
         coverage=coverage,
         plan=plan,
+        scales=numbers.scales(),
         recipe=recipe,
         calibration_hash=calibration.data_hash,
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tvmq.doctor import Diagnosis, State
-from tvmq.spec import Coverage, CoverageRow
+from tvmq.spec import Coverage, CoverageRow, Scale
 from tvmq.target import TargetProfile
 
 if TYPE_CHECKING:
@@ -74,6 +74,19 @@ def coverage_sites(coverage: Coverage) -> Table:
     for row in coverage.rows:
         computed = Text("integer", "green") if row.integer else Text("float", "yellow")
         table.add_row(Text(row.site), row.kind, computed, percent(row.macs, total), Text(row.reason))
+    return table
+
+
+def scales(rows: Iterable[Scale]) -> Table:
+    """Return how each tensor is stored, one line per tensor."""
+    table = Table(title="Scales: real = scale * (code - zero point)", title_justify="left")
+    for column in ("tensor", "role", "stored as", "zero point", "scale"):
+        right = column in ("zero point", "scale")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        several = row.smallest != row.largest
+        scale = f"{row.smallest:.4g}" + (f" to {row.largest:.4g}" if several else "")
+        table.add_row(Text(row.tensor), row.role, row.dtype, str(row.zero_point), scale)
     return table
 
 

@@ -132,6 +132,18 @@ class OutputSpec(TensorSpec):
     portable: bool = True  # the same bits on every machine: no such operation anywhere before it
 
 
+@dataclass(frozen=True, slots=True)
+class Scale(Record):
+    """How one tensor is stored: real = scale * (code - zero_point)."""
+
+    tensor: str  # a value's name, or a site's for its weight
+    role: str  # "value", "uint8 copy" of an int16 value, "constant" operand, "weight"
+    dtype: str
+    zero_point: int
+    smallest: float
+    largest: float  # as the smallest, unless every output channel of a weight has its own
+
+
 ENTRY = "quantize"  # the kernel of a SiteTrace that is no site: where floats become integers again
 
 
@@ -182,5 +194,6 @@ class Description(Record):
     features: tuple[str, ...]  # CPU features that the code needs, as Linux spells them
     coverage: Coverage
     plan: Plan
+    scales: tuple[Scale, ...] = ()
     recipe: Mapping[str, Any]  # everything that reproduces the compile: bits, ignored, requantize, seed, ...
     calibration_hash: str | None  # SHA-256 of the calibration data
