@@ -46,6 +46,12 @@ def test_torch_in_torch_out(model):
     np.testing.assert_array_equal(y.numpy(), tiny_program.expected(X))
 
 
+def test_every_sites_integers_can_be_seen(model):
+    values = model.trace(X)
+    assert list(values) == ["fc", "fc.bias"]
+    np.testing.assert_array_equal(values["fc.bias"], model(X)[0])
+
+
 def test_wrong_inputs_are_refused(model):
     with pytest.raises(InputError, match="input 'x': dtype int16 given, uint8 wanted"):
         model(X.astype(np.int16))

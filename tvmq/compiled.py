@@ -102,6 +102,14 @@ class CompiledModel:
             results = tuple(sys.modules["torch"].from_numpy(r) for r in results)
         return results[0] if len(results) == 1 else results
 
+    def trace(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Return every site's integer output by name, in order of execution; takes what a call takes.
+
+        manifest.description.scales tells what the integers stand for.
+        """
+        values = self._program.trace(*self._checked(args, kwargs))
+        return {site.id: value for site, value in zip(self._built.sites, values, strict=True)}
+
     def save(self, path: str | Path) -> None:
         """Write the artifact: always the same bytes for the same model, whole or not at all."""
         self.manifest = artifact.save(path, self._built, self._description, self._golden)
