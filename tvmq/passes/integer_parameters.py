@@ -15,6 +15,8 @@ from tvmq.formats import QuantizedWeight, QuantParams
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 LIMIT = 2**31
+SMALLEST_RATIO = 2.0**-31  # of a fixed-point multiplier; the proof of the accumulator bounds the largest
+MOST_EPSILON = 4**25  # the largest variance of int16 in the units of numerics.layer_norm
 HEADROOM = 2**16  # for the residual and the zero point that are added after the shift
 
 
@@ -56,6 +58,11 @@ def linear_parameters(
         return LinearParameters(folded.astype(np.int32), (shift.astype(np.int32),), False)
     bound = reach + np.abs(folded)
     _prove(site, np.maximum(bound, np.ceil(bound * ratio).astype(np.int64)))
+    if ratio.min() < SMALLEST_RATIO:
+        raise UnsupportedModelError(
+            f"{site}: an output channel's scale is {float(ratio.min()):.3g} of its storage's, below what a "
+            f"31-bit multiplier reaches; leave the site in float with ignored=[{site!r}]"
+        )
     return LinearParameters(folded.astype(np.int32), numerics.fixed_point_multiplier(ratio), True)
 
 
@@ -103,8 +110,14 @@ def norm_parameters(
             f"products; leave it in float with ignored=[{site!r}]"
         )
     unit = 2.0 ** (2 * (numerics.CENTRED_FRACTION_BITS + numerics.STD_EXTRA_BITS))
-    fixed_epsilon = min(round(epsilon * unit / float(np.float32(x.scale)) ** 2), 4**25)
-    return NormParameters(gain.astype(np.int32), offset.astype(np.int32), gain_shift, fixed_epsilon, limit)
+    fixed_epsilon = epsilon * unit / float(np.float32(x.scale)) ** 2
+    if fixed_epsilon > MOST_EPSILON:
+        raise UnsupportedModelError(
+            f"{site}: epsilon {epsilon:.3g} is more than any variance of inputs stored in steps of "
+            f"{x.scale:.3g}, which is no norm; leave it in float with ignored=[{site!r}]"
+        )
+    whole = round(fixed_epsilon)
+    return NormParameters(gain.astype(np.int32), offset.astype(np.int32), gain_shift, whole, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class AttentionParameters:
 def attention_parameters(
     q: QuantParams, k: QuantParams, v: QuantParams, out: QuantParams, softmax_scale: float
 ) -> AttentionParameters | None:
-    """Return the shift of the logits and the normaliser; None if no shift gives logits their unit."""
+    """Return the shift of the logits and the normaliser; None if no shift gives either its unit."""
     product = float(np.float32(q.scale)) * float(np.float32(k.scale))
     step = product * softmax_scale * math.log2(math.e) * numerics.STEPS_PER_OCTAVE
     score_shift = numerics.power_of_two_exponent(step)
@@ -127,5 +140,7 @@ def attention_parameters(
         return None
     ratio = float(np.float32(v.scale)) / float(np.float32(out.scale))
     norm_shift = 30 - math.ceil(math.log2(ratio))
+    if not 1 <= norm_shift <= 62:
+        return None
     numerator = math.floor(ratio * 2.0**norm_shift + 0.5)
     return AttentionParameters(score_shift, numerator, norm_shift)

@@ -23,9 +23,10 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq import numerics
+from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes import lower_products, lower_sites, lower_views
-from tvmq.passes.composites import integer
+from tvmq.passes import lower_depthwise, lower_products, lower_sites, lower_views
+from tvmq.passes.composites import attributes, integer
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_float import float_call, float_value
 from tvmq.passes.lowering_values import (
@@ -38,23 +39,34 @@ from tvmq.passes.lowering_values import (
     WeightConstant,
 )
 from tvmq.passes.rebuild import bindings, op_name, used_vars
-from tvmq.unary import UNARY_FUNCTIONS
+from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 Handler = Callable[[Emitter, QdqCall], Any]  # returns None where the op stays float
-BOUNDS = {"nn.relu": (0.0, math.inf), "nn.relu6": (0.0, 6.0)}
+STORED = ("uint8", "int8", "int16")
+CONVOLUTIONS = ("conv2d_transpose", "depthwise")  # pending ones, which take a bias
+BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerInteger")
 class LowerInteger:
-    """The pass; idempotent on modules without quantize/dequantize."""
+    """The pass; a module that holds composites is lowered already and comes back as it is."""
 
     if TYPE_CHECKING:  # module_pass makes it callable
 
         def __call__(self, mod: tvm.IRModule) -> tvm.IRModule: ...
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Return mod at the integer level."""
-        return Lowering(mod["main"]).run()
+        """Return mod at the integer level; UnsupportedModelError if main is not its only function."""
+        others = {str(gvar.name_hint): func for gvar, func in mod.functions.items()}
+        main = others.pop("main")
+        if any(attributes(func) for func in others.values()):
+            return mod
+        if others:
+            raise UnsupportedModelError(
+                f"{next(iter(others))}: is a function beside main, integer lowering wants main alone; "
+                "inline it first, e.g. with relax.transform.InlinePrivateFunctions"
+            )
+        return Lowering(main).run()
 
 
 class Lowering:
@@ -107,18 +119,30 @@ def _dequantize(emit: Emitter, source: QdqCall) -> Any:
             return Stored(params, stored.layout, rows_var=emit.rows(stored))
         args = [emit.dense(stored), scale, zero]
         return emit(relax.Call(source.call.op, args, source.call.attrs), source.name)
-    if not isinstance(stored, tvm.ir.GenericConst):
+    if not all(isinstance(operand, tvm.ir.GenericConst) for operand in source.operands):
         return None
+    if str(stored.ty.dtype) == "int32":
+        return _bias(source)
     params = _params(scale, zero, str(stored.ty.dtype))
     if params is not None:
         return Stored(params, channels_last(tuple(int(d) for d in stored.ty.shape)), dense_var=stored)
     return _weight(source)
 
 
+def _bias(source: QdqCall) -> Expr:
+    """Return the float constant that an int32 constant stands for: how other toolkits store biases."""
+    values, scale, zero = (operand.value.numpy() for operand in source.operands)
+    shape = [1] * values.ndim
+    if scale.ndim:
+        shape[int(source.call.attrs.axis)] = -1
+    real = (values - zero.reshape(shape)).astype(np.float64) * scale.reshape(shape)
+    return relax.const(real.astype(np.float32).reshape(values.shape))
+
+
 def _weight(source: QdqCall) -> WeightConstant | None:
     """Return an int8 constant with one scale per channel, None for any other constant."""
     values, scale, zero = (operand.value.numpy() for operand in source.operands)
-    if values.dtype != np.int8 or scale.ndim != 1 or zero.any():
+    if values.dtype != np.int8 or scale.ndim != 1 or zero.any() or not (scale > 0).all():
         return None
     return WeightConstant(QuantizedWeight(values, scale), int(source.call.attrs.axis))
 
@@ -143,9 +167,9 @@ def _quantize(emit: Emitter, source: QdqCall) -> Stored | None:
 
 
 def _params(scale: Expr, zero: Expr, dtype: str) -> QuantParams | None:
-    """Return per-tensor parameters, None where they are per channel or not constant."""
+    """Return per-tensor parameters, None where they are per channel, not constant, or no scale."""
     known = all(isinstance(c, tvm.ir.GenericConst) and len(c.ty.shape) == 0 for c in (scale, zero))
-    if not known or dtype not in numerics.INTEGER_RANGE:
+    if not known or dtype not in STORED or not 0.0 < float(scale.value.numpy()) < math.inf:
         return None
     return QuantParams(float(scale.value.numpy()), int(zero.value.numpy()), dtype)
 
@@ -166,13 +190,17 @@ def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> S
     return Stored(out, source.layout, rows_var=stored)
 
 
+def _conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
+    return lower_products.conv2d(emit, source) or lower_depthwise.depthwise(emit, source)
+
+
 def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     left, right = source.operands
     if isinstance(left, tvm.ir.GenericConst) or isinstance(right, PendingLinear | Pending):
         left, right = right, left
     if isinstance(left, PendingLinear):
         return lower_products.accumulate(emit, left, right)
-    if isinstance(left, Pending) and left.kind == "conv2d_transpose":
+    if isinstance(left, Pending) and left.kind in CONVOLUTIONS:
         return lower_products.transposed_bias(left, right)
     if isinstance(left, Stored) and isinstance(right, Stored):
         return Pending("add", source)
@@ -182,10 +210,12 @@ def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
 def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     """Let a clip join the operation before it, or be a table."""
     value = source.operands[0]
-    bounds = BOUNDS[op_name(source.call)]
+    bounds = BOUNDS.get(unary_name(source.call.op.name, source.call.args))
+    if bounds is None:
+        return None
     if isinstance(value, PendingLinear) and value.bounds is None:
         return value.bounded(*bounds)
-    if isinstance(value, Pending) and value.kind in ("add", "conv2d_transpose") and value.bounds is None:
+    if isinstance(value, Pending) and value.kind in ("add", *CONVOLUTIONS) and value.bounds is None:
         return value.bounded(*bounds)
     return lower_sites.unary(emit, source)
 
@@ -193,7 +223,7 @@ def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
 HANDLERS: Mapping[str, Handler] = {
     **{f"nn.{name}": lower_sites.unary for name in UNARY_FUNCTIONS},
     **{name: lower_sites.unary for name in UNARY_FUNCTIONS},
-    **dict.fromkeys(BOUNDS, _bounded),
+    **dict.fromkeys(("nn.relu", "clip"), _bounded),
     **dict.fromkeys(
         ("reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take"), lower_views.view
     ),
@@ -201,7 +231,7 @@ HANDLERS: Mapping[str, Handler] = {
     "dequantize": _dequantize,
     "quantize": _quantize,
     "matmul": lower_products.matmul,
-    "nn.conv2d": lower_products.conv2d,
+    "nn.conv2d": _conv2d,
     "nn.conv2d_transpose": lower_products.conv2d_transpose,
     "nn.layer_norm": lower_sites.layer_norm,
     "nn.attention": lower_sites.attention,
@@ -210,6 +240,7 @@ HANDLERS: Mapping[str, Handler] = {
 
 QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]] = {
     "conv2d_transpose": lower_products.quantize_transposed,
+    "depthwise": lower_depthwise.quantize_depthwise,
     "layer_norm": lower_sites.quantize_layer_norm,
     "attention": lower_sites.quantize_attention,
     "unary": lower_sites.quantize_unary,

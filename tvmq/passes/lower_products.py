@@ -43,30 +43,34 @@ from tvmq.passes.patches import (
 def matmul(emit: Emitter, source: QdqCall) -> PendingLinear | None:
     """Return the pending product of uint8 activations and a weight constant."""
     x, weight = source.operands
-    if not (isinstance(x, Stored) and x.params.dtype == "uint8" and _is_weight(weight, 1)):
+    quantized = weight_of(weight, 1)
+    if not (isinstance(x, Stored) and x.params.dtype == "uint8") or quantized is None:
+        return None
+    if quantized.values.ndim != 2:
         return None
     last = emit.with_layout(x, channels_last(x.layout.shape))
-    outputs = weight.weight.values.shape[1]
-    layout = RowsLayout(last.layout.rows, len(last.layout.rows), (outputs,))
-    return PendingLinear(source.name, emit.rows(last), x.params, weight.weight, layout)
+    layout = RowsLayout(last.layout.rows, len(last.layout.rows), (quantized.values.shape[1],))
+    return PendingLinear(source.name, emit.rows(last), x.params, quantized, layout)
 
 
 def conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | None:
     """Return the pending product of patches and a weight constant."""
     x, weight = source.operands
-    if not (isinstance(x, Stored) and _is_weight(weight, 0) and supports_conv(source.call.attrs)):
+    quantized = weight_of(weight, 0)
+    if not isinstance(x, Stored) or quantized is None or not supports_conv(source.call.attrs):
         return None
-    rows, matrix, out_rows = conv_patches(emit, x, weight.weight.values, source.call.attrs)
+    rows, matrix, out_rows = conv_patches(emit, x, quantized.values, source.call.attrs)
     layout = RowsLayout(out_rows, 1, (matrix.shape[1],))
-    return PendingLinear(source.name, rows, x.params, QuantizedWeight(matrix, weight.weight.scale), layout)
+    return PendingLinear(source.name, rows, x.params, QuantizedWeight(matrix, quantized.scale), layout)
 
 
 def conv2d_transpose(emit: Emitter, source: QdqCall) -> Pending | None:
     """Return the pending convolution, one product per phase."""
     x, weight = source.operands
-    if not (isinstance(x, Stored) and _is_weight(weight, 1)):
+    quantized = weight_of(weight, 1)
+    if not isinstance(x, Stored) or quantized is None:
         return None
-    if not supports_transposed(weight.weight.values.shape, source.call.attrs):
+    if not supports_transposed(quantized.values.shape, source.call.attrs):
         return None
     return Pending("conv2d_transpose", source)
 
@@ -135,16 +139,18 @@ def emit_linear(
 
 def quantize_transposed(emit: Emitter, pending: Pending, out: QuantParams) -> Stored:
     """Emit one product per phase of the output and weave them together."""
-    x, weight = pending.source.operands
-    size, strides, products = transposed_phases(emit, x, weight.weight.values, pending.source.call.attrs)
-    channels = weight.weight.values.shape[1]
+    x = pending.source.operands[0]
+    weight = weight_of(pending.source.operands[1], 1)
+    assert weight is not None  # conv2d_transpose saw to it
+    size, strides, products = transposed_phases(emit, x, weight.values, pending.source.call.attrs)
+    channels = weight.values.shape[1]
     parts = []
     for index, (patches, matrix) in enumerate(products):
         linear = PendingLinear(
             f"{pending.source.name}.phase{index}",
             patches,
             x.params,
-            QuantizedWeight(matrix, weight.weight.scale),
+            QuantizedWeight(matrix, weight.scale),
             channels_last((*size, channels)),
             None if pending.bias is None else pending.bias.value.numpy().astype(np.float64).ravel(),
             bounds=pending.bounds,
@@ -153,11 +159,19 @@ def quantize_transposed(emit: Emitter, pending: Pending, out: QuantParams) -> St
     return interleave(emit, parts, size, strides, out)
 
 
-def _is_weight(value: Any, axis: int) -> bool:
-    """Whether value is an int8 weight whose scales lie along axis, its outputs."""
-    if not isinstance(value, WeightConstant):
-        return False
-    return value.axis % value.weight.values.ndim == axis
+def weight_of(value: Any, axis: int) -> QuantizedWeight | None:
+    """Return a symmetric int8 constant with its scales along axis, the outputs; None for anything else.
+
+    A constant with one scale for all gets it once per output.
+    """
+    if isinstance(value, WeightConstant):
+        return value.weight if value.axis % value.weight.values.ndim == axis else None
+    if not isinstance(value, Stored) or not isinstance(value.dense_var, tvm.ir.GenericConst):
+        return None
+    if (value.params.dtype, value.params.zero_point) != ("int8", 0) or len(value.layout.shape) <= axis:
+        return None
+    values = value.dense_var.value.numpy()
+    return QuantizedWeight(values, np.full(values.shape[axis], value.params.scale, np.float32))
 
 
 def _bias(value: Any, layout: RowsLayout) -> npt.NDArray[np.float64] | None:

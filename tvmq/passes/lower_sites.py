@@ -17,7 +17,9 @@ from tvmq.passes.integer_parameters import attention_parameters, norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
 from tvmq.passes.lowering_values import Emitter, Pending, QdqCall, Stored, clip_range, constant
-from tvmq.unary import UNARY_FUNCTIONS
+from tvmq.unary import UNARY_FUNCTIONS, unary_name
+
+MOST_KEYS = 2**31 // (255 * 128)  # more, and the sums of weights times values could leave int32
 
 
 def layer_norm(emit: Emitter, source: QdqCall) -> Pending | None:
@@ -62,7 +64,8 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
 
 def attention(emit: Emitter, source: QdqCall) -> Pending | None:
     """Return the pending attention of symmetric int8 values without mask."""
-    if source.call.attrs.causal_mask is not None:
+    keys = int(source.call.args[1].ty.shape[1])
+    if source.call.attrs.causal_mask is not None or keys > MOST_KEYS:
         return None
     for x in source.operands:
         if not isinstance(x, Stored) or x.params.dtype != "int8" or x.params.zero_point != 0:
@@ -113,7 +116,7 @@ def quantize_unary(emit: Emitter, pending: Pending, out: QuantParams) -> Stored 
     source = pending.source
     x = source.operands[0]
     table = numerics.unary_table(
-        UNARY_FUNCTIONS[source.call.op.name.split(".")[-1]],
+        UNARY_FUNCTIONS[unary_name(source.call.op.name, source.call.args)],
         float(np.float32(x.params.scale)),
         x.params.zero_point,
         float(np.float32(out.scale)),

@@ -31,18 +31,13 @@ def conv_patches(
 ) -> tuple[Expr, Int8s, tuple[int, int, int]]:
     """Return (patches [B*Ho*Wo, K], matrix [K, O], (B, Ho, Wo)) of a conv2d of NCHW x with OIHW weight."""
     outputs, _, height, width = weight.shape
-    batch, _, rows, columns = x.layout.shape
+    _, _, rows, columns = x.layout.shape
     strides = tuple(int(s) for s in attrs.strides)
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    out = (
-        batch,
-        (rows + top + bottom - height) // strides[0] + 1,
-        (columns + left + right - width) // strides[1] + 1,
-    )
-    disjoint = strides == (height, width) and not any((top, left, bottom, right))
+    out = output_size(x.layout.shape, (height, width), attrs)
+    disjoint = strides == (height, width) and not any(int(p) for p in attrs.padding)
     if disjoint and (rows % height, columns % width) == (0, 0) and x.rows_var is None:
         return _tiles(emit, x, weight, out)
-    nhwc = _pad(emit, _nhwc(emit, x), x.params, (top, bottom, left, right))
+    nhwc = padded_nhwc(emit, x, attrs)
     if (height, width, *strides) == (1, 1, 1, 1):
         taps = [nhwc]
     else:
@@ -53,6 +48,20 @@ def conv_patches(
         ]
     matrix = weight.transpose(2, 3, 1, 0).reshape(-1, outputs)
     return *_rows(emit, taps, matrix), out
+
+
+def output_size(data: tuple[int, ...], kernel: tuple[int, int], attrs: Any) -> tuple[int, int, int]:
+    """Return (B, rows, columns) of a conv2d of NCHW data."""
+    batch, _, rows, columns = data
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    down, across = (int(s) for s in attrs.strides)
+    return batch, (rows + top + bottom - kernel[0]) // down + 1, (columns + left + right - kernel[1]) // across + 1
+
+
+def padded_nhwc(emit: Emitter, x: Stored, attrs: Any) -> Expr:
+    """Return the stored integers of NCHW x as NHWC with the padding of a conv2d around them."""
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    return _pad(emit, _nhwc(emit, x), x.params, (top, bottom, left, right))
 
 
 def supports_conv(attrs: Any) -> bool:
@@ -93,6 +102,7 @@ def supports_transposed(weight_shape: tuple[int, ...], attrs: Any) -> bool:
     """Whether transposed_phases covers this conv2d_transpose."""
     plain = int(attrs.groups) == 1 and not any(int(p) for p in attrs.output_padding)
     undilated = all(int(d) == 1 for d in attrs.dilation)
+    plain = plain and (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "IOHW")
     padding = [int(p) for p in attrs.padding]
     fits = all(
         size == int(stride) + 2 * pad
