@@ -1,0 +1,59 @@
+"""Views act on stored integers: free where only the layout changes, else the very op; no value changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import relax
+from tvm.relax import op
+
+from tests.passes.qdq_graphs import ACTIVATED, NORMED, QdqBuilder, float_input, random_input
+from tvmq import reference
+from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.rebuild import bindings, dtype_of, op_name
+
+VIEWS = {
+    "reshape": lambda x: op.reshape(x, (2, 6, 2, 4)),
+    "permute_dims": lambda x: op.permute_dims(x, [0, 2, 1]),
+    "permute_dims of rows": lambda x: op.permute_dims(x, [1, 0, 2]),
+    "permute_dims without axes": op.permute_dims,
+    "expand_dims": lambda x: op.expand_dims(x, 1),
+    "strided_slice": lambda x: op.strided_slice(x, axes=[1], begin=[1], end=[5]),
+    "take": lambda x: op.take(x, relax.const(0, "int64"), axis=1),
+    "concat": lambda x: op.concat([x, x], axis=1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_of_stored_integers_stays_in_integers(name):
+    make, x = QdqBuilder(), float_input(2, 6, 8)
+    viewed = make.bind("view", VIEWS[name](make.stored("x", x, NORMED)))
+    qdq = make.module([x], viewed)
+    lowered = LowerInteger()(qdq)
+    ops = [(op_name(b.value), dtype_of(b.var)) for b in bindings(lowered["main"])]
+    assert {kind for kind, dtype in ops if dtype == "float32"} == {"dequantize", ""}  # "": the output
+    assert ops[-2][0] == "dequantize"
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, lowered)]
+    np.testing.assert_array_equal(*values)
+
+
+def test_a_view_that_keeps_the_storage_costs_nothing_between_two_sites():
+    make, x = QdqBuilder(), float_input(1, 6, 8)
+    first = make.stored("first", make.product("first", make.stored("x", x, NORMED), 8), ACTIVATED)
+    heads = make.bind("heads", op.reshape(first, (1, 6, 2, 4)))
+    joined = make.bind("joined", op.reshape(heads, (6, 8)))
+    lowered = LowerInteger()(make.module([x], make.product("second", joined, 8)))
+    calls = [b.value for b in bindings(lowered["main"]) if isinstance(b.value, relax.Call)]
+    first_call, second_call = (c for c in calls if not op_name(c))
+    outputs = {b.value: b.var for b in bindings(lowered["main"])}
+    assert second_call.args[0].same_as(outputs[first_call])
+
+
+def test_parts_of_different_scales_are_joined_as_floats():
+    make, x = QdqBuilder(), float_input(2, 8)
+    parts = [make.stored("a", x, NORMED), make.stored("b", x, ACTIVATED)]
+    qdq = make.module([x], op.concat(parts, axis=0))
+    lowered = LowerInteger()(qdq)
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, lowered)]
+    np.testing.assert_array_equal(*values)
+    assert [dtype_of(b.var) for b in bindings(lowered["main"]) if op_name(b.value) == "concat"] == ["float32"]
