@@ -7,10 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import tvm
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  (torch's idiom)
+from torch.nn import functional as F
 
 import tvmq
+from tvmq.calibrate.batches import as_batches, input_specs
+from tvmq.calibrate.calibration import Calibration
+from tvmq.calibrate.collect import collect
+from tvmq.formats import Quantization
+from tvmq.frontend import import_model
+from tvmq.passes.canonicalize import canonicalize
+from tvmq.passes.insert_qdq import InsertQdq
+from tvmq.plan.formats import Formats, value_formats
+from tvmq.plan.nodes import Nodes, index
+from tvmq.quantize.choose import choose, gram_inputs
 
 TOKENS, WIDTH, HEADS, CLASSES = 9, 64, 2, 10
 SHAPE = (1, TOKENS, WIDTH)
@@ -75,3 +86,44 @@ def compiled(**options: Any) -> tvmq.CompiledModel:
 def model() -> tvmq.CompiledModel:
     """Return the transformer compiled with no options, once per test run."""
     return compiled()
+
+
+@cache
+def canonical() -> tvm.IRModule:
+    """Return the transformer at level canonical."""
+    return canonicalize(import_model(transformer(), example()))
+
+
+@cache
+def nodes() -> Nodes:
+    """Return the canonical module's index."""
+    return index(canonical())
+
+
+@cache
+def formats() -> Formats:
+    """Return how each value is stored when every site is quantized."""
+    return value_formats(nodes(), lambda name: True)
+
+
+@cache
+def calibration() -> Calibration:
+    """Return the statistics of the canonical module over `inputs()`."""
+    mod = canonical()
+    return collect(
+        mod,
+        list(as_batches(inputs(), input_specs(mod))),
+        values=formats().values.__contains__,
+        gram_inputs=gram_inputs(nodes(), formats()),
+    )
+
+
+@cache
+def quantization(requantize: str = "pot") -> Quantization:
+    """Return the numbers that follow from it all."""
+    return choose(nodes(), formats(), calibration(), requantize=requantize)
+
+
+def qdq_module() -> tvm.IRModule:
+    """Return the transformer at level qdq."""
+    return tvm.transform.Sequential([InsertQdq(quantization())])(canonical())

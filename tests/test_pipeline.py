@@ -1,0 +1,241 @@
+"""From a torch module to an artifact, end to end, on a transformer that compiles in two seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tvm
+
+import tvmq
+from tests import tiny_transformer
+from tests.tiny_transformer import compiled, inputs, model
+from tvmq.errors import CalibrationError, UnsupportedModelError, UsageError
+from tvmq.spec import Coverage, Plan
+
+(X,) = inputs(1, seed=9)
+
+
+class Gated(torch.nn.Module):
+    """A linear map, and float operations of three kinds behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(tiny_transformer.WIDTH, tiny_transformer.WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return torch.sigmoid(torch.softmax(y, -1) * y)
+
+
+def gated(**options: Any) -> tvmq.CompiledModel:
+    torch.manual_seed(0)
+    given = {"example_inputs": tiny_transformer.example(), "calibration": inputs(), **options}
+    return tvmq.compile(Gated().eval(), **given)
+
+
+def test_integers_equal_the_reference_and_stay_near_the_float_model():
+    result = model().verify(X)
+    assert (result.ok, result.sites, result.outputs, result.inexact) == (True, 20, 1, ())
+    assert model().coverage.macs_integer_fraction == 1
+    wanted = tiny_transformer.transformer()(torch.from_numpy(X)).detach().numpy()
+    # 22 sites of 8 bits on random weights; a wrong scale or zero point anywhere gives 0.3 and more.
+    assert np.abs(model()(X) - wanted).max() < 0.08 * np.abs(wanted).max()
+
+
+def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path):
+    model().save(tmp_path / "m.tvmq")
+    one, two = (tvmq.load(tmp_path / "m.tvmq", threads=threads) for threads in (1, 2))
+    assert one(X).tobytes() == two(X).tobytes() == model()(X).tobytes()
+
+
+def test_two_compiles_write_the_same_bytes(tmp_path: Path):
+    for name in ("a", "b"):
+        compiled().save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_new_process_runs_the_artifact_without_torch_and_without_the_compiler(tmp_path: Path):
+    model().save(tmp_path / "m.tvmq")
+    np.save(tmp_path / "x.npy", X)
+    code = (
+        "import sys, numpy as np, tvmq; from tvmq.runtime import load_runtime, torch_hidden\n"
+        "with torch_hidden(): load_runtime()\n"
+        f"model = tvmq.load({str(tmp_path / 'm.tvmq')!r}); model.verify().require()\n"
+        f"np.save({str(tmp_path / 'y.npy')!r}, model(np.load({str(tmp_path / 'x.npy')!r})))\n"
+        "print(*({'tvm', 'torch', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert np.load(tmp_path / "y.npy").tobytes() == model()(X).tobytes()
+
+
+@pytest.mark.parametrize(
+    "options", [{"requantize": "fixed_point"}, {"observer": "minmax"}, {"target": "x86_baseline"}], ids=str
+)
+def test_every_mode_equals_the_reference(options: dict[str, Any], capfd: pytest.CaptureFixture[str]):
+    result = compiled(**options).verify(X)
+    assert (result.ok, result.sites) == (True, 20)
+    assert "Warning" not in capfd.readouterr().err
+
+
+def test_pruned_channels_and_layers_are_no_trouble():
+    torch.manual_seed(0)
+    pruned = tiny_transformer.Transformer().eval()
+    with torch.no_grad():
+        for weight in (pruned.blocks[0].fc1.weight, pruned.blocks[0].fc2.weight):
+            weight.zero_()
+        pruned.blocks[1].qkv.weight[5] = 0
+        pruned.blocks[1].proj.weight[5] = 1e-9
+    for requantize in ("pot", "fixed_point"):
+        found = tvmq.compile(
+            pruned, example_inputs=tiny_transformer.example(), calibration=inputs(), requantize=requantize
+        )
+        assert found.verify(X).ok
+
+
+def test_ignored_sites_stay_float_and_coverage_says_why():
+    found = compiled(ignored=["blocks.0.fc1", "head"])
+    left = {row.site: row.reason for row in found.coverage.rows if not row.integer}
+    assert left == {
+        "blocks.0.fc1": "matches `ignored`",
+        "head": "matches `ignored`",
+        "gelu.0": "its input is float already, where a table of 256 values gains nothing",
+    }
+    assert found.verify(X).ok
+    assert found.manifest.description.recipe["ignored"] == ["blocks.0.fc1", "head"]
+    assert compiled(ignored="head").manifest.description.recipe["ignored"] == ["head"]
+
+
+def test_coverage_and_strict_count_every_float_operation():
+    left = {row.site: row.reason for row in gated().coverage.rows if not row.integer}
+    assert left == {
+        "softmax.0": "softmax outside of attention has no integer kernel yet",
+        "multiply.0": "multiply has no integer kernel yet",
+        "sigmoid.0": "its input is float already, where a table of 256 values gains nothing",
+    }
+    with pytest.raises(UnsupportedModelError, match=r"3 of 4 sites would stay in float: sigmoid\.0 \("):
+        gated(strict=True)
+
+
+def test_a_nan_weight_and_an_unknown_pattern_are_sentences():
+    broken = tiny_transformer.Transformer()
+    with torch.no_grad():
+        broken.blocks[0].fc1.weight[3, 4] = torch.nan
+    with pytest.raises(UsageError, match=r"blocks\.0\.fc1\.weight: holds 1 NaN and 0 infinite of 16384"):
+        tvmq.compile(broken, example_inputs=tiny_transformer.example(), calibration=inputs())
+    with pytest.raises(
+        UsageError, match=r"'blocks\.0\.fc': names no site of this model; near matches: blocks"
+    ):
+        compiled(ignored=["blocks.0.fc"])
+
+
+FORMS: dict[str, Callable[[list[np.ndarray]], Any]] = {
+    "arrays": list,
+    "one array": np.concatenate,
+    "tensors": lambda arrays: [torch.from_numpy(a) for a in arrays],
+    "tuples": lambda arrays: [(a,) for a in arrays],
+    "dicts": lambda arrays: [{"input": a} for a in arrays],
+    "generator": lambda arrays: (a for a in arrays),
+    "without batch axis": lambda arrays: [a[0] for a in arrays],
+}
+
+
+@pytest.fixture(scope="module")
+def linear() -> Callable[..., tvmq.CompiledModel]:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(tiny_transformer.WIDTH, 8)).eval()
+    return lambda **options: tvmq.compile(module, example_inputs=tiny_transformer.example(), **options)
+
+
+def test_calibration_data_may_come_in_any_form(linear: Callable[..., tvmq.CompiledModel]):
+    hashes = {
+        linear(calibration=form(inputs())).manifest.description.calibration_hash for form in FORMS.values()
+    }
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "none given, 8-bit activations need typical inputs"),
+        ([], "the data is empty, at least 2 are wanted"),
+        (inputs(1), "there is one sample, at least 2 are wanted"),
+        (inputs(1) * 4, "all 4 samples are identical"),
+        ([*inputs(2), X * np.nan], "batch 2, input .*: 576 of 576 values are NaN"),
+        ([*inputs(2), X * np.inf], "batch 2, input .*: 576 of 576 values are infinite"),
+        ([a[:, :5] for a in inputs()], r"has shape \[1, 5, 64\], \[1, 9, 64\] is wanted"),
+        ([a.astype(np.int32) for a in inputs()], "has dtype int32, float32 is wanted"),
+        ([(a, a) for a in inputs()], "holds 2 arrays, the model takes 1"),
+    ],
+)
+def test_unusable_calibration_data_is_a_sentence(
+    linear: Callable[..., tvmq.CompiledModel], data: Any, message: str
+):
+    with pytest.raises(CalibrationError, match=f"calibration.*{message}"):
+        linear(calibration=data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 4}, "bits=4: this version quantizes to 8 bits"),
+        ({"requantize": "dyadic"}, "requantize='dyadic' is unknown; choose one of"),
+        ({"observer": "median"}, "observer='median' is unknown; choose one of"),
+        ({"threads": 0}, "threads=0: at least 1 is wanted"),
+        ({"target": "x86_avx3"}, "unknown target 'x86_avx3', did you mean 'x86_avx2'"),
+        ({"example_inputs": None}, "a torch module does not say its input shapes, wanted example_inputs"),
+    ],
+)
+def test_an_unusable_option_is_a_sentence(options: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        compiled(**options)
+
+
+@pytest.mark.parametrize("name", ["absent.onnx", "absent.pt2", "weights.pth", "model.txt"])
+def test_an_unusable_model_file_is_a_sentence(tmp_path: Path, name: str):
+    if not name.startswith("absent"):
+        (tmp_path / name).write_bytes(b"no model")
+    with pytest.raises(UsageError, match=f"{name}: .*; "):
+        tvmq.compile(tmp_path / name, calibration=inputs())
+
+
+def test_every_stage_ends_where_it_said_it_would():
+    seen: list[tuple[str, int, int]] = []
+    compiled(progress=lambda *report: seen.append(report))
+    starts = [i for i, (_, done, _) in enumerate(seen) if done == 0]
+    stages = [seen[a:b] for a, b in zip(starts, [*starts[1:], len(seen)], strict=True)]
+    assert " ".join(stage[0][0] for stage in stages) == (
+        "import canonicalize calibrate balance calibrate quantize lower schedule compile"
+    )
+    for stage in stages:
+        names, done, totals = zip(*stage, strict=True)
+        assert len(set(names)) == len(set(totals)) == 1
+        assert list(done) == sorted(done)
+        assert done[-1] == totals[0] > 0
+
+
+def test_the_recipe_tells_how_to_compile_the_model_again():
+    found = compiled(seed=17, observer="percentile").manifest.description
+    versions = found.recipe.pop("versions")
+    assert found.recipe == {
+        "bits": 8, "ignored": [], "requantize": "pot", "observer": "percentile", "seed": 17, "threads": 1,
+        "samples": 4, "module_hash": found.plan.module_hash,
+    }  # fmt: skip
+    assert {"tvmq", "apache-tvm", "apache-tvm-ffi", "torch", "numpy"} <= set(versions)
+
+
+def test_what_stages_hand_on_survives_being_written(tmp_path: Path):
+    for value, kind in ((model().plan, Plan), (model().coverage, Coverage)):
+        assert kind.from_json(json.loads(json.dumps(value.to_json()))) == value
+    # Quantization is written as the qdq graph, in which its numbers are constants.
+    qdq = tiny_transformer.qdq_module()
+    again = tvm.ir.load_json(tvm.ir.save_json(qdq))
+    tvm.ir.assert_structural_equal(qdq, again)
