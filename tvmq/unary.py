@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,3 +55,10 @@ UNARY_FUNCTIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
         "relu6": lambda x: np.clip(x, 0.0, 6.0),
     }
 )
+
+
+def unary_name(operator: str, args: Sequence[Any]) -> str:
+    """Return an operator's short name; clip(x, 0, 6) is "relu6", for which Relax has no operator."""
+    name = operator.rsplit(".", 1)[-1]
+    is_relu6 = name == "clip" and tuple(float(bound.value) for bound in args[1:]) == (0.0, 6.0)
+    return "relu6" if is_relu6 else name

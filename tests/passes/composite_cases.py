@@ -78,6 +78,43 @@ def linear(
     return Case(func, tuple(args), y)
 
 
+def depthwise(
+    out_dtype: str, strides: tuple[int, int] = (1, 1), *, channels: int = 6, fixed_point: bool = False
+) -> Case:
+    """Return a convolution of 2 padded images of 7 x 6 with 3 x 2 taps per channel."""
+    rng = np.random.default_rng(7)
+    x = rng.integers(0, 256, (2, 7, 6, channels)).astype(np.uint8)
+    weight = rng.integers(-127, 128, (6, channels)).astype(np.int8)
+    bias = rng.integers(-9000, 9000, channels).astype(np.int32)
+    rows, columns = (7 - 3) // strides[0] + 1, (6 - 2) // strides[1] + 1
+    acc = np.zeros((2, rows, columns, channels), np.int64) + bias
+    for tap in range(6):
+        down, across = divmod(tap, 2)
+        seen = x[:, down :: strides[0], across :: strides[1]][:, :rows, :columns]
+        acc += seen.astype(np.int64) * weight[tap]
+    acc = acc.reshape(-1, channels)
+    args: tuple[np.ndarray, ...] = (rng.integers(5, 9, channels).astype(np.int32),)
+    y, zero_point = acc >> args[0], 0
+    if fixed_point:
+        args, zero_point = numerics.fixed_point_multiplier(rng.random(channels) * 0.01 + 0.001), 3
+        y = numerics.requantize_fixed_point(acc, *args, zero_point, "int32").astype(np.int64)
+    low, high = numerics.INTEGER_RANGE[out_dtype]
+    func = composites.depthwise(
+        "site",
+        data_shape=x.shape,
+        kernel=(3, 2),
+        strides=strides,
+        size=(rows, columns),
+        in_dtype="uint8",
+        out_dtype=out_dtype,
+        low=low,
+        high=high,
+        zero_point=zero_point,
+        fixed_point=fixed_point,
+    )
+    return Case(func, (x, weight, bias, *args), np.clip(y, low, high).astype(out_dtype))
+
+
 def layer_norm(out_dtype: str) -> Case:
     """Return a norm of constant, extreme and ordinary rows of 12 channels."""
     rng = np.random.default_rng(4)
@@ -141,6 +178,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "fixed point": lambda: linear("uint8", fixed_point=True, zero_point=128),
     "fixed point and residual": lambda: linear("int16", fixed_point=True, residual=True),
     "fixed point and table": lambda: linear("uint8", fixed_point=True, zero_point=3, table=True),
+    "depthwise": lambda: depthwise("uint8"),
+    "depthwise with strides": lambda: depthwise("int16", (2, 3)),
+    "depthwise, fixed point": lambda: depthwise("uint8", fixed_point=True),
     "layer norm to uint8": lambda: layer_norm("uint8"),
     "layer norm to int16": lambda: layer_norm("int16"),
     "attention": lambda: attention(6, "uint8", 128),

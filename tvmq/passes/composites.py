@@ -3,7 +3,7 @@
 A function carries what it is in its attributes, so that a schedule may replace the call by one kernel;
 without one it is inlined and TVM legalises its ops on any target. The ops spell out numerics.py.
 
-    tvmq.kernel   linear | layer_norm | attention | table
+    tvmq.kernel   linear | depthwise | layer_norm | attention | table
     tvmq.site     the site's id
     tvmq.*        the static numbers of the kernel, listed with each builder
 """
@@ -85,6 +85,57 @@ def linear(
         "table": int(table),
     }
     return body.finish(params, y, "linear", site, attrs)
+
+
+def depthwise(
+    site: str,
+    *,
+    data_shape: Sequence[int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    size: tuple[int, int],
+    in_dtype: str,
+    out_dtype: str,
+    low: int,
+    high: int,
+    zero_point: int = 0,
+    fixed_point: bool = False,
+) -> relax.Function:
+    """Return f(x, weight, bias, rescale...) of a convolution of each channel with its own weights.
+
+    x data_shape [B, H, W, C], padded; weight int8 [kernel height * width, C]; the result, of size (rows,
+    columns), is [B * rows * columns, C]. bias and rescale are as in linear.
+    """
+    x = relax.Var("x", tensor_type(data_shape, in_dtype))
+    batch, channels = data_shape[0], data_shape[3]
+    weight = relax.Var("weight", tensor_type((kernel[0] * kernel[1], channels), "int8"))
+    bias = relax.Var("bias", tensor_type((channels,), "int32"))
+    params = [x, weight, bias]
+    body = _Body()
+    acc = bias
+    for tap in range(kernel[0] * kernel[1]):
+        begin = divmod(tap, kernel[1])
+        end = [b + (n - 1) * s + 1 for b, n, s in zip(begin, size, strides, strict=True)]
+        seen = body(op.strided_slice(x, axes=[1, 2], begin=list(begin), end=end, strides=list(strides)))
+        factor = body(op.strided_slice(weight, axes=[0], begin=[tap], end=[tap + 1]))
+        product = op.multiply(body(op.astype(seen, "int32")), body(op.astype(factor, "int32")))
+        acc = body(op.add(acc, body(product)))
+    acc = body(op.reshape(acc, (batch * size[0] * size[1], channels)))
+    y = _rescaled(body, params, acc, zero_point if fixed_point else None)
+    y = body(op.astype(body(op.clip(y, low, high)), out_dtype))
+    attrs = {
+        "kernel_rows": kernel[0],
+        "kernel_columns": kernel[1],
+        "stride_rows": strides[0],
+        "stride_columns": strides[1],
+        "in_dtype": in_dtype,
+        "out_dtype": out_dtype,
+        "low": low,
+        "high": high,
+        "zero_point": zero_point,
+        "fixed_point": int(fixed_point),
+    }
+    return body.finish(params, y, "depthwise", site, attrs)
 
 
 def layer_norm(

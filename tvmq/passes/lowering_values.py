@@ -75,9 +75,9 @@ class QdqCall:
 class Pending:
     """Any other integer operation, which waits for the quantize that gives its output scale."""
 
-    kind: str  # layer_norm attention unary add conv2d_transpose
+    kind: str  # layer_norm attention unary add conv2d_transpose depthwise
     source: QdqCall
-    bias: Expr | None = None  # conv2d_transpose only
+    bias: Expr | None = None  # of convolutions
     bounds: tuple[float, float] | None = None
 
     def bounded(self, low: float, high: float) -> Pending:

@@ -55,7 +55,11 @@ def output_size(data: tuple[int, ...], kernel: tuple[int, int], attrs: Any) -> t
     batch, _, rows, columns = data
     top, left, bottom, right = (int(p) for p in attrs.padding)
     down, across = (int(s) for s in attrs.strides)
-    return batch, (rows + top + bottom - kernel[0]) // down + 1, (columns + left + right - kernel[1]) // across + 1
+    return (
+        batch,
+        (rows + top + bottom - kernel[0]) // down + 1,
+        (columns + left + right - kernel[1]) // across + 1,
+    )
 
 
 def padded_nhwc(emit: Emitter, x: Stored, attrs: Any) -> Expr:
@@ -68,6 +72,12 @@ def supports_conv(attrs: Any) -> bool:
     """Whether conv_patches covers this conv2d."""
     plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
     return plain and (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
+
+
+def is_depthwise(data_shape: tuple[int, ...], weight_shape: tuple[int, ...], attrs: Any) -> bool:
+    """Whether a conv2d of NCHW data with OIHW weight has one filter per channel."""
+    channels = data_shape[1]
+    return channels == int(attrs.groups) == weight_shape[0] > 1
 
 
 def transposed_phases(

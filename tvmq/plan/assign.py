@@ -38,16 +38,16 @@ def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] 
 
 
 def kind_of(node: Node) -> str:
-    """Return the site kind that users see: the op itself for a unary function."""
-    return node.op if node.kind == "unary" else node.kind
+    """Return the site kind that users see."""
+    return node.op if node.kind in ("unary", "depthwise") else node.kind
 
 
 def float_reason(node: Node) -> str:
     """Return why a site has no integer form, "" if it has one."""
-    if node.kind == "conv2d":
+    if node.kind in ("conv2d", "depthwise"):
         attrs = node.call.attrs
-        if int(attrs.groups) != 1:
-            return "grouped and depthwise convolutions have no integer kernel yet"
+        if node.kind == "conv2d" and int(attrs.groups) != 1:
+            return "grouped convolutions have no integer kernel yet"
         if any(int(d) != 1 for d in attrs.dilation):
             return "dilated convolutions have no integer kernel yet"
         if str(attrs.data_layout) != "NCHW":

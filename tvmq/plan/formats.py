@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from tvmq.formats import ValueFormat
-from tvmq.plan.nodes import CLIPS, OUTPUT, Node, Nodes
+from tvmq.plan.nodes import CLIPS, MULTIPLYING, OUTPUT, Node, Nodes
 
-MULTIPLYING = ("linear", "conv2d", "conv2d_transpose")
+ACCUMULATING = ("linear", "conv2d")  # their kernels add a residual, and give floats straight away
 WANTS = {
     "linear": "uint8",
     "conv2d": "uint8",
+    "depthwise": "uint8",
     "conv2d_transpose": "uint8",
     "attention": "int8",
     "layer_norm": "int16",
@@ -47,7 +48,8 @@ def value_formats(nodes: Nodes, is_integer: Callable[[str], bool]) -> Formats:
         node = nodes.by_name.get(name)
         if name in fused or (node is not None and _is_view(node)):
             continue
-        dtype = _storage(node, demand.get(name, set()), name in integer)
+        direct = node is not None and _accumulates(nodes, node)
+        dtype = _storage(node, demand.get(name, set()), name in integer, direct)
         if dtype is None:
             continue
         also = dtype == "int16" and "uint8" in demand[name]
@@ -88,11 +90,13 @@ def swallowed(nodes: Nodes, integer: frozenset[str]) -> dict[str, str]:
         user = nodes.sole_consumer(name)
         if name not in integer or user is None or user.name not in integer:
             continue
-        accumulates = node.kind in MULTIPLYING or node.kind == "bias"
-        clipped = user.op in CLIPS and (accumulates or node.kind == "add")
+        multiplies = node.kind in MULTIPLYING or node.kind == "bias"
+        clipped = user.op in CLIPS and (multiplies or node.kind == "add")
         if clipped or (node.kind in MULTIPLYING and user.kind == "bias"):
             fused[name] = user.name
-        elif accumulates and user.kind == "add" and len(user.inputs) == 2 and user.name not in taken:
+            continue
+        joins = user.kind == "add" and len(user.inputs) == 2 and user.name not in taken
+        if joins and _accumulates(nodes, node):
             fused[name] = user.name
             taken.add(user.name)
     return fused
@@ -117,13 +121,19 @@ def _demands(nodes: Nodes, integer: frozenset[str], fused: Mapping[str, str]) ->
     return demand
 
 
-def _storage(node: Node | None, wishes: set[str], integer: bool) -> str | None:
+def _accumulates(nodes: Nodes, node: Node) -> bool:
+    """Whether a value is the accumulator of a kernel that adds residuals to it, or makes it float."""
+    source = nodes.by_name.get(node.inputs[0], node) if node.kind == "bias" else node
+    return source.kind in ACCUMULATING
+
+
+def _storage(node: Node | None, wishes: set[str], integer: bool, direct: bool) -> str | None:
     wanted = wishes - {FLOAT}
     if not wanted:
         # An accumulator becomes float directly; what is 8 bits inside is stored before it becomes float.
-        if node is None or not integer or node.kind in MULTIPLYING or node.kind == "bias":
+        if node is None or not integer or direct:
             return None
-        return "int16" if node.kind in ("layer_norm", "add") else "uint8"
+        return "uint8" if node.kind in ("attention", "unary") else "int16"
     if wanted == {"uint8", "int16"} or len(wanted) > 1:
         return "int16"
     return wanted.pop()

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
-from tvmq.unary import UNARY_FUNCTIONS
+from tvmq.passes.patches import is_depthwise
+from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 CLIPS = {"relu", "relu6"}
 VIEWS = {"reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take", "concat"}
-SITE_KINDS = {"linear", "conv2d", "conv2d_transpose", "attention", "layer_norm", "unary"}
+MULTIPLYING = ("linear", "conv2d", "depthwise", "conv2d_transpose")
+SITE_KINDS = {"linear", "conv2d", "depthwise", "conv2d_transpose", "attention", "layer_norm", "unary"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Node:
     """One binding of main."""
 
     name: str
-    kind: str  # linear conv2d conv2d_transpose bias attention layer_norm unary add view other
+    kind: str  # linear conv2d depthwise conv2d_transpose bias attention layer_norm unary add view other
     op: str  # the Relax op's short name: "matmul", "gelu"
     inputs: tuple[str, ...]  # the float values it reads, constants left out
     shape: tuple[int, ...]
@@ -69,7 +71,8 @@ def index(mod: tvm.IRModule) -> Nodes:
 def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
     call = binding.value
     inputs = tuple(var.name for var in _variables(call) if _is_float(var))
-    op = call.op.name.split(".")[-1] if isinstance(call, relax.Call) and hasattr(call.op, "name") else ""
+    named = isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.Op)
+    op = unary_name(call.op.name, call.args) if named else ""
     ty = binding.var.ty
     shape = (
         tuple(int(d) for d in ty.shape) if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
@@ -82,7 +85,7 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
     if op == "matmul" and _is_weight(call.args[1], 2):
         return "linear"
     if op in ("conv2d", "conv2d_transpose"):
-        return op if _is_weight(call.args[1], 4) else "other"
+        return _kind_of_convolution(op, call) if _is_weight(call.args[1], 4) else "other"
     if op in ("attention", "layer_norm"):
         return op
     if op in UNARY_FUNCTIONS:
@@ -94,11 +97,16 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
     return "other"
 
 
+def _kind_of_convolution(op: str, call: relax.Call) -> str:
+    data, weight = (tuple(int(d) for d in arg.ty.shape) for arg in call.args)
+    return "depthwise" if op == "conv2d" and is_depthwise(data, weight, call.attrs) else op
+
+
 def _kind_of_add(call: relax.Call, earlier: Mapping[str, Node]) -> str:
     left, right = call.args
     if isinstance(right, tvm.ir.GenericConst):
         producer = earlier.get(left.name) if isinstance(left, relax.Var) else None
-        is_bias = producer is not None and producer.kind in ("linear", "conv2d", "conv2d_transpose")
+        is_bias = producer is not None and producer.kind in MULTIPLYING
         if is_bias and _is_channel_vector(right, producer):
             return "bias"
         return "add" if len(right.ty.shape) > 0 else "other"

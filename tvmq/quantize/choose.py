@@ -10,13 +10,13 @@ import tvm
 
 from tvmq.calibrate.calibration import Calibration
 from tvmq.formats import Quantization, QuantizedWeight, QuantParams
-from tvmq.plan.formats import MULTIPLYING, Formats, swallowed
-from tvmq.plan.nodes import Node, Nodes
+from tvmq.plan.formats import Formats, swallowed
+from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
-OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "conv2d_transpose": 1}
+OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "depthwise": 0, "conv2d_transpose": 1}
 
 
 def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:

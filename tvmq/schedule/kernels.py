@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
-from tvmq.schedule import x86_attention, x86_layer_norm, x86_linear
+from tvmq.schedule import depthwise, x86_attention, x86_layer_norm, x86_linear
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
@@ -149,6 +149,28 @@ def _attention(
     )
 
 
+def _depthwise(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    if attrs["fixed_point"]:
+        return None
+    batch, rows, columns, channels = shapes[0]
+    spec = depthwise.DepthwiseSpec(
+        (batch, rows, columns, channels),
+        (int(attrs["kernel_rows"]), int(attrs["kernel_columns"])),
+        (int(attrs["stride_rows"]), int(attrs["stride_columns"])),
+        **_fields(attrs, "in_dtype", "out_dtype", "low", "high"),
+    )
+    if depthwise.supports(spec) is not None:
+        return None
+    return Kernel(
+        (spec, profile.name),
+        f"depthwise_{rows}x{columns}x{channels}",
+        (None,) * len(shapes),
+        lambda: depthwise.depthwise_prim_func(spec),
+    )
+
+
 def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: attrs[name] for name in names}
 
@@ -159,5 +181,5 @@ def _has(profile: TargetProfile, feature: str) -> bool:
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {"linear": _linear, "layer_norm": _layer_norm, "attention": _attention}
+    {"linear": _linear, "depthwise": _depthwise, "layer_norm": _layer_norm, "attention": _attention}
 )
