@@ -1,0 +1,115 @@
+"""Norm, attention, tables and sums: integer where their operands are stored as they want, float where not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm.relax import op
+
+from tests.passes.qdq_graphs import (
+    ACTIVATED,
+    HIDDEN,
+    NORMED,
+    TRUNK,
+    QdqBuilder,
+    Var,
+    attention,
+    float_input,
+    kernels,
+    random_input,
+)
+from tvmq import reference
+from tvmq.formats import QuantParams
+from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.rebuild import bindings, op_name
+
+SIGNED = QuantParams(2.0**-5, 0, "int8")
+
+
+def lowered(make: QdqBuilder, result: Var, x: Var, step: float) -> tuple[list[tuple[str, str]], set[str]]:
+    """Lower and compare within a step; return the kernels, and the operators of main."""
+    qdq = make.module([x], result)
+    after = LowerInteger()(qdq)
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, after)]
+    np.testing.assert_allclose(*values, rtol=0, atol=step)
+    return kernels(after), {op_name(b.value) for b in bindings(after["main"])}
+
+
+@pytest.mark.parametrize(
+    ("stored", "axes", "kernel"),
+    [(TRUNK, [-1], True), (TRUNK, [1], False), (NORMED, [-1], False)],
+    ids=["int16 rows", "another axis", "8 bits are too few"],
+)
+def test_a_norm_over_the_last_axis_of_int16_is_integer(stored, axes, kernel):
+    make, x = QdqBuilder(), float_input(2, 6, 6)
+    gamma, beta = make.constant(6), make.constant(6)
+    y = op.nn.layer_norm(make.stored("x", x, stored), gamma, beta, axes=axes, epsilon=1e-5)
+    found, ops = lowered(make, make.stored("y", make.bind("norm", y), NORMED), x, NORMED.scale)
+    assert (found == [("layer_norm", "norm")]) is kernel
+    assert ("nn.layer_norm" in ops) is not kernel
+
+
+def test_attention_whose_logits_have_no_unit_stays_float():
+    make, x = QdqBuilder(), float_input(1, 6, 2, 4)
+    qkv = [make.stored(name, x, SIGNED) for name in "qkv"]  # 2**-10 * scale * log2(e) * 14 is no power of two
+    y = make.stored("y", make.bind("attn", op.nn.attention(*qkv, scale=0.5)), NORMED)
+    found, ops = lowered(make, y, x, NORMED.scale)
+    assert found == []
+    assert "nn.attention" in ops
+
+
+def test_attention_with_a_causal_mask_stays_float():
+    qdq = attention()
+    call = next(b.value for b in bindings(qdq["main"]) if op_name(b.value) == "nn.attention")
+    make, x = QdqBuilder(), float_input(1, 6, 2, 4)
+    unit = QuantParams(float(np.float32(2.0**-7 / (0.5 * np.log2(np.e) * 14) ** 0.5)), 0, "int8")
+    qkv = [make.stored(name, x, unit) for name in "qkv"]
+    masked = make.bind("attn", op.nn.attention(*qkv, scale=0.5, causal_mask="TopLeft"))
+    lowered_mod = LowerInteger()(make.module([x], make.stored("y", masked, NORMED)))
+    assert kernels(lowered_mod) == []
+    assert float(call.attrs.scale) == 0.5  # the same without the mask does become a kernel
+    assert ("attention", "attn") in kernels(LowerInteger()(qdq))
+
+
+def test_a_function_joins_the_product_before_it_if_nothing_else_reads_that():
+    make, x = QdqBuilder(), float_input(3, 8)
+    hidden = make.stored("fc", make.product("fc", make.stored("x", x, NORMED), 8, -8), HIDDEN)
+    active = make.stored("gelu.0", make.bind("gelu.0", op.nn.gelu(hidden)), ACTIVATED)
+    assert lowered(make, active, x, ACTIVATED.scale)[0] == [("linear", "fc")]
+
+
+def test_a_function_beside_another_reader_is_a_table_of_its_own():
+    make, x = QdqBuilder(), float_input(3, 8)
+    hidden = make.stored("fc", make.product("fc", make.stored("x", x, NORMED), 8, -8), HIDDEN)
+    active = make.stored("gelu.0", make.bind("gelu.0", op.nn.gelu(hidden)), ACTIVATED)
+    both = op.concat([active, hidden], axis=0)
+    found, _ = lowered(make, both, x, HIDDEN.scale)
+    assert sorted(found) == [("linear", "fc"), ("table", "gelu.0")]
+
+
+@pytest.mark.parametrize(("stored", "out"), [(SIGNED, NORMED), (NORMED, SIGNED)])
+def test_only_uint8_goes_through_a_table(stored, out):
+    make, x = QdqBuilder(), float_input(3, 8)
+    y = make.stored("y", make.bind("tanh.0", op.tanh(make.stored("x", x, stored))), out)
+    found, ops = lowered(make, y, x, out.scale)
+    assert found == []
+    assert "tanh" in ops
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_a_sum_of_int16_in_equal_steps_is_an_integer_sum(broadcast):
+    make, x = QdqBuilder(), float_input(3, 8)
+    a = make.stored("a", x, TRUNK)
+    first = make.bind("row", op.strided_slice(a, axes=[0], begin=[0], end=[1])) if broadcast else a
+    clipped = make.bind("relu.0", op.nn.relu(make.bind("sum", op.add(a, first))))
+    found, ops = lowered(make, make.stored("y", clipped, TRUNK), x, 0.0)
+    assert found == []
+    assert {"nn.relu", "round"}.isdisjoint(ops)
+    assert "clip" in ops
+
+
+def test_a_sum_in_unequal_steps_is_a_float_sum():
+    make, x = QdqBuilder(), float_input(3, 8)
+    other = QuantParams(2.0**-8, 0, "int16")
+    total = make.bind("sum", op.add(make.stored("a", x, TRUNK), make.stored("b", x, other)))
+    assert "clip" not in lowered(make, make.stored("y", total, TRUNK), x, 0.0)[1]
