@@ -67,7 +67,7 @@ def build(
     )
 
 
-def lowering_passes(profile: TargetProfile, target: Any) -> list[Any]:
+def lowering_passes(target: Any) -> list[Any]:
     """Return the passes from kernel calls and plain integer ops to the Relax VM."""
     transform = relax.transform
     return [
@@ -96,7 +96,7 @@ def lowering_passes(profile: TargetProfile, target: Any) -> list[Any]:
 def _library(mod: tvm.IRModule, profile: TargetProfile, linker: Any) -> bytes:
     target = profile.tvm()
     with tvm.transform.PassContext(opt_level=3), target:
-        lowered = tvm.transform.Sequential(lowering_passes(profile, target))(mod)
+        lowered = tvm.transform.Sequential(lowering_passes(target))(mod)
         executable = tvm.compile(lowered, target=target, relax_pipeline=None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"

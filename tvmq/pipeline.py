@@ -38,7 +38,7 @@ from tvmq.quantize.choose import choose, gram_inputs
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.spec import Coverage, Description, Plan
-from tvmq.target import TargetProfile, load_profile
+from tvmq.target import NATIVE, TargetProfile, load_profile
 
 REQUANTIZE = ("pot", "fixed_point")
 # Balancing rounds its factors to powers of two: what 16 samples say of channel ranges is settled by then, and
@@ -161,33 +161,49 @@ def lower(mod: tvm.IRModule, numbers: Quantization) -> tvm.IRModule:
     return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
 
 
-def lowering_pipeline(*, target: Any = "native", threads: int = 1) -> Any:
+def lowering_pipeline(*, target: Any = None, threads: int = 1) -> Any:
     """Return tvmq's lowering as one TVM pass, for people who call tvm.compile themselves.
 
     It takes a module at level qdq (quantize and dequantize with constant scales) or at the integer level, and
-    leaves it ready for the Relax VM: `tvm.compile(mod, target, relax_pipeline=...)`.
+    leaves it ready for the Relax VM: `tvm.compile(mod, target, relax_pipeline="tvmq")`.
+
+    target: as for compile; None: the one of tvm.compile. threads: as for compile.
     """
-    return LoweringPipeline(load_profile(target), threads)
+    return LoweringPipeline(None if target is None else load_profile(target), threads)
 
 
 @tvm.transform.module_pass(opt_level=0, name="tvmq")
 class LoweringPipeline:
     """What lowering_pipeline returns."""
 
-    def __init__(self, profile: TargetProfile, threads: int) -> None:
+    def __init__(self, profile: TargetProfile | None, threads: int) -> None:
         self.profile = profile
         self.threads = threads
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod ready for the Relax VM."""
-        with self.profile.tvm() as target:
+        profile = self._profile()
+        with profile.tvm() as target:
             passes = [
                 LowerInteger(),
-                DispatchKernels(self.profile, self.threads),
-                DispatchFloatLinears(self.profile, self.threads),
-                *lowering_passes(self.profile, target),
+                DispatchKernels(profile, self.threads),
+                DispatchFloatLinears(profile, self.threads),
+                *lowering_passes(target),
             ]
             return tvm.transform.Sequential(passes)(mod)
+
+    def _profile(self) -> TargetProfile:
+        current = tvm.target.Target.current(allow_none=True)
+        if current is None:
+            return self.profile or load_profile(NATIVE)
+        given = load_profile(current)
+        lacking = self.profile.missing(given.features) if self.profile else ()
+        if self.profile and lacking:  # LLVM would end the process
+            raise UsageError(
+                f"target: tvm.compile's lacks {', '.join(lacking)}, which {self.profile.name!r} needs; "
+                "give both the same target, or relax.get_pipeline('tvmq') none"
+            )
+        return self.profile or given
 
 
 def _check_options(bits: int, requantize: str, observer: str, threads: int | None) -> None:

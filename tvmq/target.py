@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -256,7 +256,7 @@ def _target_table(table: Mapping[str, Any], where: str) -> Mapping[str, TargetVa
     for key, value in table.items():
         if isinstance(value, str | int | float | bool):
             values[str(key)] = value
-        elif isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        elif isinstance(value, Sequence) and all(isinstance(v, str) for v in value):  # list, or TVM's Array
             values[str(key)] = tuple(str(v) for v in value)
         else:
             raise UsageError(f"{where}: tvm_target.{key} = {value!r}; a value or a list of strings is wanted")

@@ -40,8 +40,8 @@ def quantize_weight(
     """Return int8 values [K, N] and scales [N] of weight [K, N].
 
     ratio is scale_out / scale_x for power-of-two requantize, None where the scale is free. gram is [K, K].
-    No scale is below smallest [N], except that ratio itself, a shift of 0, is always allowed. Weights too large
-    for ratio get free scales, and their site a fixed-point requantize.
+    No scale is below smallest [N], except that ratio itself, a shift of 0, is always allowed. Weights too
+    large for ratio get free scales, and their site a fixed-point requantize.
     """
     absmax = np.maximum(np.abs(weight).max(axis=0), ABSMAX_FLOOR)
     floor = np.broadcast_to(smallest, absmax.shape)

@@ -16,6 +16,7 @@ from tvm import relax
 
 from tvmq.passes.composites import attributes
 from tvmq.schedule import kernels
+from tvmq.schedule.elementwise import SCHEDULED
 from tvmq.target import TargetProfile
 
 OPAQUE = 8  # TVM's OpPatternKind: never fused with its neighbours
@@ -118,9 +119,14 @@ class _Dispatcher:
 
     def _kernel(self, kernel: kernels.Kernel) -> Any:
         if kernel.key not in self.kernels:
-            func = kernel.build().with_attr("op_pattern", OPAQUE).with_attr("tvmq.scheduled", True)
+            func = private(kernel.build()).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
             self.kernels[kernel.key] = self.builder.add_func(func, kernel.name)
         return self.kernels[kernel.key]
+
+
+def private(func: Any) -> Any:
+    """Return a PrimFunc without the symbol it was built under, so that a module gives it one of its own."""
+    return func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
 
 
 def called_functions(func: relax.Function) -> Iterator[Any]:

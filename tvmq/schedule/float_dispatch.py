@@ -17,7 +17,7 @@ from tvm.relax import op
 
 from tvmq.passes.constants import array_of
 from tvmq.passes.rebuild import Expr, Rebuild, Var, dtype_of, op_name, rebuild, shape_of
-from tvmq.schedule.dispatch import OPAQUE, Packed
+from tvmq.schedule.dispatch import OPAQUE, Packed, private
 from tvmq.schedule.elementwise import SCHEDULED
 from tvmq.schedule.float_linear import (
     default_float_decision,
@@ -121,7 +121,7 @@ class _Dispatcher:
             func = schedule_float_linear(
                 float_linear_prim_func(rows, inputs, outputs, bias=bias, relu=relu), decision
             )
-            func = func.with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
+            func = private(func).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
             self.kernels[key] = self.builder.add_func(func, f"float_linear_{rows}x{inputs}x{outputs}")
         return self.kernels[key]
 
