@@ -20,7 +20,7 @@ from tvmq.passes.rebuild import bindings, dtype_of, op_name, sequence, substitut
 from tvmq.sites import MOVES
 
 # One correctly rounded operation, or none: every IEEE machine agrees.
-ROUNDED_ONCE = MOVES | {"quantize", "dequantize", "nn.relu", "nn.relu6", "clip", "maximum", "minimum", "abs"}
+ROUNDED_ONCE = MOVES | {"quantize", "dequantize", "nn.relu", "clip", "maximum", "minimum", "abs"}
 
 
 @dataclass(frozen=True, slots=True)

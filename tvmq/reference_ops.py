@@ -341,7 +341,6 @@ OPERATORS: dict[str, Operator] = {
     "nn.gelu": _unary(F.gelu),
     "nn.gelu_tanh": _unary(lambda x: F.gelu(x, approximate="tanh")),
     "nn.relu": _unary(torch.relu),
-    "nn.relu6": _unary(F.relu6),
     "nn.silu": _unary(F.silu),
     "nn.dropout": lambda args, attrs, call: (args[0], torch.ones_like(args[0])),
     "nn.max_pool2d": _pool(F.max_pool2d),

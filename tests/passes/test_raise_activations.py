@@ -61,7 +61,6 @@ def silu(x, emit):
         (gelu_tanh, nn.gelu_tanh),
         (gelu_tanh_by_products, nn.gelu_tanh),
         (silu, nn.silu),
-        (lambda x, emit: op.clip(x, 0, 6), nn.relu6),
         (lambda x, emit: op.clip(x, 0, math.inf), nn.relu),
     ],
 )

@@ -26,8 +26,8 @@ class RaiseActivations:
     Before: lv = sigmoid(x); lv1 = multiply(x, lv)
     After:  lv1 = silu(x)
 
-    Before: lv = clip(x, 0, 6)
-    After:  lv = relu6(x)
+    Before: lv = clip(x, 0, inf)
+    After:  lv = relu(x)
     """
 
     def transform_module(self, mod: tvm.IRModule, _: Any) -> tvm.IRModule:
@@ -55,11 +55,7 @@ def raise_activation(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
 
 def _clip(value: Expr) -> Expr | None:
     x, low, high = value.args
-    if low.value != 0:
-        return None
-    if high.value == 6:
-        return relax.op.nn.relu6(x)
-    return relax.op.nn.relu(x) if math.isinf(high.value) else None
+    return relax.op.nn.relu(x) if low.value == 0 and math.isinf(high.value) else None
 
 
 def product(graph: Rebuild, expr: Expr, depth: int = 4) -> tuple[float, list[Expr]]:

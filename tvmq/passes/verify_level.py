@@ -27,6 +27,10 @@ KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
         (STORED, ("int8",), ("int32",)),
         ("out_dtype", "low", "high", "fixed_point", "residual", "table"),
     ),
+    "depthwise": (
+        (STORED, ("int8",), ("int32",)),
+        ("kernel_rows", "kernel_columns", "stride_rows", "stride_columns", "out_dtype", "low", "high"),
+    ),
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
     "attention": ((("int8",),) * 3 + (("uint8",),), ("heads", "score_shift", "numerator", "norm_shift")),
     "table": ((("uint8",), ("uint8",)), ()),
