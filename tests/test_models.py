@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -68,3 +71,86 @@ def test_a_small_convolutional_model_is_wholly_integer(name):
     assert model.verify((x,)).require() is None
     with torch.no_grad():
         assert cosine(model(x), module(x)) > 0.998
+
+
+def timm_model(name: str) -> Callable[[], nn.Module]:
+    def create() -> nn.Module:
+        tvmq.mend_torchvision()
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+
+    return create
+
+
+def bert() -> nn.Module:
+    """Two layers; a mask is an input, as in a real one."""
+    tvmq.mend_torchvision()
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512, "vocab_size": 300}
+    return BertModel(BertConfig(num_hidden_layers=2, **sizes))
+
+
+def image(batch: int = 1) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(batch, 3, 224, 224),)
+
+
+def sentence() -> tuple[torch.Tensor, ...]:
+    mask = torch.ones(1, 32, dtype=torch.int64)
+    mask[:, 24:] = 0
+    return torch.randint(0, 300, (1, 32)), mask
+
+
+POOLING = {"mean", "max_pool2d"}
+# model, inputs, share of multiply-accumulates that are integer, kinds that may stay float, cosine
+MODELS = {
+    "deit_tiny": (timm_model("deit_tiny_patch16_224"), image, 1.0, set(), 0.998),
+    "deit_tiny, batch 4": (timm_model("deit_tiny_patch16_224"), lambda: image(4), 1.0, set(), 0.998),
+    "resnet18": (timm_model("resnet18"), image, 1.0, POOLING, 0.999),
+    "mobilenetv2": (timm_model("mobilenetv2_100"), image, 1.0, POOLING, 0.995),
+    "swin_tiny": (
+        timm_model("swin_tiny_patch4_window7_224"),
+        image,
+        0.96,
+        {"attention_bias", *POOLING},
+        0.998,
+    ),
+    "bert": (bert, sentence, 0.9, {"attention_bias", "where"}, 0.999),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_verified_saved_and_honest_about_what_is_integer(name: str, tmp_path: Path) -> None:
+    create, inputs, share, float_kinds, closest = MODELS[name]
+    torch.manual_seed(0)
+    module = create().eval()
+    x, calibration = inputs(), [inputs() for _ in range(2)]
+    model = tvmq.compile(module, example_inputs=x, calibration=calibration)
+
+    found = model.verify(x)
+    assert found.mismatches == ()
+    assert found.sites > 15
+
+    left = [row for row in model.coverage.rows if not row.integer]
+    assert {row.kind for row in left} <= float_kinds
+    assert all(row.reason for row in left)
+    assert model.coverage.macs_integer_fraction >= share
+    check_integer(model, *x)
+
+    outputs = as_tuple(model(*x))
+    with torch.no_grad():
+        wanted = as_tuple(module(*x))
+    assert min(map(cosine, outputs, wanted)) > closest
+
+    model.save(tmp_path / "model.tvmq")
+    loaded = tvmq.load(tmp_path / "model.tvmq")
+    assert loaded.verify().ok
+    assert all(map(torch.equal, outputs, as_tuple(loaded(*x))))
+
+
+def as_tuple(result: object) -> tuple[torch.Tensor, ...]:
+    if isinstance(result, dict):
+        return tuple(result.values())
+    return result if isinstance(result, tuple) else (result,)
