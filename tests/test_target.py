@@ -124,6 +124,24 @@ def test_a_tvm_target_gets_the_kernels_of_the_best_profile():
     assert parse_profile(profile.to_toml(), "copy.toml") == profile
 
 
+@pytest.mark.parametrize("profile", builtin_profiles(), ids=lambda profile: profile.name)
+def test_a_profile_survives_as_a_tvm_target(profile: target.TargetProfile):
+    found = load_profile(profile.tvm())
+    assert (found.kernels, found.features) == (profile.kernels, profile.features)
+
+
+def test_every_intrinsic_that_a_profile_names_is_registered():
+    from tvm.s_tir import TensorIntrin
+
+    from tvmq.schedule import x86_intrinsics
+
+    x86_intrinsics.register()
+    named = {kernel.intrinsic for profile in builtin_profiles() for kernel in profile.kernels} - {None}
+    assert named == {x86_intrinsics.VNNI_DOT, x86_intrinsics.PMADDWD_DOT}
+    for name in named:
+        assert TensorIntrin.get(name) is not None
+
+
 def test_a_tvm_target_of_another_kind_is_refused():
     from tvm.target import Target
 

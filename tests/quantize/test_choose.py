@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from tests import tiny_transformer
+from tests.tiny_transformer import calibration, formats, nodes
+from tvmq.numerics import power_of_two_exponent
+from tvmq.plan.formats import swallowed
+from tvmq.quantize.choose import choose, gram_inputs
+
+SITES = [name for name, node in nodes().by_name.items() if node.kind == "linear"]
+
+
+def test_every_requantize_is_a_shift_of_0_to_31():
+    numbers = tiny_transformer.quantization()
+    fused = swallowed(nodes(), formats().integer)
+    for site in SITES:
+        out = site
+        while out in fused:
+            out = fused[out]
+        if out not in numbers.values:
+            assert site == "head"  # float straight from the accumulator
+            continue
+        source = nodes().by_name[site].inputs[0]
+        while source not in numbers.values:
+            source = nodes().by_name[source].inputs[0]
+        ratios = numbers.values[source].scale * numbers.weights[site].scale / numbers.values[out].scale
+        assert all(power_of_two_exponent(float(ratio)) in range(32) for ratio in ratios)
+
+
+@pytest.mark.parametrize("requantize", ["pot", "fixed_point"])
+def test_weights_come_back_within_their_step(requantize: str):
+    numbers = tiny_transformer.quantization(requantize)
+    assert sorted(numbers.weights) == sorted(SITES)
+    for site in SITES:
+        exact = nodes().by_name[site].call.args[1].value.numpy()
+        found = numbers.weights[site]
+        assert found.values.shape == exact.shape
+        error = np.abs(found.values * found.scale - exact).max(axis=0)
+        assert (error <= 0.35 * np.abs(exact).max(axis=0)).all()  # clipping included
+        assert np.median(error / found.scale) <= 0.5001 or requantize == "fixed_point"
+
+
+def test_linear_sites_want_the_moments_of_what_they_read():
+    assert gram_inputs(nodes(), formats())["blocks.0.fc2"] == "gelu.0"
+    assert sorted(gram_inputs(nodes(), formats())) == sorted(SITES)
+
+
+def test_progress_counts_every_site_to_the_end():
+    seen: list[tuple[str, int, int]] = []
+    choose(nodes(), formats(), calibration(), progress=lambda *report: seen.append(report))
+    assert seen == [("quantize", done, len(SITES)) for done in range(len(SITES) + 1)]

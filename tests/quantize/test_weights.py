@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.strategies import seeds
+from tvmq.formats import QuantParams
+from tvmq.passes.integer_parameters import linear_parameters
+from tvmq.quantize.weights import QMAX, corrected_bias, quantize_weight, smallest_scales
+
+exponents = st.integers(-20, 20)
+
+
+def layer(seed: int, inputs: int = 12, outputs: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight [K, N] with channels of very different size, and the Gram matrix [K, K] of an input."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((inputs, outputs)) * 2.0 ** rng.integers(-6, 3, outputs)
+    x = rng.standard_normal((50, inputs)) * np.exp(rng.standard_normal(inputs))
+    return weight, (x.T @ x / 50).astype(np.float32)
+
+
+def output_error(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    values = np.clip(np.floor(weight / scale + 0.5), -QMAX, QMAX)
+    delta = values * scale - weight
+    return np.asarray((delta * (gram @ delta)).sum(0))
+
+
+@given(seeds, st.floats(0.5, 100))
+def test_power_of_two_scales_and_none_better_beside_them(seed: int, ratio: float):
+    weight, gram = layer(seed)
+    ratio *= float(np.abs(weight).max()) / QMAX * 2
+    found = quantize_weight(weight, gram, ratio)
+    exponent = np.log2(ratio / found.scale.astype(np.float64))
+    np.testing.assert_allclose(exponent, np.rint(exponent), atol=1e-5)
+    error = output_error(weight, gram, found.scale.astype(np.float64))
+    for neighbour in (0.5, 2.0):
+        beside = output_error(weight, gram, found.scale * neighbour)
+        assert (error <= beside * 1.001 + 1e-12).all()
+
+
+@given(seeds)
+def test_values_are_the_nearest_of_their_scale(seed: int):
+    weight, gram = layer(seed)
+    for metric, ratio in ((gram, None), (None, None), (None, float(np.abs(weight).max()))):
+        found = quantize_weight(weight, metric, ratio)
+        step = found.scale.astype(np.float64)
+        assert found.values.dtype == np.int8
+        assert np.abs(found.values.astype(int)).max() <= QMAX
+        inside = np.abs(weight) <= QMAX * step
+        assert (np.abs(found.values * step - weight)[inside] <= (0.5001 * step + 0 * weight)[inside]).all()
+
+
+def test_weights_too_large_for_the_ratio_are_not_clipped():
+    weight = np.array([[1.0, 3.0]])
+    found = quantize_weight(weight, None, 0.01)
+    np.testing.assert_allclose(found.values * found.scale, weight, rtol=0.01)
+
+
+@pytest.mark.parametrize("requantize", ["pot", "fixed_point", "float"])
+@given(seed=seeds, bias=exponents, output=exponents, pruned=st.booleans())
+@example(seed=0, bias=0, output=0, pruned=True)
+def test_no_accumulator_passes_int32(requantize: str, seed: int, bias: int, output: int, pruned: bool):
+    weight, gram = layer(seed)
+    if pruned:
+        weight[:, 1] = 0
+        weight[:, 2] *= 1e-9
+    addend = np.full(weight.shape[1], 2.0**bias)
+    x = QuantParams(float(np.float32(0.02)), 117, "uint8")
+    # The output's range is at least that of the bias and of one input step times the largest weight.
+    wide = max(2.0**bias, float(np.abs(weight).max())) * 2.0 ** abs(output)
+    out = None if requantize == "float" else QuantParams(float(np.float32(wide / 100)), 131, "uint8")
+    ratio = out.scale / x.scale if out is not None and requantize == "pot" else None
+    found = quantize_weight(weight, gram, ratio, smallest_scales(weight, addend, x, out))
+    parameters = linear_parameters("fc", x, found, addend, out)  # raises where int32 may overflow
+    assert parameters.fixed_point == (requantize == "fixed_point")
+
+
+@given(seeds)
+def test_the_corrected_bias_makes_the_mean_output_exact(seed: int):
+    weight, gram = layer(seed)
+    mean = np.random.default_rng(seed).standard_normal(weight.shape[0]).astype(np.float32)
+    bias = np.ones(weight.shape[1])
+    found = quantize_weight(weight, gram, None)
+    corrected = corrected_bias(bias, weight, found, mean)
+    rounded = found.values * found.scale.astype(np.float64)
+    np.testing.assert_allclose(mean @ rounded + corrected, mean @ weight + bias, rtol=1e-5, atol=1e-5)
