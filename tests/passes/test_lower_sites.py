@@ -108,8 +108,11 @@ def test_a_sum_of_int16_in_equal_steps_is_an_integer_sum(broadcast):
     assert "clip" in ops
 
 
-def test_a_sum_in_unequal_steps_is_a_float_sum():
+OTHER = QuantParams(2.0**-8, 0, "int16")
+
+
+@pytest.mark.parametrize(("a", "b", "out"), [(TRUNK, OTHER, TRUNK), (TRUNK, TRUNK, OTHER)])
+def test_a_sum_in_unequal_steps_is_a_float_sum(a, b, out):
     make, x = QdqBuilder(), float_input(3, 8)
-    other = QuantParams(2.0**-8, 0, "int16")
-    total = make.bind("sum", op.add(make.stored("a", x, TRUNK), make.stored("b", x, other)))
-    assert "clip" not in lowered(make, make.stored("y", total, TRUNK), x, 0.0)[1]
+    total = make.bind("sum", op.add(make.stored("a", x, a), make.stored("b", x, b)))
+    assert "clip" not in lowered(make, make.stored("y", total, out), x, 0.0)[1]
