@@ -74,7 +74,8 @@ class _Dispatcher:
         if op_name(value) != "nn.relu" or graph.uses(value.args[0]) != 1:
             return None
         source = graph.value(value.args[0])
-        return self._biased(graph, source, relu=True) or self._linear(graph, source, None, relu=True)
+        biased = self._biased(graph, source, relu=True)
+        return biased if biased is not None else self._linear(graph, source, None, relu=True)
 
     def _bias(self, graph: Rebuild, var: Var, value: Expr) -> Expr | None:
         return self._biased(graph, value, relu=False)

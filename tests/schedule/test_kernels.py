@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import seeds
+from tvmq.schedule.float_linear import pack_float_weight
+from tvmq.schedule.kernels import UNPACK, find, unpack
+from tvmq.schedule.linear_spec import LANES, pack_weight, pad_channels
+from tvmq.target import load_profile
+
+LINEAR = {
+    "kernel": "linear", "out_dtype": "uint8", "residual": False, "table": False, "fixed_point": False,
+    "zero_point": 0, "low": 0, "high": 255,
+}  # fmt: skip
+SHAPES = [(5, 8), (8, 20), (20,), (20,)]
+
+PACK = {
+    "linear16x4": pack_weight,
+    "float16": pack_float_weight,
+    "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),
+}
+
+
+@given(st.sampled_from(sorted(UNPACK)), st.integers(1, 9), st.integers(1, 50), seeds)
+def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, seed: int):
+    shape = (outputs,) if layout == "channels16" else (4 * depth, outputs)
+    values = np.random.default_rng(seed).integers(-127, 128, shape)
+    values = values.astype(np.float32 if layout == "float16" else np.int8)
+    packed = PACK[layout](values)
+    assert packed.dtype == values.dtype
+    assert packed.size >= values.size
+    np.testing.assert_array_equal(unpack(packed, layout, shape), values)
+
+
+def test_plain_constants_are_left_as_they_are():
+    values = np.arange(6)
+    assert unpack(values, "plain", (6,)) is values
+
+
+@pytest.mark.parametrize(
+    ("profile", "attrs", "shapes", "found"),
+    [
+        ("x86_avx512_vnni", {}, SHAPES, True),
+        ("x86_avx2", {}, SHAPES, True),
+        ("x86_baseline", {}, SHAPES, False),  # no dot product
+        ("arm_dotprod", {}, SHAPES, False),  # no ARM kernels yet
+        ("x86_avx512_vnni", {"kernel": "conv_transpose"}, SHAPES, False),  # no such family
+        ("x86_avx512_vnni", {}, [(5, 6), (6, 20), (20,), (20,)], False),  # 6 is no multiple of 4
+    ],
+)
+def test_a_kernel_is_found_where_profile_and_shape_allow(profile, attrs, shapes, found):
+    kernel = find({**LINEAR, **attrs}, shapes, load_profile(profile), threads=1)
+    assert (kernel is not None) == found
+
+
+def test_equal_calls_share_a_kernel_and_others_do_not():
+    def key(profile: str = "x86_avx2", shapes=SHAPES, **attrs):
+        return find({**LINEAR, **attrs}, shapes, load_profile(profile), threads=1).key
+
+    keys = [key(), key(high=100), key("x86_avx512_vnni"), key(shapes=[(6, 8), *SHAPES[1:]])]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
