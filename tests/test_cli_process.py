@@ -1,0 +1,134 @@
+"""The command line as a process of its own, on a real model: what a person at a shell sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny_transformer
+
+COMMAND = (sys.executable, "-m", "tvmq")
+(X,) = tiny_transformer.inputs(1, seed=9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its calibration data, an artifact and an input for it."""
+    path = tmp_path_factory.mktemp("files")
+    program = torch.export.export(tiny_transformer.transformer(), tiny_transformer.example())
+    torch.export.save(program, path / "m.pt2")
+    np.save(path / "data.npy", np.concatenate(tiny_transformer.inputs()))
+    np.save(path / "x.npy", X)
+    tiny_transformer.model().save(path / "m.tvmq")
+    return path
+
+
+def tvmq(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = [str(argument) for argument in arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run([*COMMAND, *given], capture_output=True, text=True, check=False, env=env)
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    """Assert one sentence on stderr, its exit code, and no traceback."""
+    sentence = done.stderr.splitlines()[-1]
+    assert done.returncode == code, done.stderr
+    assert sentence.startswith("tvmq: ")
+    assert message in sentence
+    assert "Traceback" not in done.stderr
+
+
+def test_compile_run_and_verify(folder: Path, tmp_path: Path):
+    out, answer = tmp_path / "out.tvmq", tmp_path / "y.npy"
+    done = tvmq("compile", folder / "m.pt2", "--calibration", folder / "data.npy", "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert "22 of 22 sites" in done.stdout
+    assert tvmq("run", out, "-i", folder / "x.npy", "-o", answer).returncode == 0
+    assert np.load(answer).tobytes() == tiny_transformer.model()(X).tobytes()
+    done = tvmq("verify", out, "-i", folder / "x.npy")
+    assert done.returncode == 0, done.stderr
+    assert "all equal" in done.stdout
+
+
+def test_running_needs_neither_torch_nor_the_compiler(folder: Path):
+    code = (
+        "import sys; from tvmq.cli import main\n"
+        f"main(['run', {str(folder / 'm.tvmq')!r}, '-i', {str(folder / 'x.npy')!r}])\n"
+        f"main(['bench', {str(folder / 'm.tvmq')!r}, '--repeat', '2'])\n"
+        f"main(['verify', {str(folder / 'm.tvmq')!r}])\n"
+        "sys.exit(', '.join({'torch', 'tvm'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"no artifact",
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+        lambda data: b"",
+    ],
+    ids=["truncated", "another file", "one bit", "empty"],
+)
+def test_a_damaged_artifact_is_refused(folder: Path, tmp_path: Path, change: Callable[[bytes], bytes]):
+    path = tmp_path / "m.tvmq"
+    path.write_bytes(change((folder / "m.tvmq").read_bytes()))
+    refused(tvmq("run", path, "-i", folder / "x.npy", "-o", tmp_path / "y.npy"), 4, f"{path}: ")
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_what_cannot_be_compiled_leaves_nothing_behind(folder: Path, tmp_path: Path):
+    model, data, out = folder / "m.pt2", folder / "data.npy", tmp_path / "out.tvmq"
+    broken = {name: np.load(data) for name in ("nan", "constant", "shape")}
+    broken["nan"][2, 3] = np.nan
+    broken["constant"][:] = broken["constant"][0]
+    broken["shape"] = broken["shape"][:, :5]
+    (tmp_path / "data").mkdir()
+    for name, array in broken.items():
+        np.save(tmp_path / "data" / f"{name}.npy", array)
+    (tmp_path / "data" / "m.pt2").write_bytes(model.read_bytes()[:1000])
+
+    def attempt(code: int, message: str, *options: object, model: Path = model, data: Path = data) -> None:
+        refused(tvmq("compile", model, "--calibration", data, "-o", out, *options), code, message)
+
+    attempt(2, "sample 2 holds NaN or Inf", data=tmp_path / "data" / "nan.npy")
+    attempt(2, "identical", data=tmp_path / "data" / "constant.npy")
+    attempt(2, "[N, 9, 64] is wanted", data=tmp_path / "data" / "shape.npy")
+    attempt(2, "m.pt2: ", model=tmp_path / "data" / "m.pt2")
+    attempt(2, "names no site of this model; near matches: head", "--ignore", "heat")
+    attempt(3, "strict: 1 of 22", "--strict", "--ignore", "head")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_ctrl_c_ends_a_compile_with_a_sentence_and_without_files(folder: Path, tmp_path: Path):
+    (tmp_path / "temporary").mkdir()
+    out = tmp_path / "out.tvmq"
+    command = [*COMMAND, "compile", str(folder / "m.pt2"), "--calibration", str(folder / "data.npy")]
+    env = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "-o", str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()  # a stage is done, the next is at work
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert first.startswith("import ")
+    assert process.returncode == 130, rest
+    assert rest.splitlines()[-1] == "tvmq: interrupted; nothing was written"
+    assert "Traceback" not in rest
+    assert not out.exists()
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".so", ".o", ".tvmq")
+    ]
