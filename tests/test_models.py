@@ -73,12 +73,12 @@ def test_a_small_convolutional_model_is_wholly_integer(name):
         assert cosine(model(x), module(x)) > 0.998
 
 
-def timm_model(name: str) -> Callable[[], nn.Module]:
+def timm_model(name: str, **options: object) -> Callable[[], nn.Module]:
     def create() -> nn.Module:
         tvmq.mend_torchvision()
         import timm
 
-        return timm.create_model(name, pretrained=False)
+        return timm.create_model(name, pretrained=False, **options)
 
     return create
 
@@ -110,9 +110,9 @@ MODELS = {
     "resnet18": (timm_model("resnet18"), image, 1.0, POOLING, 0.999),
     "mobilenetv2": (timm_model("mobilenetv2_100"), image, 1.0, POOLING, 0.995),
     "swin_tiny": (
-        timm_model("swin_tiny_patch4_window7_224"),
+        timm_model("swin_tiny_patch4_window7_224", depths=(2, 2, 2, 2)),  # of 2, 2, 6, 2
         image,
-        0.96,
+        0.95,
         {"attention_bias", *POOLING},
         0.998,
     ),

@@ -38,14 +38,7 @@ def conv_patches(
     if disjoint and (rows % height, columns % width) == (0, 0) and x.rows_var is None:
         return _tiles(emit, x, weight, out)
     nhwc = padded_nhwc(emit, x, attrs)
-    if (height, width, *strides) == (1, 1, 1, 1):
-        taps = [nhwc]
-    else:
-        taps = [
-            _tap(emit, nhwc, (dy, dx), (out[1], out[2]), strides)
-            for dy in range(height)
-            for dx in range(width)
-        ]
+    taps = _taps(emit, nhwc, (height, width), (out[1], out[2]), strides)
     matrix = weight.transpose(2, 3, 1, 0).reshape(-1, outputs)
     return *_rows(emit, taps, matrix), out
 
@@ -171,6 +164,22 @@ def _tap(
     begin = list(offset)
     end = [o + (n - 1) * s + 1 for o, n, s in zip(offset, size, strides, strict=True)]
     return emit(op.strided_slice(nhwc, axes=[1, 2], begin=begin, end=end, strides=list(strides)))
+
+
+def _taps(
+    emit: Emitter, nhwc: Expr, kernel: tuple[int, int], size: tuple[int, int], strides: tuple[int, ...]
+) -> list[Expr]:
+    """Cut what each row of the kernel sees, its columns side by side: height tensors [B, size..., width * C].
+
+    Columns are joined first, rows last: a join of few parts is much faster than one of height * width.
+    """
+    height, width = kernel
+    if (height, width, *strides) == (1, 1, 1, 1):
+        return [nhwc]
+    rows = int(nhwc.ty.shape[1])
+    columns = [_tap(emit, nhwc, (0, dx), (rows, size[1]), (1, strides[1])) for dx in range(width)]
+    bands = columns[0] if width == 1 else emit(op.concat(columns, axis=3))
+    return [_tap(emit, bands, (dy, 0), size, (strides[0], 1)) for dy in range(height)]
 
 
 def _rows(emit: Emitter, taps: list[Expr], matrix: Int8s) -> tuple[Expr, Int8s]:
