@@ -87,5 +87,5 @@ def test_the_passes_work_in_anyones_pipeline(expected: np.ndarray):
 def test_a_pipeline_for_more_than_the_target_has_is_refused():
     target = load_profile("x86_baseline").tvm()
     pipeline = relax.get_pipeline("tvmq", target="x86_avx512_vnni")
-    with pytest.raises(UsageError, match=r"tvm.compile's lacks .*avx512_vnni, .*which 'x86_avx512_vnni' needs"):
+    with pytest.raises(UsageError, match=r"tvm.compile's lacks .*avx512_vnni, .*which 'x86_avx512_vnni'"):
         tvm.compile(tiny_transformer.qdq_module(), target, relax_pipeline=pipeline)

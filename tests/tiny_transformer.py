@@ -76,10 +76,10 @@ def example() -> tuple[torch.Tensor]:
     return (torch.zeros(SHAPE),)
 
 
-def compiled(**options: Any) -> tvmq.CompiledModel:
-    """Compile the transformer; a few seconds."""
+def compiled(model: nn.Module | None = None, **options: Any) -> tvmq.CompiledModel:
+    """Compile the transformer, or another model of its input; a few seconds."""
     given = {"calibration": inputs(), "example_inputs": example(), "threads": 1, **options}
-    return tvmq.compile(transformer(), **given)
+    return tvmq.compile(model or transformer(), **given)
 
 
 @cache

@@ -35,7 +35,8 @@ def test_power_of_two_scales_and_none_better_beside_them(seed: int, ratio: float
     error = output_error(weight, gram, found.scale.astype(np.float64))
     for neighbour in (0.5, 2.0):
         beside = output_error(weight, gram, found.scale * neighbour)
-        assert (error <= beside * 1.001 + 1e-12).all()
+        allowed = found.scale * neighbour <= ratio * 1.0001  # a shift of 0 or more
+        assert (error <= beside * 1.001 + 1e-12)[allowed].all()
 
 
 @given(seeds)
