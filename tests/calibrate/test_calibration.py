@@ -45,7 +45,7 @@ def test_a_value_that_was_only_masked_survives_the_file(calibration, tmp_path):
 def test_another_module_is_refused(calibration):
     calibration.require_module(transformer_block())
     with pytest.raises(
-        CalibrationError, match=r"another module \(hash .* != .*\); run `tvmq calibrate` again"
+        CalibrationError, match=r"another module \(hash .* != .*\); collect it again on this one"
     ):
         calibration.require_module(transformer_block(seed=1))
 

@@ -76,7 +76,7 @@ class Calibration:
         if found != self.module_hash:
             raise CalibrationError(
                 f"calibration belongs to another module (hash {self.module_hash} != {found}); "
-                "run `tvmq calibrate` again"
+                "collect it again on this one"
             )
 
     def save(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class Calibration:
                 return _from_document(document, arrays)
         except (OSError, ValueError, KeyError, IndexError, TypeError, BadZipFile) as error:
             raise CalibrationError(
-                f"{path}: cannot be read as a calibration ({error}); run `tvmq calibrate` again"
+                f"{path}: cannot be read as a calibration ({error}); collect it again"
             ) from error
 
 
