@@ -28,16 +28,17 @@ def test_every_requantize_is_a_shift_of_0_to_31():
 
 
 @pytest.mark.parametrize("requantize", ["pot", "fixed_point"])
-def test_weights_come_back_within_their_step(requantize: str):
+def test_weights_come_back_within_a_few_steps(requantize: str):
     numbers = tiny_transformer.quantization(requantize)
     assert sorted(numbers.weights) == sorted(SITES)
     for site in SITES:
         exact = nodes().by_name[site].call.args[1].value.numpy()
         found = numbers.weights[site]
         assert found.values.shape == exact.shape
-        error = np.abs(found.values * found.scale - exact).max(axis=0)
-        assert (error <= 0.35 * np.abs(exact).max(axis=0)).all()  # clipping included
-        assert np.median(error / found.scale) <= 0.5001 or requantize == "fixed_point"
+        error = np.abs(found.values * found.scale - exact)
+        assert (error.max(axis=0) <= 0.35 * np.abs(exact).max(axis=0)).all()  # clipping included
+        # Half a step where nearest; weights that make up for others' errors go further.
+        assert np.median(error / found.scale) <= 0.5
 
 
 def test_linear_sites_want_the_moments_of_what_they_read():

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from tvmq.calibrate.calibration import Calibration
+from tvmq.calibrate.calibration import Calibration, InputMoments
 from tvmq.formats import Quantization, QuantizedWeight, QuantParams
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
+from tvmq.quantize.feedback import Feedback, compensated, feedback_of
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
@@ -38,6 +39,7 @@ def choose(
     fused = swallowed(nodes, formats.integer)
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, npt.NDArray[np.float32]] = {}
+    feedback = _LastFeedback()
     work = list(_sites(nodes, formats))
     progress("quantize", 0, max(len(work), 1))
     for done, node in enumerate(work, start=1):
@@ -50,6 +52,9 @@ def choose(
         addends = np.zeros(matrix.shape[1]) if bias is None else _constant(bias).astype(np.float64)
         smallest = smallest_scales(matrix, addends.ravel(), x, out)
         chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest)
+        if moments is not None:
+            spread = feedback.of(node.inputs[0], moments, centred=bias is not None)
+            chosen = chosen if spread is None else compensated(matrix, chosen, spread)
         weights[node.name] = QuantizedWeight(_unmatrix(node, chosen.values), chosen.scale)
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
@@ -59,6 +64,20 @@ def choose(
         progress("quantize", 1, 1)
     constants = {name: values[root] for name, root in formats.roots.items()}
     return Quantization(values, also, constants, weights, biases, formats.uint8_readers)
+
+
+class _LastFeedback:
+    """Keeps the last one: q, k and v read the same input, and making one takes longer than using it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, bool] | None = None
+        self._feedback: Feedback | None = None
+
+    def of(self, source: str, moments: InputMoments, *, centred: bool) -> Feedback | None:
+        """Return how errors spread for the input of this name."""
+        if self._key != (source, centred):
+            self._key, self._feedback = (source, centred), feedback_of(moments, centred=centred)
+        return self._feedback
 
 
 def _sites(nodes: Nodes, formats: Formats) -> Iterator[Node]:
