@@ -36,7 +36,7 @@ def test_weights_come_back_within_a_few_steps(requantize: str):
         found = numbers.weights[site]
         assert found.values.shape == exact.shape
         error = np.abs(found.values * found.scale - exact)
-        assert (error.max(axis=0) <= 0.35 * np.abs(exact).max(axis=0)).all()  # clipping included
+        assert (error.max(axis=0) <= 0.35 * np.abs(exact).max(axis=0)).all()  # clipping, and errors passed on
         # Half a step where nearest; weights that make up for others' errors go further.
         assert np.median(error / found.scale) <= 0.5
 
