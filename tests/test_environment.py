@@ -1,5 +1,6 @@
 import importlib.metadata
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -121,3 +122,15 @@ def test_ziglang_links_a_library_for_another_machine(tmp_path):
     linker = environment.Linker((sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu"))
     linker(str(tmp_path / "f.so"), [str(tmp_path / "f.c")])
     assert (tmp_path / "f.so").read_bytes()[18] == 183  # EM_AARCH64
+
+
+@pytest.mark.skipif(len(environment.allowed_cpus()) < 2, reason="one CPU")
+def test_a_thread_that_tvm_bound_to_a_core_hides_no_cpus():
+    code = (
+        "import os\n"
+        "from tvmq.environment import allowed_cpus, default_threads\n"
+        "before = allowed_cpus(), default_threads()\n"
+        "os.sched_setaffinity(0, {before[0][0]})\n"
+        "assert (allowed_cpus(), default_threads()) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,3 @@ from tvmq.formats import QuantParams
 def test_numbers_that_are_no_storage_are_refused(scale, zero_point, dtype):
     with pytest.raises(ValueError, match=f"no {dtype} has scale {scale} and zero point {zero_point}"):
         QuantParams(scale, zero_point, dtype)
-
-
-def test_as_json_gives_the_constructor_its_arguments_back():
-    params = QuantParams(0.25, 3, "uint8")
-    assert QuantParams(**params.as_json()) == params

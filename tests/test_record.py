@@ -1,8 +1,11 @@
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tvmq.errors import UsageError
@@ -37,6 +40,37 @@ TREE = Tree("oak", Colour.RED, (Leaf(1), Leaf(2, 1.0)), None, {"a": [1, {"b": No
 
 def test_round_trip():
     assert Tree.from_json(TREE.to_json()) == TREE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basket(Record):
+    leaves: Mapping[str, Leaf]
+    names: frozenset[str]
+    numbers: npt.NDArray[np.float32]
+
+
+BASKET = Basket({"a": Leaf(1)}, frozenset({"z", "b"}), np.array([[1.5, -0.0], [np.inf, 3]], np.float32))
+
+
+def test_mappings_sets_and_arrays_survive_json():
+    back = Basket.from_json(json.loads(json.dumps(BASKET.to_json())))
+    assert (back.leaves, back.names) == (BASKET.leaves, BASKET.names)
+    assert back.numbers.dtype == np.float32
+    assert back.numbers.tobytes() == BASKET.numbers.tobytes()
+    assert back.numbers.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"dtype": "float32", "shape": [3], "base64": "AAAA"}, r"Basket\.numbers: no array of float32"),
+        ({"dtype": "float99", "shape": [0], "base64": ""}, r"Basket\.numbers: no array of float99"),
+        ({"dtype": "int8", "shape": [0]}, r"Basket\.numbers: key 'base64' is missing"),
+    ],
+)
+def test_what_is_no_array_is_refused(numbers, message):
+    with pytest.raises(UsageError, match=message):
+        Basket.from_json(BASKET.to_json() | {"numbers": numbers})
 
 
 @pytest.mark.parametrize(

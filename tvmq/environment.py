@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -24,6 +25,7 @@ PIP_COMMAND = f"pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSI
 HOST_COMPILERS = ("c++", "g++", "clang++")
 CPUINFO = Path("/proc/cpuinfo")
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
+THREADS = Path("/proc/self/task")
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 # What macOS calls the features that Linux lists.
@@ -125,10 +127,25 @@ def cpu_name() -> str:
 
 
 def allowed_cpus() -> tuple[int, ...]:
-    """Return the numbers of the CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    """Return the numbers of the CPUs that this process might run on when this module was imported.
+
+    Later it may look like fewer: TVM's thread pool, left to itself, binds the thread that calls it to a core.
+    """
+    return _ALLOWED_CPUS
+
+
+def _affinity() -> tuple[int, ...]:
+    if not hasattr(os, "sched_getaffinity"):
+        return tuple(range(os.cpu_count() or 1))
+    threads = [int(path.name) for path in THREADS.iterdir()] if THREADS.is_dir() else [0]
+    cpus: set[int] = set()
+    for thread in threads:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            cpus |= os.sched_getaffinity(thread)
+    return tuple(sorted(cpus))
+
+
+_ALLOWED_CPUS = _affinity()
 
 
 def default_threads() -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.record import Record
 from tvmq.spec import Scale
 
 
 @dataclass(frozen=True, slots=True)
-class ValueFormat:
+class ValueFormat(Record):
     """What the consumers of one float value want it stored as."""
 
     dtype: str  # "uint8" | "int8" | "int16"
@@ -24,7 +24,7 @@ class ValueFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantParams:
+class QuantParams(Record):
     """real = scale * (q - zero_point), q of dtype; scale > 0 and exact in float32."""
 
     scale: float
@@ -36,13 +36,9 @@ class QuantParams:
         if not (self.scale > 0 and low <= self.zero_point <= high):
             raise ValueError(f"no {self.dtype} has scale {self.scale} and zero point {self.zero_point}")
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the three numbers by name."""
-        return {"scale": self.scale, "zero_point": self.zero_point, "dtype": self.dtype}
-
 
 @dataclass(frozen=True, slots=True)
-class QuantizedWeight:
+class QuantizedWeight(Record):
     """values int8, shaped as the float weight; scale float32 [outputs], one per output channel."""
 
     values: npt.NDArray[np.int8]
@@ -50,7 +46,7 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
+class Quantization(Record):
     """Every number that insert_qdq writes into the graph."""
 
     values: Mapping[str, QuantParams]  # by value name

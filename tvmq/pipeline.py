@@ -8,7 +8,7 @@ IRModule or frozen data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,7 +33,7 @@ from tvmq.passes.lower_integer import LowerInteger
 from tvmq.plan.assign import assign_precisions, coverage_of
 from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
-from tvmq.progress import Progress, silent
+from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
@@ -87,39 +87,39 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     profile = load_profile(target)
     require_linker(str(profile.tvm_target["mtriple"]))
     patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
-    progress("import", 0, 1)
-    mod = import_model(model, example_inputs)
-    progress("import", 1, 1)
-    progress("canonicalize", 0, 1)
-    mod = canonicalize(mod)
-    progress("canonicalize", 1, 1)
+    mod = canonical(model, example_inputs, progress=progress)
     nodes = index(mod)
     plan = assign_precisions(nodes, module_hash(mod), ignored=patterns)
-    formats = _formats(nodes, plan)
+    formats = formats_of(nodes, plan)
     coverage = coverage_of(mod, plan, formats.integer, strict=strict)
     batches = list(as_batches(calibration, input_specs(mod)))
     mod = balanced(mod, batches, progress=progress)
     nodes = index(mod)
-    after = _collect(mod, nodes, formats, batches, progress)
-    numbers = choose(nodes, formats, after, method=observer, requantize=requantize, progress=progress)
-    progress("lower", 0, 1)
-    integer = lower(mod, numbers)
-    progress("lower", 1, 1)
+    seen = observe(mod, nodes, formats, batches, progress=progress)
+    numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
+    integer = lower(mod, numbers, progress=progress)
     threads = threads or default_threads()
     built = build(integer, profile, threads=threads, progress=progress)
-    recipe = {
-        "bits": bits,
-        "ignored": list(patterns),
-        "requantize": requantize,
-        "observer": observer,
-        "seed": seed,
-        "threads": threads,
-        "samples": after.samples,
-        "module_hash": plan.module_hash,
-        "versions": _versions(),
-    }
-    description = _describe(profile, coverage, plan, numbers, recipe, after)
+    options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
+    options |= {"seed": seed, "threads": threads}
+    description = describe(profile, coverage, plan, numbers, seen, options)
     return CompiledModel(built, description, samples=[t.numpy() for t in batches[0]])
+
+
+def canonical(
+    model: Any, example_inputs: Sequence[Any] | None = None, *, progress: Progress = silent
+) -> tvm.IRModule:
+    """Return a model at level canonical; model and example_inputs as for compile."""
+    with step(progress, "import"):
+        mod = import_model(model, example_inputs)
+    with step(progress, "canonicalize"):
+        return canonicalize(mod)
+
+
+def formats_of(nodes: Nodes, plan: Plan) -> Formats:
+    """Return how every value of a canonical module is stored under a plan."""
+    planned = {site.site for site in plan.sites if site.precision is not None}
+    return value_formats(nodes, planned.__contains__)
 
 
 def balanced(
@@ -139,11 +139,8 @@ def balanced(
         gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups},
         progress=progress,
     )
-    progress("balance", 0, 1)
-    factors = balance_factors(mod, seen)
-    result = tvm.transform.Sequential([Balance(factors)])(mod)
-    progress("balance", 1, 1)
-    return result
+    with step(progress, "balance"):
+        return tvm.transform.Sequential([Balance(balance_factors(mod, seen))])(mod)
 
 
 def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Sequence[Any]]:
@@ -156,9 +153,45 @@ def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Seq
             return
 
 
-def lower(mod: tvm.IRModule, numbers: Quantization) -> tvm.IRModule:
+def observe(
+    mod: tvm.IRModule,
+    nodes: Nodes,
+    formats: Formats,
+    batches: Sequence[Sequence[Any]],
+    *,
+    progress: Progress = silent,
+) -> Calibration:
+    """Run a canonical module on the batches; return what its stored values and linear inputs look like."""
+    stored, inputs = formats.values.__contains__, gram_inputs(nodes, formats)
+    return collect(mod, batches, values=stored, gram_inputs=inputs, progress=progress)
+
+
+def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = silent) -> tvm.IRModule:
     """Return a canonical module at the integer level."""
-    return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
+    with step(progress, "lower"):
+        return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
+
+
+def describe(
+    profile: TargetProfile,
+    coverage: Coverage,
+    plan: Plan,
+    numbers: Quantization,
+    calibration: Calibration,
+    options: Mapping[str, Any],
+) -> Description:
+    """Return what an artifact tells about its making; options are those of compile."""
+    made_from = {"samples": calibration.samples, "module_hash": plan.module_hash, "versions": _versions()}
+    return Description(
+        target=profile.name,
+        profile=profile.to_toml(),
+        features=tuple(sorted(profile.features)),
+        coverage=coverage,
+        plan=plan,
+        scales=numbers.scales(),
+        recipe={**options, **made_from},
+        calibration_hash=calibration.data_hash,
+    )
 
 
 def lowering_pipeline(*, target: Any = None, threads: int = 1) -> Any:
@@ -215,43 +248,6 @@ def _check_options(bits: int, requantize: str, observer: str, threads: int | Non
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads!r}: at least 1 is wanted; leave it out to use all cores")
-
-
-def _formats(nodes: Nodes, plan: Plan) -> Formats:
-    planned = {site.site for site in plan.sites if site.precision is not None}
-    return value_formats(nodes, lambda name: name in planned)
-
-
-def _collect(
-    mod: tvm.IRModule, nodes: Nodes, formats: Formats, batches: Sequence[Any], progress: Progress
-) -> Calibration:
-    return collect(
-        mod,
-        batches,
-        values=formats.values.__contains__,
-        gram_inputs=gram_inputs(nodes, formats),
-        progress=progress,
-    )
-
-
-def _describe(
-    profile: TargetProfile,
-    coverage: Coverage,
-    plan: Plan,
-    numbers: Quantization,
-    recipe: dict[str, Any],
-    calibration: Calibration,
-) -> Description:
-    return Description(
-        target=profile.name,
-        profile=profile.to_toml(),
-        features=tuple(sorted(profile.features)),
-        coverage=coverage,
-        plan=plan,
-        scales=numbers.scales(),
-        recipe=recipe,
-        calibration_hash=calibration.data_hash,
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -16,6 +17,14 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+@contextmanager
+def step(progress: Progress, stage: str) -> Iterator[None]:
+    """Report a stage that cannot tell how far it is, begun and then done."""
+    progress(stage, 0, 1)
+    yield
+    progress(stage, 1, 1)
 
 
 class StageClock:

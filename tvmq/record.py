@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import types
 import typing
 from collections.abc import Mapping
@@ -10,14 +11,18 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Self, Union
 
+import numpy as np
+import numpy.typing as npt
+
 from tvmq.errors import UsageError
 
 
 class Record:
     """Base of the frozen dataclasses that are written to files.
 
-    Fields may be str, int, float, bool, None, StrEnum, other records, tuples of these, and Mapping[str, Any]
-    for free JSON data.
+    Fields may be str, int, float, bool, None, StrEnum, other records, tuples of these, mappings of names to
+    them, sets of names, NumPy arrays (base64 of their bytes, little-endian), and Mapping[str, Any] for free
+    JSON data.
     """
 
     __slots__ = ()
@@ -65,6 +70,12 @@ def _encode(value: Any) -> Any:
         return {str(k): _encode(v) for k, v in value.items()}
     if isinstance(value, StrEnum):
         return value.value
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, np.ndarray):
+        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        data = base64.b64encode(little.tobytes()).decode("ascii")
+        return {"dtype": value.dtype.name, "shape": list(value.shape), "base64": data}
     return value
 
 
@@ -74,8 +85,12 @@ def _decode(value: Any, hint: Any, place: str) -> Any:
         return _decode_optional(value, hint, place)
     if origin is tuple:
         return _decode_tuple(value, typing.get_args(hint), place)
+    if origin is frozenset:
+        return frozenset(_decode_tuple(value, typing.get_args(hint), place))
+    if origin is np.ndarray:
+        return _decode_array(_expect(value, dict, place), place)
     if origin is not None and issubclass(origin, Mapping):
-        return _expect(value, dict, place)
+        return _decode_mapping(_expect(value, dict, place), typing.get_args(hint)[1], place)
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_json(value, place)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
@@ -95,6 +110,22 @@ def _decode_optional(value: Any, hint: Any, place: str) -> Any:
 def _decode_tuple(value: Any, args: tuple[Any, ...], place: str) -> tuple[Any, ...]:
     items = _expect(value, list, place)
     return tuple(_decode(item, args[0], f"{place}[{i}]") for i, item in enumerate(items))
+
+
+def _decode_mapping(value: dict[str, Any], item: Any, place: str) -> dict[str, Any]:
+    if item is Any:
+        return value
+    return {name: _decode(each, item, f"{place}[{name!r}]") for name, each in value.items()}
+
+
+def _decode_array(value: dict[str, Any], place: str) -> npt.NDArray[Any]:
+    _check_keys(value, {"dtype": str, "shape": list, "base64": str}, place)
+    try:
+        dtype = np.dtype(value["dtype"])
+        stored = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype.newbyteorder("<"))
+        return stored.astype(dtype).reshape(value["shape"])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{place}: no array of {value['dtype']} {value['shape']}: {error}") from error
 
 
 def _decode_enum(value: Any, hint: type[StrEnum], place: str) -> StrEnum:

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from tests import tiny_transformer
 from tests.tiny_transformer import calibration, formats, nodes
+from tvmq.formats import Quantization
 from tvmq.numerics import power_of_two_exponent
 from tvmq.plan.formats import swallowed
 from tvmq.quantize.choose import choose, gram_inputs
@@ -50,3 +53,12 @@ def test_progress_counts_every_site_to_the_end():
     seen: list[tuple[str, int, int]] = []
     choose(nodes(), formats(), calibration(), progress=lambda *report: seen.append(report))
     assert seen == [("quantize", done, len(SITES)) for done in range(len(SITES) + 1)]
+
+
+def test_all_numbers_survive_json():
+    numbers = tiny_transformer.quantization("pot")
+    back = Quantization.from_json(json.loads(json.dumps(numbers.to_json())))
+    assert back.to_json() == numbers.to_json()
+    assert back.values == numbers.values
+    for site, weight in numbers.weights.items():
+        np.testing.assert_array_equal(back.weights[site].values, weight.values)

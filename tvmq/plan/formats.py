@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from tvmq.formats import ValueFormat
 from tvmq.plan.nodes import CLIPS, MULTIPLYING, OUTPUT, Node, Nodes
+from tvmq.record import Record
 
 ACCUMULATING = ("linear", "conv2d")  # their kernels add a residual, and give floats straight away
 WANTS = {
@@ -28,7 +29,7 @@ FLOAT = "float32"
 
 
 @dataclass(frozen=True, slots=True)
-class Formats:
+class Formats(Record):
     """The storage of every value of a planned module."""
 
     values: Mapping[str, ValueFormat]  # by value name, in graph order
