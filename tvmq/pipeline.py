@@ -19,6 +19,7 @@ from tvmq.build import build, lowering_passes
 from tvmq.calibrate.balancing import balance_factors
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
+from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.collect import collect
 from tvmq.calibrate.observers import OBSERVERS
 from tvmq.compiled import CompiledModel
@@ -28,6 +29,7 @@ from tvmq.formats import Quantization
 from tvmq.frontend import import_model
 from tvmq.passes.balance import Balance, find_groups
 from tvmq.passes.canonicalize import canonicalize
+from tvmq.passes.centre_keys import CentreKeys, find_keys
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.plan.assign import assign_precisions, coverage_of
@@ -125,22 +127,22 @@ def formats_of(nodes: Nodes, plan: Plan) -> Formats:
 def balanced(
     mod: tvm.IRModule, batches: Sequence[Sequence[Any]], *, progress: Progress = silent
 ) -> tvm.IRModule:
-    """Return a canonical module with its channels balanced; the same float function bit for bit."""
-    groups = find_groups(mod)
-    if not groups:
+    """Return a canonical module with balanced channels and centred keys: the same function."""
+    groups, keys = find_groups(mod), find_keys(mod)
+    if not groups and not keys:
         return mod
-    wanted = {group.value for group in groups}
     inputs = {node.name: node.inputs[0] for node in index(mod).by_name.values() if node.kind == "linear"}
-    few = list(first_samples(batches, BALANCE_SAMPLES))
     seen = collect(
         mod,
-        few,
-        values=wanted.__contains__,
-        gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups},
+        list(first_samples(batches, BALANCE_SAMPLES)),
+        values={group.value for group in groups}.__contains__,
+        gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups}
+        | {key.site: key.source for key in keys},
         progress=progress,
     )
     with step(progress, "balance"):
-        return tvm.transform.Sequential([Balance(balance_factors(mod, seen))])(mod)
+        passes = [CentreKeys(key_biases(mod, seen)), Balance(balance_factors(mod, seen))]
+        return tvm.transform.Sequential(passes)(mod)
 
 
 def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Sequence[Any]]:

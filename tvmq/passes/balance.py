@@ -14,7 +14,6 @@ in calibrate/balancing.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,7 +22,8 @@ import numpy.typing as npt
 import tvm
 from tvm import relax
 
-from tvmq.passes.rebuild import Expr, Rebuild, Var, bindings, op_name, rebuild, shape_of, used_vars
+from tvmq.passes.linear_graph import LinearGraph, is_constant
+from tvmq.passes.rebuild import Expr, Rebuild, Var, rebuild, shape_of
 
 Float32 = npt.NDArray[np.float32]
 Exponents = npt.NDArray[np.int32]
@@ -64,83 +64,35 @@ class Balance:
 
 def find_groups(mod: tvm.IRModule) -> tuple[Group, ...]:
     """Return the groups of main that can be balanced exactly, in graph order."""
-    graph = _Graph(mod["main"])
-    found = [graph.after_layer_norm(var) for var in graph.values if graph.op(var) == "nn.layer_norm"]
-    found += [graph.through_attention(var) for var in graph.values if graph.op(var) in ATTENTIONS]
+    graph = LinearGraph(mod["main"])
+    found = [_after_layer_norm(graph, var) for var in graph.values if graph.op(var) == "nn.layer_norm"]
+    found += [_through_attention(graph, var) for var in graph.values if graph.op(var) in ATTENTIONS]
     return tuple(group for group in found if group is not None)
 
 
-class _Graph:
-    """Who reads what in one function."""
+def _after_layer_norm(graph: LinearGraph, var: Var) -> Group | None:
+    """Return the group of a layer_norm over the last axis whose every reader is a linear."""
+    call = graph.values[var]
+    if not all(is_constant(arg) and len(arg.ty.shape) == 1 for arg in call.args[1:3]):
+        return None
+    linears = graph.linears(var)
+    return None if linears is None else _group(var.name, var.name, None, linears, graph)
 
-    def __init__(self, func: relax.Function) -> None:
-        self.values: dict[Var, Expr] = {b.var: b.value for b in bindings(func)}
-        self.readers: dict[Var, list[Var]] = {}
-        for var, value in self.values.items():
-            for used in used_vars(value):
-                self.readers.setdefault(used, []).append(var)
-        self.outputs = set(used_vars(func.body.body))
 
-    def op(self, var: Var) -> str:
-        """Return the operator that makes var, "" for a parameter."""
-        return op_name(self.values[var]) if var in self.values else ""
-
-    def after_layer_norm(self, var: Var) -> Group | None:
-        """Return the group of a layer_norm over the last axis whose every reader is a linear."""
-        call = self.values[var]
-        if not all(_is_constant(arg) and len(arg.ty.shape) == 1 for arg in call.args[1:3]):
-            return None
-        linears = self.linears(var)
-        return None if linears is None else _group(var.name, var.name, None, linears, self)
-
-    def through_attention(self, var: Var) -> Group | None:
-        """Return the group of an attention between the linear that makes v and the linears that read it."""
-        call = self.values[var]
-        merged = self.only_reader(var)
-        if merged is None or self.op(merged) != "reshape":
-            return None
-        if not _splits_heads(call, self.values[merged]):
-            return None
-        linears = self.linears(merged)
-        source = self.linear_before(call.args[2])
-        if linears is None or source is None:
-            return None
-        matmul, bias = source
-        return _group(matmul.name, merged.name, None if bias is None else bias.name, linears, self)
-
-    def linears(self, var: Var) -> list[Var] | None:
-        """Return the matmuls by a constant that read var, through reshapes that keep its channels last."""
-        if var in self.outputs or not self.readers.get(var):
-            return None
-        found: list[Var] = []
-        for reader in self.readers[var]:
-            call = self.values[reader]
-            if self.op(reader) == "reshape" and _keeps_channels(call):
-                nested = self.linears(reader)
-                if nested is None:
-                    return None
-                found += nested
-            elif _is_linear(call) and call.args[0].same_as(var):
-                found.append(reader)
-            else:
-                return None
-        return found
-
-    def linear_before(self, var: Var) -> tuple[Var, Var | None] | None:
-        """Return (matmul, bias addition if any) that alone make var [B, T, H, D], read nowhere else."""
-        if self.op(var) != "reshape" or self.only_reader(var) is None:
-            return None
-        var, bias = self.values[var].args[0], None
-        if self.op(var) == "add" and _is_channel_constant(self.values[var]):
-            var, bias = self.values[var].args[0], var
-        made = (var,) if bias is None else (var, bias)
-        alone = all(self.only_reader(each) is not None for each in made)
-        return (var, bias) if alone and var in self.values and _is_linear(self.values[var]) else None
-
-    def only_reader(self, var: Var) -> Var | None:
-        """Return the one reader of var, None where there are more, or the function returns it."""
-        readers = self.readers.get(var, [])
-        return readers[0] if len(readers) == 1 and var not in self.outputs else None
+def _through_attention(graph: LinearGraph, var: Var) -> Group | None:
+    """Return the group of an attention between the linear that makes v and the linears that read it."""
+    call = graph.values[var]
+    merged = graph.only_reader(var)
+    if merged is None or graph.op(merged) != "reshape":
+        return None
+    if not _splits_heads(call, graph.values[merged]):
+        return None
+    linears = graph.linears(merged)
+    source = graph.linear_before(call.args[2])
+    if linears is None or source is None:
+        return None
+    matmul, bias = source
+    return _group(matmul.name, merged.name, None if bias is None else bias.name, linears, graph)
 
 
 class _Edits:
@@ -166,11 +118,11 @@ class _Edits:
         edits = self.exponents.get(var.name)
         if edits is None:
             return None
-        args = [_scaled(arg, edits) if _is_constant(arg) else arg for arg in value.args]
+        args = [_scaled(arg, edits) if is_constant(arg) else arg for arg in value.args]
         return relax.Call(value.op, args, value.attrs, value.ty_args)
 
 
-def _group(site: str, value: str, bias: str | None, linears: list[Var], graph: _Graph) -> Group:
+def _group(site: str, value: str, bias: str | None, linears: list[Var], graph: LinearGraph) -> Group:
     weights = tuple(graph.values[var].args[1].value.numpy() for var in linears)
     return Group(site, value, bias, tuple(var.name for var in linears), weights)
 
@@ -180,28 +132,6 @@ def _scaled(constant: Expr, edits: list[Exponents]) -> Expr:
     for exponents in edits:
         array = np.ldexp(array, exponents)
     return relax.const(array.astype(np.float32))
-
-
-def _is_constant(expr: Expr) -> bool:
-    return isinstance(expr, tvm.ir.GenericConst)
-
-
-def _is_linear(call: Expr) -> bool:
-    """Tell whether call is a matmul by a constant [K, N]."""
-    return op_name(call) == "matmul" and _is_constant(call.args[1]) and len(call.args[1].ty.shape) == 2
-
-
-def _is_channel_constant(call: Expr) -> bool:
-    """Tell whether call adds a constant that has one value per channel of the last axis."""
-    if not _is_constant(call.args[1]):
-        return False
-    shape = shape_of(call.args[1]) or (0,)
-    return math.prod(shape) == shape[-1] == (shape_of(call) or (None,))[-1]
-
-
-def _keeps_channels(reshape: Expr) -> bool:
-    before, after = shape_of(reshape.args[0]), shape_of(reshape)
-    return before is not None and after is not None and before[-1:] == after[-1:]
 
 
 def _splits_heads(attention: Expr, merged: Expr) -> bool:

@@ -1,0 +1,13 @@
+from tests.strategies import transformer_block
+from tvmq.passes.linear_graph import LinearGraph
+
+
+def test_reshapes_are_looked_through_both_ways():
+    graph = LinearGraph(transformer_block()["main"])
+    named = {var.name: var for var in graph.values}
+    assert [var.name for var in graph.linears(named["merge"])] == ["attn.proj"]
+    matmul, bias = graph.linear_before(named["reshape.k"])
+    assert (matmul.name, bias.name) == ("attn.k", "attn.k.bias")
+    assert graph.linear_before(named["merge"]) is None  # an attention made it
+    assert graph.linears(named["attn.proj.bias"]) is None  # the residual addition reads it
+    assert graph.only_reader(named["norm1"]) is None
