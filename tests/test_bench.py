@@ -45,6 +45,6 @@ def test_nothing_to_time_is_an_error():
 def test_a_pause_comes_before_every_run_and_is_not_timed(monkeypatch):
     slept: list[float] = []
     monkeypatch.setattr("tvmq.bench.time.sleep", slept.append)
-    timings = interleave({"a": lambda: None, "b": lambda: None}, rounds=3, warmup=1, pause_s=5.0)
+    timings = bench.interleave({"a": lambda: None, "b": lambda: None}, rounds=3, warmup=1, pause_s=5.0)
     assert slept == [5.0] * 8
     assert timings["a"].median_ms < 1000

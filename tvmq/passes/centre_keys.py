@@ -5,8 +5,8 @@
 
 Softmax takes no notice of a number added to all logits of a row, and q . (c - b) is such a number: any bias
 of the keys gives the same attention, whatever the mask. Trained models leave offsets of many standard
-deviations in some channels; quantized with one scale per tensor, they cost the others most of their bits. (SageAttention,
-Zhang et al. 2025, subtracts the mean of each input's keys; here it costs nothing at run time.)
+deviations in some channels; with one scale per tensor, these cost the others most of their bits.
+SageAttention (Zhang et al. 2025) subtracts the mean of each input's keys; here it costs nothing at run time.
 """
 
 from __future__ import annotations
