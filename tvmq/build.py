@@ -73,6 +73,9 @@ def lowering_passes(target: Any) -> list[Any]:
     return [
         ClipTakes(),  # inlining would leave it no dataflow blocks to work on
         transform.InlinePrivateFunctions(),
+        # Inlining cuts main into several blocks, and FuseOps loses what one of them reads from another.
+        transform.ToNonDataflow(),
+        transform.ConvertToDataflow(1),
         transform.LegalizeOps(),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),

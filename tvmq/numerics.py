@@ -94,8 +94,8 @@ def round_shift_wide(x: IntArray, shift: IntArray | int) -> IntArray:
     return (np.asarray(x, np.int64) + (np.int64(1) << (k - 1))) >> k
 
 
-def power_of_two_exponent(ratio: float, tolerance: float = 1e-4) -> int | None:
-    """Return k with ratio == 2**-k up to float32 noise, else None; ratio > 0."""
+def power_of_two_exponent(ratio: float, tolerance: float = 1e-6) -> int | None:
+    """Return k with log2(ratio) within tolerance of -k, the rounding of a few float32 scales, else None."""
     exponent = -math.log2(ratio)
     nearest = round(exponent)
     return nearest if abs(exponent - nearest) < tolerance else None
@@ -177,6 +177,11 @@ def softmax_table() -> npt.NDArray[np.uint8]:
     return np.floor(255.0 * 2.0 ** (-d / STEPS_PER_OCTAVE) + 0.5).astype(np.uint8)
 
 
+def least_score_shift(head_dim: int) -> int:
+    """Return the most negative score_shift that keeps every logit of int8 q and k below 2**30."""
+    return min(0, math.ceil(math.log2(head_dim)) - 16)
+
+
 def attention(
     q: IntArray,
     k: IntArray,
@@ -191,9 +196,9 @@ def attention(
 ) -> IntArray:
     """Return integer attention of int8 q [..., T, D], k and v [..., S, D] as dtype [..., T, D].
 
-    The logits, shifted right by score_shift, count 1/14 octaves. The largest of a row has weight 255,
-    the others 255 * 2**-distance; the division by the sum of the weights comes after the product with v,
-    one per row, so flat rows keep all 8 bits (a probability rounded to 1/256 would lose them).
+    The logits, shifted right by score_shift (left where it is negative), count 1/14 octaves. The largest of a
+    row has weight 255, the others 255 * 2**-distance; the division by the sum of the weights comes after the
+    product with v, one per row, so flat rows keep all 8 bits, which probabilities rounded to 1/256 would lose.
     numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
     """
     wide_q, wide_k, wide_v = (np.asarray(a, np.int64) for a in (q, k, v))

@@ -184,6 +184,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "layer norm to uint8": lambda: layer_norm("uint8"),
     "layer norm to int16": lambda: layer_norm("int16"),
     "attention": lambda: attention(6, "uint8", 128),
+    "attention of large logits": lambda: attention(-3, "int8", 0),
     "attention without shift": lambda: attention(0, "int8", 0),
     "table": lookup,
 }

@@ -125,10 +125,10 @@ def test_norms_without_integer_form_are_refused_with_the_way_out():
 def test_attention_has_a_shift_where_the_logits_can_count_fourteenths_of_octaves():
     unit = float(np.float32(2.0**-4 / np.sqrt(0.125 * np.log2(np.e) * 14)))
     q, plain = QuantParams(unit, 0, "int8"), QuantParams(0.02, 0, "int8")
-    found = attention_parameters(q, q, plain, QuantParams(0.03, 0, "uint8"), 0.125)
+    found = attention_parameters(q, q, plain, QuantParams(0.03, 0, "uint8"), 0.125, 64)
     assert found is not None
     assert found.score_shift == 8
     assert 2**29 < found.numerator <= 2**30
     assert found.numerator / 2**found.norm_shift == pytest.approx(0.02 / 0.03, rel=1e-7)
-    assert attention_parameters(plain, plain, plain, plain, 0.125) is None
-    assert attention_parameters(q, q, plain, QuantParams(1e-12, 0, "uint8"), 0.125) is None
+    assert attention_parameters(plain, plain, plain, plain, 0.125, 64) is None
+    assert attention_parameters(q, q, plain, QuantParams(1e-12, 0, "uint8"), 0.125, 64) is None

@@ -1,5 +1,6 @@
 import numpy as np
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import seeds
 from tvmq.calibrate.calibration import InputMoments
@@ -76,3 +77,15 @@ def test_inputs_that_never_vary_have_no_feedback():
     x = np.ones((50, 4)) * np.arange(4)
     assert feedback_of(moments_of(np.zeros((50, 4))), centred=False) is None
     assert feedback_of(moments_of(x), centred=False) is not None
+
+
+@given(seeds, st.floats(1, 8))
+def test_a_mean_far_above_the_variation_is_survived(seed: int, decades: float):
+    rng = np.random.default_rng(seed)
+    moments = moments_of(10.0**decades + rng.standard_normal((64, 16)))
+    weight = rng.standard_normal((16, 8))
+    nearest = quantize_weight(weight, moments.gram, None)
+    feedback = feedback_of(moments, centred=True)
+    if feedback is not None:
+        found = compensated(weight, nearest, feedback)
+        assert np.abs(found.values.astype(int) - nearest.values).max() <= 64  # no runaway

@@ -80,7 +80,7 @@ def check(spec: AttentionSpec, cpu: str, *batches: list[Any], threads: int = 1) 
     queries=st.integers(1, 70),
     keys=st.integers(1, 140),
     head_dim=st.sampled_from([16, 32, 64, 80]),
-    score_shift=st.integers(0, 14),
+    score_shift=st.integers(-9, 14),
     threads=st.sampled_from([1, 2, 4]),
     out=st.sampled_from([("uint8", 128), ("int8", 0)]),
 )
@@ -136,5 +136,5 @@ def test_what_the_kernel_cannot_do_is_said() -> None:
     assert supports(DEIT) is None
     assert supports(replace(DEIT, head_dim=40)) == "head_dim 40 is not a multiple of 16"
     assert "keys are over" in str(supports(replace(DEIT, keys=70_000)))
-    with pytest.raises(ValueError, match="score_shift -1 is outside"):
-        attention_prim_func(replace(DEIT, score_shift=-1), vbmi=True)
+    with pytest.raises(ValueError, match=r"score_shift -11 is outside -10\.\.31"):
+        attention_prim_func(replace(DEIT, score_shift=-11), vbmi=True)

@@ -310,6 +310,8 @@ def _softmax(
     if score_shift > 0:
         half = integer(1 << (score_shift - 1))
         logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))
+    elif score_shift < 0:
+        logits = body(op.left_shift(logits, integer(-score_shift)))
     top = body(op.max(logits, axis=-1, keepdims=True))
     distance = body(op.minimum(body(op.subtract(top, logits)), integer(numerics.SOFTMAX_TABLE_SIZE - 1)))
     weights = body.lookup(distance, table, [int(d) for d in logits.ty.shape])

@@ -130,13 +130,13 @@ class AttentionParameters:
 
 
 def attention_parameters(
-    q: QuantParams, k: QuantParams, v: QuantParams, out: QuantParams, softmax_scale: float
+    q: QuantParams, k: QuantParams, v: QuantParams, out: QuantParams, softmax_scale: float, head_dim: int
 ) -> AttentionParameters | None:
     """Return the shift of the logits and the normaliser; None if no shift gives either its unit."""
     product = float(np.float32(q.scale)) * float(np.float32(k.scale))
     step = product * softmax_scale * math.log2(math.e) * numerics.STEPS_PER_OCTAVE
     score_shift = numerics.power_of_two_exponent(step)
-    if score_shift is None or not 0 <= score_shift <= 31:
+    if score_shift is None or not numerics.least_score_shift(head_dim) <= score_shift <= 31:
         return None
     ratio = float(np.float32(v.scale)) / float(np.float32(out.scale))
     norm_shift = 30 - math.ceil(math.log2(ratio))

@@ -79,9 +79,8 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
     q, k, v = (emit.with_layout(x, channels_last(x.layout.shape, 2)) for x in source.operands)
     batch, queries, heads, head_dim = q.layout.shape
     scale = source.call.attrs.scale
-    numbers = attention_parameters(
-        q.params, k.params, v.params, out, head_dim**-0.5 if scale is None else float(scale)
-    )
+    softmax_scale = head_dim**-0.5 if scale is None else float(scale)
+    numbers = attention_parameters(q.params, k.params, v.params, out, softmax_scale, head_dim)
     if numbers is None:
         return None
     func = composites.attention(

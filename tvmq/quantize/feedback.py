@@ -22,6 +22,7 @@ BLOCK = 64  # rows whose errors are passed on together
 # Added to the diagonal, of its mean: the paper's 1 %, and more where so few rows were seen that the moments
 # of K inputs are half noise.
 DAMPING = 0.01
+FLOAT32_ROUNDING = 2.0**-24  # of a float32 moment
 DAMPING_FEW_ROWS = 0.1
 
 
@@ -35,7 +36,9 @@ class Feedback:
 
 
 def feedback_of(moments: InputMoments, *, centred: bool) -> Feedback | None:
-    """Return how errors spread for inputs with these moments; None if no input ever differs from zero.
+    """Return how errors spread for inputs with these moments; None if these say nothing.
+
+    They say nothing of inputs that never vary, or vary so little around a large mean that float32 lost it.
 
     centred: the bias makes up for the inputs' mean, so only their covariance counts.
     """
@@ -45,14 +48,19 @@ def feedback_of(moments: InputMoments, *, centred: bool) -> Feedback | None:
         second = second - np.outer(mean, mean)
     metric = torch.from_numpy(second)
     level = float(metric.diagonal().mean())
-    if not level > 0:
+    lost = len(second) * FLOAT32_ROUNDING * float(moments.gram.diagonal().mean())
+    if not level > lost:
         return None
     damping = max(DAMPING, DAMPING_FEW_ROWS * len(second) / max(moments.rows, 1))
     damped = metric.clone()
     damped.diagonal().add_(damping * level)
     order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    lower, failed = torch.linalg.cholesky_ex(damped[order][:, order])
+    if failed:
+        return None
+    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if failed or not torch.isfinite(factor).all():
+        return None
     return Feedback(order, factor.to(torch.float32), metric.to(torch.float32))
 
 

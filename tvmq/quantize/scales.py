@@ -77,7 +77,8 @@ def _float32(value: float) -> float:
 def _tie_logits(nodes: Nodes, chosen: dict[str, QuantParams]) -> None:
     """Move the scales of q and k, each by at most 2**0.25, so that a shift gives logits their unit.
 
-    scale_q * scale_k * softmax_scale * log2(e) * STEPS_PER_OCTAVE = 2**-n with n >= 0.
+    scale_q * scale_k * softmax_scale * log2(e) * STEPS_PER_OCTAVE = 2**-n. Only logits that might reach 2**30
+    of these units make them smaller.
     """
     for node in nodes.by_name.values():
         if node.kind != "attention":
@@ -87,7 +88,7 @@ def _tie_logits(nodes: Nodes, chosen: dict[str, QuantParams]) -> None:
             continue
         unit = _softmax_scale(node) * math.log2(math.e) * numerics.STEPS_PER_OCTAVE
         exponent = -math.log2(chosen[q].scale * chosen[k].scale * unit)
-        target = max(round(exponent), 0)
+        target = max(round(exponent), numerics.least_score_shift(node.shape[-1]))
         factor = 2.0 ** ((exponent - target) / 2)
         scale_k = _float32(chosen[k].scale * factor)
         scale_q = _float32(2.0**-target / unit / scale_k)

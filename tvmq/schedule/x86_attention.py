@@ -23,7 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, const
 
-from tvmq.numerics import INTEGER_RANGE, SOFTMAX_TABLE_SIZE
+from tvmq.numerics import INTEGER_RANGE, SOFTMAX_TABLE_SIZE, least_score_shift
 from tvmq.schedule.vectors import Buffer, Expr, concat, load, reduce_lanes, shuffle, splat, store
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
@@ -57,7 +57,10 @@ def supports(spec: AttentionSpec) -> str | None:
         (spec.head_dim % 16 == 0, f"head_dim {spec.head_dim} is not a multiple of 16"),
         (spec.head_dim <= MAX_HEAD_DIM, f"head_dim {spec.head_dim} is over {MAX_HEAD_DIM}"),
         (spec.keys <= MAX_KEYS, f"{spec.keys} keys are over {MAX_KEYS}: the int32 sum could overflow"),
-        (0 <= spec.score_shift <= 31, f"score_shift {spec.score_shift} is outside 0..31"),
+        (
+            least_score_shift(max(spec.head_dim, 1)) <= spec.score_shift <= 31,
+            f"score_shift {spec.score_shift} is outside {least_score_shift(max(spec.head_dim, 1))}..31",
+        ),
         (0 <= spec.numerator < 2**31, f"numerator {spec.numerator} is outside 0..2**31-1"),
         (1 <= spec.norm_shift <= 62, f"norm_shift {spec.norm_shift} is outside 1..62"),
         (spec.out_dtype in ("uint8", "int8"), f"out_dtype {spec.out_dtype!r} is not uint8 or int8"),
@@ -181,7 +184,7 @@ class _Kernel:
             store(self.key_constant, block * 16, constant)
 
     def _half(self) -> int:
-        return 1 << (self.spec.score_shift - 1) if self.spec.score_shift else 0
+        return 1 << (self.spec.score_shift - 1) if self.spec.score_shift > 0 else 0
 
     def _pack_values(self) -> None:
         """packed_v [keys/4, dim/16, 16 dims, 4 keys]; rows past the last key repeat it, at weight 0."""
@@ -223,7 +226,8 @@ class _Kernel:
             for i, j, acc in tile:
                 store(acc, 0, _dot(load(acc, 0, 16), queries[i], keys[j]))
         for i, j, acc in tile:
-            shifted = T.bind(T.shift_right(load(acc, 0, 16), splat(self.spec.score_shift, "int32x16")))
+            shift = T.shift_right if self.spec.score_shift >= 0 else T.shift_left
+            shifted = T.bind(shift(load(acc, 0, 16), splat(abs(self.spec.score_shift), "int32x16")))
             store(self.score, (i, (block + j) * 16), shifted)
             store(self.maxima[i], 0, T.max(load(self.maxima[i], 0, 16), shifted))
 

@@ -1,0 +1,81 @@
+"""Small models of shapes that none of the known architectures has: compiled, verified, near the float one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tvmq
+
+Tensor = torch.Tensor
+WIDTH, HEADS, TOKENS = 32, 2, 7
+
+
+class Attentive(torch.nn.Module):
+    """Linears by name, and a function of them."""
+
+    def __init__(self, forward: Callable[[Attentive, Tensor], Tensor], gain: float = 1.0) -> None:
+        super().__init__()
+        for name in ("q", "k", "v", "q2", "k2", "v2", "o"):
+            setattr(self, name, torch.nn.Linear(WIDTH, WIDTH))
+        for layer in (self.q, self.k):
+            layer.weight.data *= gain
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
+
+
+def merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(m: Attentive, x: Tensor, names: str = "q k v") -> Tensor:
+    return F.scaled_dot_product_attention(*(heads(getattr(m, name)(x)) for name in names.split()))
+
+
+def one_attention(m: Attentive, x: Tensor) -> Tensor:
+    return m.o(merged(attend(m, x)))
+
+
+def sum_of_attentions(m: Attentive, x: Tensor) -> Tensor:
+    return m.o(merged(attend(m, x) + attend(m, x, "q2 k2 v2")))
+
+
+def gated(m: Attentive, x: Tensor) -> Tensor:
+    return m.o(F.glu(torch.cat([m.q(x), m.k(x)], -1)))
+
+
+def far_from_zero(m: Attentive, x: Tensor) -> Tensor:
+    return m.q(x + 2000.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "gain", "least_cosine"),
+    [
+        (sum_of_attentions, 1.0, 0.99),
+        (gated, 1.0, 0.99),
+        (far_from_zero, 1.0, 0.99),
+        (one_attention, 10.0, 0.97),  # softmax has all but one winner: near ties are decided by 8 bits
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_it_verifies_and_stays_near_the_float_model(
+    function: Callable[[Attentive, Tensor], Tensor], gain: float, least_cosine: float
+):
+    torch.manual_seed(0)
+    model = Attentive(function, gain).eval()
+    samples = [torch.randn(1, TOKENS, WIDTH) for _ in range(9)]
+    compiled = tvmq.compile(model, example_inputs=(samples[0],), calibration=samples[1:])
+    result = compiled.verify(samples[0])
+    assert result.ok, result.mismatches
+    with torch.no_grad():
+        wanted = model(samples[0])
+    assert F.cosine_similarity(compiled(samples[0]).flatten(), wanted.flatten(), 0) > least_cosine
