@@ -28,6 +28,35 @@ def test_integers_are_kept():
     np.testing.assert_array_equal(golden.sample_of(ids).value(), ids)
 
 
+def test_random_arrays_keep_range_and_kind_but_no_value_of_the_original():
+    photo = np.random.default_rng(7).uniform(-2, 3, (2, 3, 8, 8)).astype(np.float32)
+    ids = np.arange(1000, 1100)[None]
+    masks = np.ones((1, 8), np.int64), np.array([[True, False] * 8]), np.array(3.5, np.float16)
+    likes = golden.random_like([photo, ids, *masks])
+    assert [(a.shape, a.dtype) for a in likes] == [(a.shape, a.dtype) for a in (photo, ids, *masks)]
+    noise, numbers, ones, flags, scalar = likes
+    assert photo.min() <= noise.min() < -1.8
+    assert 2.8 < noise.max() <= photo.max()
+    assert abs(np.corrcoef(noise.ravel(), photo.ravel())[0, 1]) < 0.2
+    assert set(numbers.ravel()) <= set(ids.ravel())
+    assert (numbers != ids).mean() > 0.8
+    assert ones.all()
+    assert set(flags.ravel()) == {True, False}
+    assert scalar == 3.5
+    for a, b in zip(likes, golden.random_like([photo, ids, *masks]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_random_arrays_of_extremes():
+    whole = np.array([-(2**63), 2**63 - 1])
+    (huge, full, empty) = golden.random_like(
+        [np.array([-3e38, 3e38], np.float32), whole, np.empty((0, 3), np.float32)]
+    )
+    assert np.isfinite(huge).all()
+    assert full.dtype == np.int64
+    assert empty.shape == (0, 3)
+
+
 def test_default_samples_fit_the_inputs():
     specs = (TensorSpec("image", (1, 3, 4, 4), "float32"), TensorSpec("mask", (1, 8), "int64"))
     image, mask = (sample.value() for sample in golden.default_samples(specs))

@@ -237,6 +237,14 @@ def test_the_recipe_tells_how_to_compile_the_model_again(reported: Any):
     assert found.verify(X).ok
 
 
+def test_an_artifact_carries_no_calibration_sample(linear: Callable[..., tvmq.CompiledModel]):
+    batches = inputs(4, seed=3)
+    found = linear(calibration=batches)
+    (kept,) = found._golden_arrays()
+    assert all(abs(np.corrcoef(kept.ravel(), batch.ravel())[0, 1]) < 0.2 for batch in batches)
+    assert found.verify().ok
+
+
 def test_what_stages_hand_on_survives_being_written(tmp_path: Path):
     for value, kind in ((model().plan, Plan), (model().coverage, Coverage)):
         assert kind.from_json(json.loads(json.dumps(value.to_json()))) == value

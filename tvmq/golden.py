@@ -58,6 +58,28 @@ def sample_of(array: Array) -> Sample:
     return Sample(np.clip(codes, 0, 255).astype(np.uint8), dtype, exponent, offset)
 
 
+def random_like(arrays: Sequence[Array]) -> list[Array]:
+    """Return random arrays of the same shapes, dtypes and ranges, smallest to largest value; always the same.
+
+    A model is verified on these and not on what it was calibrated with: calibration data may be photos of
+    people or texts of customers, and an artifact, which others get, must not carry it.
+    """
+    random = np.random.default_rng(0)
+    return [_random_array(random, array) for array in arrays]
+
+
+def _random_array(random: np.random.Generator, array: Array) -> Array:
+    if array.size == 0:
+        return array.copy()
+    values: Array
+    if is_float(array.dtype.name):
+        values = random.uniform(float(array.min()), float(array.max()), array.shape)
+    else:
+        kind = array.dtype.newbyteorder("=")
+        values = random.integers(int(array.min()), int(array.max()), array.shape, kind, endpoint=True)
+    return np.asarray(values, array.dtype)
+
+
 def default_samples(specs: Sequence[TensorSpec]) -> tuple[Sample, ...]:
     """Return inputs for a model about which nothing is known: floats in [-2, 2), ones for everything else."""
     random = np.random.default_rng(0)

@@ -27,6 +27,7 @@ from tvmq.environment import default_threads, require_linker, require_tvm
 from tvmq.errors import CalibrationError, UsageError
 from tvmq.formats import Quantization
 from tvmq.frontend import import_model
+from tvmq.golden import random_like
 from tvmq.passes.balance import Balance, find_groups
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.centre_keys import CentreKeys, find_keys
@@ -105,7 +106,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
     options |= {"seed": seed, "threads": threads}
     description = describe(profile, coverage, plan, numbers, seen, options)
-    return CompiledModel(built, description, samples=[t.numpy() for t in batches[0]])
+    return CompiledModel(built, description, samples=random_like([t.numpy() for t in batches[0]]))
 
 
 def canonical(
