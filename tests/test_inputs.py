@@ -16,6 +16,16 @@ def test_by_position_and_by_name():
         assert ids is IDS
 
 
+def test_any_byte_order_is_taken():
+    for order in "<>":
+        given = (IMAGE + 1.5).astype(f"{order}f4"), IDS.astype(f"{order}i8")
+        image, ids = checked_inputs(SPECS, given, {})
+        assert image.dtype.isnative
+        assert ids.dtype.isnative
+        np.testing.assert_array_equal(image, IMAGE + 1.5)
+        np.testing.assert_array_equal(ids, IDS)
+
+
 def test_torch_tensors_are_taken():
     torch = pytest.importorskip("torch")
     image, _ = checked_inputs(SPECS, (torch.ones(1, 3, 4, requires_grad=True), IDS), {})

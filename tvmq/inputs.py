@@ -15,7 +15,10 @@ from tvmq.spec import Array, TensorSpec
 def checked_inputs(
     specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Array]:
-    """Return one NumPy array per spec from arrays or torch tensors; raise InputError for an unfit one."""
+    """Return one NumPy array per spec from arrays or torch tensors, in this machine's byte order.
+
+    Raises InputError for an unfit one.
+    """
     names = [spec.name for spec in specs]
     for name in kwargs:
         if name not in names[len(args) :]:
@@ -36,6 +39,8 @@ def is_torch(value: Any) -> bool:
 
 def _checked_array(spec: TensorSpec, value: Any) -> Array:
     array = _as_array(spec, value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.name != spec.dtype:
         raise InputError(
             f"input {spec.name!r}: dtype {array.dtype.name} given, {spec.dtype} wanted; "
