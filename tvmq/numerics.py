@@ -198,7 +198,7 @@ def attention(
 
     The logits, shifted right by score_shift (left where it is negative), count 1/14 octaves. The largest of a
     row has weight 255, the others 255 * 2**-distance; the division by the sum of the weights comes after the
-    product with v, one per row, so flat rows keep all 8 bits, which probabilities rounded to 1/256 would lose.
+    product with v, one per row, so flat rows keep all 8 bits (probabilities of 1/256 would lose them).
     numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
     """
     wide_q, wide_k, wide_v = (np.asarray(a, np.int64) for a in (q, k, v))

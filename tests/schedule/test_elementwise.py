@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.schedule.pool import pool_of
 from tvmq.schedule.elementwise import SCHEDULED, ScheduleLeftovers, schedule_leftovers
 
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
@@ -121,13 +122,9 @@ def run_all(mod: tvm.IRModule) -> dict[str, Any]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_results_are_those_of_the_unscheduled_functions(threads: int) -> None:
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(1, threads)
-    try:
+    with pool_of(threads):
         mod = lowered()
         plain, scheduled = run_all(mod), run_all(ScheduleLeftovers(TARGET)(mod))
-    finally:
-        configure(1, 0)
     assert plain.keys() == scheduled.keys()
     for name in plain:
         np.testing.assert_array_equal(scheduled[name], plain[name], err_msg=name)

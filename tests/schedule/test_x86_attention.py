@@ -12,6 +12,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.schedule.x86_attention import AttentionSpec, attention_prim_func, supports
 
@@ -124,12 +125,8 @@ def test_extreme_values() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
     spec = replace(DEIT, heads=3)
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(1, threads)
-    try:
+    with pool_of(threads):
         check(spec, "znver4", random_inputs(spec), threads=2)
-    finally:
-        configure(1, 0)
 
 
 def test_what_the_kernel_cannot_do_is_said() -> None:

@@ -11,6 +11,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.schedule.x86_layer_norm import LayerNormSpec, layer_norm_prim_func, supports
 
@@ -88,12 +89,8 @@ def test_a_limit_that_clips_is_exact() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(1, threads)
-    try:
+    with pool_of(threads):
         check(DEIT, "native", normal_rows(DEIT, 900))
-    finally:
-        configure(1, 0)
 
 
 def test_what_the_kernel_cannot_do_is_said() -> None:

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.schedule.linear_cases import CPUS, EPILOGUES, SMALL, VBMI, check, compiled, random_case
+from tests.schedule.pool import pool_of
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedule_linear
@@ -40,14 +41,10 @@ def test_any_shape_is_exact(rows: int, inputs: int, outputs: int, epilogue: str,
 @VBMI
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(1, threads)
-    try:
+    with pool_of(threads):
         spec = LinearSpec(rows=197, inputs=96, outputs=320, out_dtype="uint8", table=True)
         assert default_decision(spec, threads=2).parallel
         check(compiled(spec, "znver4", threads=2), spec)
-    finally:
-        configure(1, 0)
 
 
 def guarded(array: Any) -> Any:
