@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import tracemalloc
 import zipfile
 import zlib
 
@@ -113,6 +115,46 @@ def test_a_flipped_bit_in_any_member_is_found(path, member):
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match=f"{member} has SHA-256 .*damaged or changed"):
         artifact.open_artifact(path)
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(path):
+    with zipfile.ZipFile(path) as file:
+        info = file.getinfo(artifact.MANIFEST)
+        start = info.header_offset + 30 + len(info.filename) + len(info.extra)
+    before, data = artifact.open_artifact(path).manifest, bytearray(path.read_bytes())
+    for place in range(start, start + info.compress_size):
+        bit = 1 << place % 8
+        data[place] ^= bit
+        path.write_bytes(data)
+        data[place] ^= bit
+        try:
+            found = artifact.open_artifact(path).manifest
+        except ArtifactError:
+            continue
+        # What follows the last code of a deflate stream, up to the byte's end, means nothing.
+        assert place == start + info.compress_size - 1
+        assert found == before
+
+
+def test_a_bomb_is_refused_before_it_grows(path):
+    zeros = bytes(50_000_000)
+    bomb = Member("library.so", container.deflate(zeros), len(zeros), container.DEFLATED, zlib.crc32(zeros))
+    with zipfile.ZipFile(path) as file:
+        others = [Member.plain(n, file.read(n)) for n in file.namelist() if n != "library.so"]
+    with path.open("wb") as file:
+        container.write(file, [bomb, *others])
+    del zeros
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match=r"'library\.so' would grow from \d+ to 50000000 bytes"):
+        artifact.open_artifact(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_graph_that_grows_beyond_all_measure_is_refused():
+    built = dataclasses.replace(fake_built(), graph=container.deflate(bytes(10_000_000)))
+    with pytest.raises(ArtifactError, match=r"graph\.json is damaged .*compile it again"):
+        artifact.graph_text(built)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import io
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -51,7 +52,32 @@ def test_packed_data_is_taken_as_it_is():
 def test_a_member_that_inflates_to_more_than_promised_stops_there():
     bomb = container.deflate(bytes(10_000_000))
     with pytest.raises(ValueError, match="100 bytes promised"):
-        container.Entry(memoryview(bomb), 100, container.DEFLATED).inflated()
+        container.Entry(memoryview(bomb), 100, container.DEFLATED, zlib.crc32(bytes(100))).inflated()
+    with pytest.raises(ValueError, match="inflates to more than"):
+        container.inflate(bomb)
+
+
+def test_a_member_that_promises_to_inflate_to_too_much_is_refused(path):
+    zeros = bytes(3_000_000)
+    bomb = Member("text.json", container.deflate(zeros), len(zeros), container.DEFLATED, zlib.crc32(zeros))
+    path.write_bytes(archive([MEMBERS[0], bomb]))
+    with pytest.raises(ArtifactError, match=r"'text\.json' would grow from \d+ to 3000000 bytes, at most"):
+        container.read(path, NAMES)
+
+
+def test_data_that_deflates_too_well_to_be_read_again_is_stored_plain(path):
+    zeros = bytes(3_000_000)
+    path.write_bytes(archive([MEMBERS[0], Member.deflated("text.json", zeros)]))
+    assert container.read(path, NAMES)[1]["text.json"].inflated() == zeros
+
+
+@pytest.mark.parametrize("method", [container.STORED, container.DEFLATED])
+def test_the_crc_is_compared(method):
+    text = b"a text"
+    data = text if method == container.STORED else container.deflate(text)
+    assert container.Entry(memoryview(data), 6, method, zlib.crc32(text)).inflated() == text
+    with pytest.raises(ValueError, match="CRC"):
+        container.Entry(memoryview(data), 6, method, zlib.crc32(b"a test")).inflated()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,10 @@ def open_artifact(path: str | Path, *, sha256: str | None = None, inspect: bool 
 def graph_text(built: Built) -> str:
     """Return the integer module's JSON."""
     graph = built.graph
-    return graph if isinstance(graph, str) else container.inflate(graph).decode()
+    try:
+        return graph if isinstance(graph, str) else container.inflate(graph).decode()
+    except ValueError as error:
+        raise ArtifactError(f"graph.json is damaged ({error}); copy the artifact or compile it again") from error
 
 
 def machine_of(library: bytes) -> str:

@@ -26,6 +26,9 @@ UNIX_FILE = 0o100644 << 16  # a regular file, rw-r--r--
 DOS_DATE = 0x21  # 1980-01-01, the first day a zip can name: the time of writing must not show
 PADDING_ID = 0xD935  # the extra field that Android's zipalign pads with
 MAX_ARCHIVE = 2**31 - 1  # bytes
+# How far a member may grow, in bytes: machine code and JSON shrink to a third and a thirtieth; deflate's own
+# limit, a thousandth, would let a small file fill the memory.
+MAX_INFLATED, MAX_RATIO, FREE_GROWTH = 1 << 30, 200, 1 << 20
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -50,8 +53,11 @@ class Member:
 
     @classmethod
     def deflated(cls, name: str, data: bytes) -> Member:
-        """Compress data."""
-        return cls(name, deflate(data), len(data), DEFLATED, zlib.crc32(data))
+        """Compress data, unless it shrinks so far that reading would refuse it."""
+        packed = deflate(data)
+        if len(data) > inflated_limit(len(packed)):
+            return cls.plain(name, data)
+        return cls(name, packed, len(data), DEFLATED, zlib.crc32(data))
 
     @classmethod
     def packed(cls, name: str, data: bytes) -> Member:
@@ -67,18 +73,15 @@ class Entry:
     data: memoryview  # as stored
     size: int  # bytes after inflating, as the archive claims
     method: int
+    crc: int  # CRC-32 of the inflated bytes, as the archive claims
 
     def inflated(self) -> bytes:
         """Return the plain bytes; never more than the archive claims. Raises ValueError for broken data."""
-        if self.method == STORED:
-            return bytes(self.data)
-        machine = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            plain = machine.decompress(self.data, self.size + 1)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-        if len(plain) != self.size or not machine.eof:
+        plain = bytes(self.data) if self.method == STORED else _inflate(self.data, self.size)
+        if plain is None or len(plain) != self.size:
             raise ValueError(f"{self.size} bytes promised, the data holds another number")
+        if zlib.crc32(plain) != self.crc:
+            raise ValueError("its CRC-32 is another one")
         return plain
 
 
@@ -89,8 +92,26 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(data: bytes | memoryview) -> bytes:
-    """Return what `deflate` was given."""
-    return zlib.decompress(data, -zlib.MAX_WBITS)
+    """Return what `deflate` was given; raises ValueError for broken data and for data that grows too far."""
+    plain = _inflate(data, inflated_limit(len(data)))
+    if plain is None:
+        raise ValueError(f"it inflates to more than {inflated_limit(len(data))} bytes, or does not end")
+    return plain
+
+
+def inflated_limit(stored: int) -> int:
+    """Return how many bytes at most so many stored ones may become."""
+    return min(MAX_INFLATED, MAX_RATIO * stored + FREE_GROWTH)
+
+
+def _inflate(data: bytes | memoryview, limit: int) -> bytes | None:
+    """Return the plain bytes, None if they are more than limit or the stream is not exactly data."""
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        plain = machine.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    return plain if len(plain) <= limit and machine.eof and not machine.unused_data else None
 
 
 def write(file: BinaryIO, members: Iterable[Member]) -> None:
@@ -118,7 +139,7 @@ def write(file: BinaryIO, members: Iterable[Member]) -> None:
 def read(path: Path, names: frozenset[str]) -> tuple[memoryview, Mapping[str, Entry]]:
     """Return the file's bytes, at a 64-byte boundary, and its members, which must be exactly `names`.
 
-    Raises ArtifactError. Contents are not checked beyond lying inside the file.
+    Raises ArtifactError. Contents are not checked beyond lying inside the file and growing within limits.
     """
     try:
         with path.open("rb") as file:
@@ -171,7 +192,13 @@ def _entry(path: Path, whole: memoryview, info: zipfile.ZipInfo) -> Entry:
     odd = info.flag_bits or method != info.compress_type or method not in (STORED, DEFLATED)
     if odd or len(data) != info.compress_size or (method == STORED and info.file_size != info.compress_size):
         raise ArtifactError(f"{path}: member {info.filename!r} is damaged; copy or compile it again")
-    return Entry(data, info.file_size, method)
+    limit = inflated_limit(len(data))
+    if method == DEFLATED and info.file_size > limit:
+        raise ArtifactError(
+            f"{path}: member {info.filename!r} would grow from {len(data)} to {info.file_size} bytes, "
+            f"at most {limit} are allowed; do not use this file"
+        )
+    return Entry(data, info.file_size, method, info.CRC)
 
 
 def _why_no_zip(path: Path) -> str:
