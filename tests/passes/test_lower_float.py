@@ -46,6 +46,24 @@ def test_a_stored_value_is_dequantized_once_for_all_float_readers():
     assert same(make, total, x).count("dequantize") == 1
 
 
+def test_a_product_runs_once_for_all_float_readers():
+    make, x = QdqBuilder(), float_input(3, 8)
+    product = make.product("fc", make.stored("x", x, NORMED), 8, -8)
+    clipped = make.bind("relu.0", op.nn.relu(product))
+    norm = make.layer_norm("norm", make.stored("r", x, TRUNK), 0.3)  # pending: no quantize follows
+    parts = [
+        make.bind(f"f{i}", function(value))
+        for i, (function, value) in enumerate(
+            [(op.exp, product), (op.sin, product), (op.exp, clipped), (op.cos, norm), (op.sin, norm)]
+        )
+    ]
+    joined = op.concat(parts, axis=0)
+    ops = same(make, joined, x, 2e-3)
+    assert (ops.count("composite"), ops.count("nn.layer_norm"), ops.count("nn.relu")) == (2, 1, 1)
+    lowered = LowerInteger()(make.module([x], joined))
+    assert [site for site, _ in reference.trace(lowered, [random_input(lowered)])] == ["fc", "fc.2"]
+
+
 def test_a_weight_read_by_a_float_site_keeps_its_scales():
     make, x = QdqBuilder(), float_input(3, 8)
     product = make.bind("fc", op.matmul(x, make.weight((8, 5), 1)))  # x is not stored

@@ -35,10 +35,14 @@ def float_value(emit: Emitter, value: Any) -> Expr:
         return relax.Tuple([float_value(emit, field) for field in value])
     if isinstance(value, Stored):
         return _dequantized(emit, value)
-    if isinstance(value, PendingLinear):
-        return _float_linear(emit, value)
-    if isinstance(value, Pending):
-        return _float_pending(emit, value)
+    if isinstance(value, PendingLinear | Pending):
+        if value not in emit.float_vars:
+            emit.float_vars[value] = (
+                _float_linear(emit, value)
+                if isinstance(value, PendingLinear)
+                else _float_pending(emit, value)
+            )
+        return emit.float_vars[value]
     if isinstance(value, WeightConstant):
         scale, zero = relax.const(value.weight.scale), relax.const(np.zeros_like(value.weight.scale, np.int8))
         return emit(op.dequantize(constant(value.weight.values), scale, zero, axis=value.axis))
@@ -58,17 +62,17 @@ def _float_linear(emit: Emitter, linear: PendingLinear) -> Expr:
     y = emit.dense(Stored(linear.x_params, linear.layout, rows_var=product))
     if linear.residual is not None:
         y = emit(op.add(y, _dequantized(emit, linear.residual)))
-    return _clipped(emit, y, linear.bounds)
+    return _clipped(emit, y, linear)
 
 
 def _float_pending(emit: Emitter, pending: Pending) -> Expr:
     y = float_call(emit, pending.source)
     if pending.bias is not None:
         y = emit(op.add(y, pending.bias))
-    return _clipped(emit, y, pending.bounds)
+    return _clipped(emit, y, pending)
 
 
-def _clipped(emit: Emitter, y: Expr, bounds: tuple[float, float] | None) -> Expr:
-    if bounds is None:
+def _clipped(emit: Emitter, y: Expr, value: PendingLinear | Pending) -> Expr:
+    if value.bounds is None:
         return y
-    return emit(op.nn.relu(y) if math.isinf(bounds[1]) else op.clip(y, *bounds))
+    return emit(op.nn.relu(y) if math.isinf(value.bounds[1]) else op.clip(y, *value.bounds), value.clip)

@@ -214,9 +214,9 @@ def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     if bounds is None:
         return None
     if isinstance(value, PendingLinear) and value.bounds is None:
-        return value.bounded(*bounds)
+        return value.bounded(bounds, source.name)
     if isinstance(value, Pending) and value.kind in ("add", *CONVOLUTIONS) and value.bounds is None:
-        return value.bounded(*bounds)
+        return value.bounded(bounds, source.name)
     return lower_sites.unary(emit, source)
 
 

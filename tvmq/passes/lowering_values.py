@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from tvm.relax import op
 
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.passes.composites import KERNEL, SITE
 from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.rebuild import sequence
 
@@ -38,7 +40,7 @@ class Stored:
     pending: PendingLinear | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: each is emitted once
 class PendingLinear:
     """A product whose bias, residual and clip are still being gathered."""
 
@@ -50,10 +52,11 @@ class PendingLinear:
     bias: npt.NDArray[np.float64] | None = None
     residual: Stored | None = None
     bounds: tuple[float, float] | None = None  # real units: relu (0, inf), relu6 (0, 6)
+    clip: str = ""  # the name of what clips to bounds
 
-    def bounded(self, low: float, high: float) -> PendingLinear:
+    def bounded(self, bounds: tuple[float, float], clip: str) -> PendingLinear:
         """Return the product followed by a clip."""
-        return replace(self, bounds=(low, high))
+        return replace(self, bounds=bounds, clip=clip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class QdqCall:
         return tuple(int(d) for d in self.call.ty.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """Any other integer operation, which waits for the quantize that gives its output scale."""
 
@@ -79,10 +82,11 @@ class Pending:
     source: QdqCall
     bias: Expr | None = None  # of convolutions
     bounds: tuple[float, float] | None = None
+    clip: str = ""
 
-    def bounded(self, low: float, high: float) -> Pending:
+    def bounded(self, bounds: tuple[float, float], clip: str) -> Pending:
         """Return the operation followed by a clip."""
-        return replace(self, bounds=(low, high))
+        return replace(self, bounds=bounds, clip=clip)
 
 
 def constant(values: Any) -> Expr:
@@ -105,7 +109,9 @@ class Emitter:
     def __init__(self) -> None:
         self.builder = relax.BlockBuilder()
         self.bindings: list[Any] = []
+        self.float_vars: dict[PendingLinear | Pending, Expr] = {}  # what became float after all
         self._functions = 0
+        self._emitted: Counter[str] = Counter()
 
     def __call__(self, expr: Expr, name: str = "") -> Expr:
         """Bind expr and return its variable."""
@@ -115,8 +121,15 @@ class Emitter:
         return var
 
     def composite(self, func: relax.Function, args: list[Expr], site: str) -> Expr:
-        """Add func to the module and bind a call to it."""
-        kind = str(func.attrs["tvmq.kernel"])
+        """Add func to the module and bind a call to it.
+
+        A site emitted again, with another epilogue for another reader, gets an ordinal: ids are unique.
+        """
+        self._emitted[site] += 1
+        if self._emitted[site] > 1:
+            site = f"{site}.{self._emitted[site]}"
+            func = func.with_attr(SITE, site)
+        kind = str(func.attrs[KERNEL])
         gvar = self.builder.add_func(func, f"{kind}_{self._functions}")
         self._functions += 1
         return self(relax.Call(gvar, args), site)
