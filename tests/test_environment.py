@@ -2,11 +2,14 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import tvmq
 from tvmq import environment
 from tvmq.errors import EnvironmentMismatchError
+from tvmq.model_file import open_model
 
 X86 = "processor : 0\nmodel name\t: A CPU @ 2 GHz\nflags\t\t: fpu sse2 avx512_vnni\n\nprocessor : 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5\n"
@@ -134,3 +137,12 @@ def test_a_thread_that_tvm_bound_to_a_core_hides_no_cpus():
         "assert (allowed_cpus(), default_threads()) == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compiling_without_its_packages_says_how_to_get_them(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    monkeypatch.delitem(vars(tvmq), "compile", raising=False)
+    for use in (lambda: tvmq.compile, lambda: open_model(Path("m.onnx"))):
+        with pytest.raises(EnvironmentMismatchError, match=r"onnx not installed, .* run `pip .*compile"):
+            use()

@@ -128,3 +128,10 @@ def test_outputs_are_written_whole_or_not_at_all(tmp_path: Path):
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         save_outputs(tmp_path / "bad.npy", {"y": np.array(None)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["y.npy", "y.npz", "y.png"]
+
+
+def test_photos_in_hidden_folders_are_not_the_users(tmp_path: Path):
+    for folder in ("class_a", ".venv"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "1.png")
+    assert image_files(tmp_path) == [tmp_path / "class_a" / "1.png"]

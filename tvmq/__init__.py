@@ -30,12 +30,16 @@ _HOME = {
     "mend_torchvision": "tvmq.frontend.torch",
 }
 
+_COMPILING = ("compile", "mend_torchvision")
+
 __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tvmq' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    if name in _COMPILING:
+        importlib.import_module("tvmq.environment").require_compiler()
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -160,7 +160,7 @@ def verify(
     artifact: Artifact,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", "-i", help="Compare with the reference on this input. Needs tvmq[compile]."),
+        typer.Option("--input", "-i", help="Compare with the reference on this input."),
     ] = None,
     mean: Mean = "",
     std: Std = "",

@@ -58,7 +58,7 @@ def compile_model(
         "artifact": output,
         "size": report.size(output.stat().st_size),
         "target": profile.name,
-        "calibrated on": f"{batches.samples} samples",
+        "calibrated on": f"{batches.samples} samples of {data.path}",
     }
     show(
         summary,

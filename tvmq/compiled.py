@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tvmq import artifact, bench
-from tvmq.environment import require_tvm
+from tvmq.environment import INSTALL_COMPILER, require_tvm
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
@@ -21,8 +21,6 @@ from tvmq.record import Record
 from tvmq.runtime import KernelTime, Program
 from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, TensorSpec
 from tvmq.verification import Verdict, Verification
-
-COMPILER_EXTRAS = "pip install 'tvmq[compile]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,11 @@ class CompiledModel:
             self._samples = tuple(sample_of(a) for a in self._checked(samples, {}))
         else:
             self._samples = default_samples(built.inputs)
+
+    def __repr__(self) -> str:
+        takes, gives = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        share = 100 * self.coverage.macs_integer_fraction
+        return f"<CompiledModel for {self._description.target}: {takes} -> {gives}; {share:.0f} % integer>"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -217,7 +220,7 @@ class CompiledModel:
         except ModuleNotFoundError as error:
             raise EnvironmentMismatchError(
                 f"verify: {error.name} is not installed, the reference needs the compiler's packages; "
-                f"run `{COMPILER_EXTRAS}`, or verify without an input"
+                f"run {INSTALL_COMPILER}, or verify without an input"
             ) from error
         mod = integer_module(artifact.graph_text(self._built), self._built.constants)
         exactness = analyse(mod)

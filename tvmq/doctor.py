@@ -27,9 +27,6 @@ TELLING_FEATURES = (
     "asimd", "asimddp", "i8mm",
 )  # fmt: skip
 
-INSTALL = "pip install tvmq"
-INSTALL_COMPILER = "pip install 'tvmq[compile]'"
-
 
 class State(StrEnum):
     """What a finding means."""
@@ -105,7 +102,7 @@ def check_package(requirement: str, *, needed_to_run: bool) -> Check:
     if found and (pin is None or found.partition("+")[0] == pin[1]):
         return Check(name, found, State.OK)
     state = State.NO_RUN if needed_to_run else State.NO_COMPILE
-    way_out = INSTALL if needed_to_run else INSTALL_COMPILER
+    way_out = f"run {environment.INSTALL if needed_to_run else environment.INSTALL_COMPILER}"
     if found and pin:
         return Check(name, f"{found}, {pin[1]} is wanted", state, f"pip install {name}=={pin[1]}")
     return Check(name, "not installed", state, way_out)

@@ -22,6 +22,11 @@ TVM_VERSION = "0.27.0.post1"
 FFI_VERSION = "0.1.14.post1"
 PIP_COMMAND = f"pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSION}"
 
+# What the extra `compile` brings for every model; running an artifact needs none of it.
+COMPILER_PACKAGES = ("onnx", "psutil", "scipy", "torch")
+INSTALL = "`pip install -c requirements/tested.txt .` in a clone of tvmq"
+INSTALL_COMPILER = """`pip install -c requirements/tested.txt ".[compile]"` in a clone of tvmq"""
+
 HOST_COMPILERS = ("c++", "g++", "clang++")
 CPUINFO = Path("/proc/cpuinfo")
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -54,6 +59,15 @@ def require_tvm() -> None:
         raise EnvironmentMismatchError(
             f"environment: {state} found, {' and '.join(f'{n} {wanted[n]}' for n in wrong)} wanted; "
             f"run `{PIP_COMMAND}`"
+        )
+
+
+def require_compiler() -> None:
+    """Raise EnvironmentMismatchError unless the packages that compiling needs are installed."""
+    missing = [name for name in COMPILER_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EnvironmentMismatchError(
+            f"environment: {', '.join(missing)} not installed, compiling needs them; run {INSTALL_COMPILER}"
         )
 
 

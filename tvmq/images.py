@@ -112,16 +112,22 @@ def load_calibration(
 def image_files(path: str | Path) -> list[Path]:
     """Return the photos at path (folder, glob pattern or file), sorted; at least one."""
     if Path(path).is_dir():
-        found = sorted(p for p in Path(path).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        found = sorted(p for p in Path(path).rglob("*") if _is_photo(p, Path(path)))
     else:
         found = sorted(Path(p) for p in glob.glob(os.path.expanduser(str(path)), recursive=True))
     if not found and not Path(path).exists() and not glob.has_magic(str(path)):
         raise CalibrationError(f"{path}: no such file or folder; give photos, an .npy or an .npz")
     if not found:
         raise CalibrationError(
-            f"{path}: holds no photos ({', '.join(sorted(IMAGE_SUFFIXES))}) to calibrate on"
+            f"{path}: holds no photos ({', '.join(sorted(IMAGE_SUFFIXES))}) to calibrate on; "
+            f"other data goes into one .npy or .npz file of samples [N, ...]"
         )
     return found
+
+
+def _is_photo(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # .venv is full of pictures
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not hidden
 
 
 def load_image(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Array:
@@ -269,7 +275,7 @@ def _pillow() -> Any:
         from PIL import Image
     except ImportError as error:
         raise EnvironmentMismatchError(
-            "photos: Pillow is not installed; run `pip install 'tvmq[images]'`, or give an .npy file"
+            "photos: Pillow is not installed; run `pip install pillow`, or give an .npy file"
         ) from error
     return Image
 

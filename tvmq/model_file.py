@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tvmq.environment import require_compiler
 from tvmq.errors import UsageError
 from tvmq.spec import TensorSpec
 
@@ -14,6 +15,7 @@ def open_model(path: Path) -> tuple[Any, tuple[TensorSpec, ...]]:
 
     Raises UsageError for a file that is no model, and for a free dimension that is not the batch.
     """
+    require_compiler()
     if path.suffix == ".onnx":
         return path, _onnx_inputs(path)
     if path.suffix == ".pt2":

@@ -33,7 +33,7 @@ from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.centre_keys import CentreKeys, find_keys
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
-from tvmq.plan.assign import assign_precisions, coverage_of
+from tvmq.plan.assign import achieved, assign_precisions, coverage_of
 from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
@@ -101,6 +101,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     seen = observe(mod, nodes, formats, batches, progress=progress)
     numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
     integer = lower(mod, numbers, progress=progress)
+    coverage = achieved(coverage, integer, strict=strict)
     threads = threads or default_threads()
     built = build(integer, profile, threads=threads, progress=progress)
     options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
@@ -133,17 +134,19 @@ def balanced(
     if not groups and not keys:
         return mod
     inputs = {node.name: node.inputs[0] for node in index(mod).by_name.values() if node.kind == "linear"}
+    few = list(first_samples(batches, BALANCE_SAMPLES))
     seen = collect(
         mod,
-        list(first_samples(batches, BALANCE_SAMPLES)),
+        few,
         values={group.value for group in groups}.__contains__,
         gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups}
         | {key.site: key.source for key in keys},
-        progress=progress,
+        progress=lambda _stage, done, total: progress("balance", done, total + 1),
     )
-    with step(progress, "balance"):
-        passes = [CentreKeys(key_biases(mod, seen)), Balance(balance_factors(mod, seen))]
-        return tvm.transform.Sequential(passes)(mod)
+    passes = [CentreKeys(key_biases(mod, seen)), Balance(balance_factors(mod, seen))]
+    result = tvm.transform.Sequential(passes)(mod)
+    progress("balance", len(few) + 1, len(few) + 1)
+    return result
 
 
 def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Sequence[Any]]:

@@ -122,7 +122,7 @@ def benchmark(result: Benchmark) -> Table:
 def verification(result: Verification, most: int = 10) -> RenderableType:
     """Return the verdict of the bit-exact check, and the first sites that differ."""
     compared = f"{result.sites} sites and {result.outputs} outputs compared with the {result.against}"
-    close = [Text(f"Not bit-exact: {inexact(each)}.") for each in result.inexact]
+    close = [Text(f"Decided by float operations: {inexact(each)}.") for each in result.inexact]
     if result.ok:
         return Group(Text(f"Bit-exact: {compared}, all equal.", "green"), *close)
     table = Table("differs", title="Not bit-exact", title_justify="left")
