@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
+from tvm.script import ir as I
+from tvm.script import relax as R
 
+from tests.passes.golden import assert_same_function, const
 from tests.strategies import ModuleBuilder, exponents, seeds, transformer_block
 from tvmq import reference
 from tvmq.passes.balance import Balance, find_groups
@@ -107,3 +110,34 @@ def constant(call, index):
 
 def assert_constant(call, index, expected):
     np.testing.assert_array_equal(constant(call, index), expected)
+
+
+def test_powers_of_two_move_from_the_layer_norm_into_the_linear():
+    GAMMA, BETA, W = const(4), const(4, seed=1), const(4, 3, seed=2)
+    m = np.float32([2.0, 0.5, 1.0, 8.0])
+    GAMMA_M, BETA_M = (relax.const(c.value.numpy() / m) for c in (GAMMA, BETA))
+    W_M = relax.const(W.value.numpy() * m[:, None])
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2, 4), "float32")):
+            with R.dataflow():
+                norm = R.nn.layer_norm(x, GAMMA, BETA, axes=[-1])
+                fc = R.matmul(norm, W)
+                R.output(fc)
+            return fc
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 4), "float32")):
+            with R.dataflow():
+                norm = R.nn.layer_norm(x, GAMMA_M, BETA_M, axes=[-1])
+                fc = R.matmul(norm, W_M)
+                R.output(fc)
+            return fc
+
+    after = Balance({"norm": (1, -1, 0, 3)})(Before)
+    tvm.ir.assert_structural_equal(after, Expected, map_free_vars=True)
+    assert_same_function(Before, after, tolerance=0.0)

@@ -4,7 +4,10 @@ import torch
 from hypothesis import given, settings
 from tvm import relax
 from tvm.relax import op
+from tvm.script import ir as I
+from tvm.script import relax as R
 
+from tests.passes.golden import assert_becomes, const
 from tests.strategies import ModuleBuilder, seeds, transformer_block
 from tvmq import reference
 from tvmq.passes.centre_keys import CentreKeys, find_keys
@@ -48,3 +51,33 @@ def test_keys_that_someone_else_reads_keep_their_bias():
 def test_a_bias_of_no_keys_is_an_error():
     with pytest.raises(ValueError, match=r"'attn.q.bias' adds no bias to keys; \['attn.k.bias'\] do"):
         CentreKeys({"attn.q.bias": np.zeros(CHANNELS, np.float32)})(transformer_block())
+
+
+def test_only_the_bias_of_the_keys_changes():
+    K, B, C = const(8, 8), const(8, seed=1), relax.const(np.arange(8, dtype=np.float32))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(q: R.Tensor((1, 4, 2, 4), "float32"), x: R.Tensor((1, 4, 8), "float32")):
+            with R.dataflow():
+                k = R.matmul(x, K)
+                bias = R.add(k, B)
+                heads = R.reshape(bias, (1, 4, 2, 4))
+                out = R.nn.attention(q, heads, q)
+                R.output(out)
+            return out
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(q: R.Tensor((1, 4, 2, 4), "float32"), x: R.Tensor((1, 4, 8), "float32")):
+            with R.dataflow():
+                k = R.matmul(x, K)
+                bias = R.add(k, C)
+                heads = R.reshape(bias, (1, 4, 2, 4))
+                out = R.nn.attention(q, heads, q)
+                R.output(out)
+            return out
+
+    assert_becomes(Before, CentreKeys({"bias": C.value.numpy()}), Expected)

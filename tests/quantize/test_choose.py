@@ -62,3 +62,10 @@ def test_all_numbers_survive_json():
     assert back.values == numbers.values
     for site, weight in numbers.weights.items():
         np.testing.assert_array_equal(back.weights[site].values, weight.values)
+
+
+def test_very_wide_inputs_keep_no_gram_matrix(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tvmq.quantize.choose.WIDEST_GRAM", tiny_transformer.WIDTH)
+    wide = {"blocks.0.fc2", "blocks.1.fc2"}
+    assert wide & set(SITES) == wide
+    assert set(gram_inputs(nodes(), formats())) == set(SITES) - wide

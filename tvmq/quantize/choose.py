@@ -17,12 +17,18 @@ from tvmq.quantize.feedback import Feedback, compensated, feedback_of
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
+# Inputs [K]: beyond, a [K, K] matrix takes gigabytes, and weights are rounded by their own error instead.
+WIDEST_GRAM = 8192
 OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "depthwise": 0, "conv2d_transpose": 1}
 
 
 def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
     """Return site -> input value, for the sites whose Gram matrix calibration should keep."""
-    return {node.name: node.inputs[0] for node in _sites(nodes, formats) if node.kind == "linear"}
+    return {
+        node.name: node.inputs[0]
+        for node in _sites(nodes, formats)
+        if node.kind == "linear" and int(node.call.args[1].ty.shape[0]) <= WIDEST_GRAM
+    }
 
 
 def choose(
