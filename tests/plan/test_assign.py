@@ -4,12 +4,14 @@ from tvm import relax
 from tvm.relax import op
 
 from tests import tiny_transformer
+from tests.passes.qdq_graphs import HIDDEN, NORMED, TRUNK, QdqBuilder, float_input
 from tests.strategies import ModuleBuilder
 from tvmq.errors import UnsupportedModelError, UsageError
-from tvmq.plan.assign import FLOAT_INPUT, W8A8, assign_precisions, coverage_of
+from tvmq.passes.lower_integer import LowerInteger
+from tvmq.plan.assign import FLOAT_INPUT, STORAGE, W8A8, achieved, assign_precisions, coverage_of
 from tvmq.plan.formats import value_formats
 from tvmq.plan.nodes import index
-from tvmq.spec import Coverage
+from tvmq.spec import Coverage, CoverageRow
 
 
 def covered(mod, **options) -> Coverage:
@@ -59,3 +61,43 @@ def test_strict_names_what_would_stay_float():
     plan = assign_precisions(nodes, "17", ignored=["head"])
     with pytest.raises(UnsupportedModelError, match=r"strict: 1 of 22 .* head \(matches `ignored`\)"):
         coverage_of(mod, plan, tiny_transformer.formats().integer, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "reason"),
+    [
+        ((2, 3, 8), [-2, -1], "layer norm over other axes than the last has no integer kernel yet"),
+        ((2, 8192), [1], "layer norm over 8192 channels, of which 8191 fit 64-bit sums"),
+        ((2, 8191), [1], "integer kernel"),
+    ],
+)
+def test_a_norm_that_no_kernel_computes_stays_float(shape, axes, reason):
+    make = ModuleBuilder(np.random.default_rng(0))
+    affine = [make.constant(*(shape[a] for a in axes)) for _ in range(2)]
+    x = relax.Var("x", relax.TensorType(shape, "float32"))
+    mod = make.module([x], make.bind("norm", op.nn.layer_norm(x, *affine, axes=axes)))
+    assert [row.reason for row in covered(mod).rows] == [reason]
+
+
+def test_what_lowering_kept_in_integers_stays_in_the_coverage():
+    plan = assign_precisions(tiny_transformer.nodes(), "17")
+    planned = coverage_of(tiny_transformer.canonical(), plan, tiny_transformer.formats().integer)
+    assert achieved(planned, LowerInteger()(tiny_transformer.qdq_module()), strict=True) == planned
+
+
+def test_what_lowering_left_in_float_is_not_covered():
+    make, x = QdqBuilder(), float_input(1, 3, 4, 4)
+    up = op.nn.conv2d_transpose(make.stored("x", x, NORMED), make.weight((3, 2, 2, 2), 1), 2)
+    up = make.stored("up", make.bind("up", up), HIDDEN)
+    wide = make.stored("wide", make.bind("wide", op.nn.gelu(up)), TRUNK)
+    norm = make.stored("norm", make.layer_norm("norm", make.stored("y", wide, NORMED), 0.3), NORMED)
+    lowered = LowerInteger()(make.module([x], norm))
+    kinds = {"up": "conv2d_transpose", "wide": "gelu", "norm": "layer_norm"}
+    rows = tuple(CoverageRow(site, kind, True, "integer kernel", 0) for site, kind in kinds.items())
+    found = achieved(Coverage(rows), lowered)
+    assert {row.site: row.reason for row in found.rows if not row.integer} == {
+        "wide": STORAGE["unary"],
+        "norm": STORAGE[""],
+    }
+    with pytest.raises(UnsupportedModelError, match=r"strict: 2 of 3 sites would stay in float: wide \("):
+        achieved(Coverage(rows), lowered, strict=True)

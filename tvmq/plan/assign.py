@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import tvm
 
+from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
+from tvmq.passes.composites import attributes
 from tvmq.passes.patches import supports_transposed
+from tvmq.passes.rebuild import bindings, op_name
 from tvmq.plan.nodes import SITE_KINDS, Node, Nodes
 from tvmq.sites import MOVES, match_sites, sites
 from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
+from tvmq.unary import UNARY_FUNCTIONS
 
 W8A8 = Precision(8, 8)
 # Only unary functions: every other planned site quantizes its own input.
 FLOAT_INPUT = "its input is float already, where a table of 256 values gains nothing"
+# Why lowering left a planned site in float: other uses of its values decided how they are stored.
+STORAGE = {
+    "attention": "its queries, keys and values need int8 scales chosen for it alone, which another use of "
+    "one of them forbids",
+    "unary": "another use of its input or result stores that as int16, and tables map uint8 to uint8",
+    "": "its input is not stored as its integer kernel needs it",
+}
 
 
 def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] = ()) -> Plan:
@@ -58,6 +71,20 @@ def float_reason(node: Node) -> str:
             return "only transposed convolutions with kernel = stride + 2 * padding have an integer kernel"
     if node.kind == "attention" and node.call.attrs.causal_mask is not None:
         return "causal attention has no integer kernel yet"
+    return _layer_norm_reason(node) if node.kind == "layer_norm" else ""
+
+
+def _layer_norm_reason(node: Node) -> str:
+    _, *affine = node.call.args
+    if [int(axis) % len(node.shape) for axis in node.call.attrs.axes] != [len(node.shape) - 1]:
+        return "layer norm over other axes than the last has no integer kernel yet"
+    if not all(isinstance(vector, tvm.ir.GenericConst) for vector in affine):
+        return "layer norm with computed gamma or beta has no integer kernel yet"
+    if node.shape[-1] > numerics.LAYER_NORM_MAX_CHANNELS:
+        return (
+            f"layer norm over {node.shape[-1]} channels, of which {numerics.LAYER_NORM_MAX_CHANNELS} fit "
+            "64-bit sums"
+        )
     return ""
 
 
@@ -87,18 +114,48 @@ def _without_integer_form(nodes: Nodes) -> list[tuple[str, str, str]]:
 
 
 def coverage_of(mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, strict: bool = False) -> Coverage:
-    """Return what became of each site; strict refuses a plan that leaves any in float."""
+    """Return what a plan makes of each site; strict refuses one that leaves any in float.
+
+    `achieved` tells what lowering made of it.
+    """
     macs = {site.id: site.macs for site in sites(mod)}
     rows = []
     for site in plan.sites:
         done = site.precision is not None and site.site in integer
         reason = site.reason if done or site.precision is None else FLOAT_INPUT
         rows.append(CoverageRow(site.site, site.kind, done, reason, macs.get(site.site, 0)))
-    left = [row for row in rows if not row.integer]
+    return _accepted(Coverage(tuple(rows)), strict)
+
+
+def achieved(coverage: Coverage, integer: tvm.IRModule, *, strict: bool = False) -> Coverage:
+    """Return coverage with the sites that the integer module computes in float; strict refuses any.
+
+    A product, an attention or a norm is integer if a composite computes it; a unary function may have been
+    swallowed by one, so it is float only if its operator still stands under its name.
+    """
+    sites_done = {attributes(func).get("site", "") for func in integer.functions.values()}
+    # A transposed convolution is one product per phase.
+    composites = sites_done | {re.sub(r"\.phase\d+$", "", name) for name in sites_done}
+    standing = {str(b.var.name) for b in bindings(integer["main"]) if op_name(b.value) and _is_float(b.var)}
+    rows = []
+    for row in coverage.rows:
+        unary = row.kind in UNARY_FUNCTIONS
+        done = row.site not in standing if unary else row.site in composites
+        reason = STORAGE["unary"] if unary else STORAGE.get(row.kind, STORAGE[""])
+        rows.append(replace(row, integer=False, reason=reason) if row.integer and not done else row)
+    return _accepted(Coverage(tuple(rows)), strict)
+
+
+def _is_float(var: tvm.relax.Var) -> bool:
+    return isinstance(var.ty, tvm.relax.TensorType) and str(var.ty.dtype) == "float32"
+
+
+def _accepted(coverage: Coverage, strict: bool) -> Coverage:
+    left = [row for row in coverage.rows if not row.integer]
     if strict and left:
         listed = ", ".join(f"{row.site} ({row.reason})" for row in left[:5])
         raise UnsupportedModelError(
-            f"strict: {len(left)} of {len(rows)} sites would stay in float: {listed}; "
+            f"strict: {len(left)} of {len(coverage.rows)} sites would stay in float: {listed}; "
             "compile without strict to accept that"
         )
-    return Coverage(tuple(rows))
+    return coverage
