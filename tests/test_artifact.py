@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import tracemalloc
@@ -13,6 +14,7 @@ from tvmq import artifact, container
 from tvmq.container import Member
 from tvmq.errors import ArtifactError, UsageError
 from tvmq.golden import Golden, checksum, sample_of
+from tvmq.spec import TensorSpec
 
 # An ELF header for this machine and nothing behind it: these tests never run the code.
 MACHINE = {name: number for number, name in artifact.ELF_MACHINES.items()}[artifact.this_machine()]
@@ -49,6 +51,22 @@ def edited(*keys, value):
         for key in keys[:-1]:
             place = place[key]
         place[keys[-1]] = value
+        return data
+
+    return edit
+
+
+def without(key, number):
+    def edit(data):
+        del data[key][number]
+        return data
+
+    return edit
+
+
+def twice(key, number):
+    def edit(data):
+        data[key].append(data[key][number])
         return data
 
     return edit
@@ -167,9 +185,33 @@ def test_a_graph_that_grows_beyond_all_measure_is_refused():
         (edited("members", 1, "size", value=7), r"library\.so has \d+ bytes, 7 are wanted"),
         (edited("members", value=[]), "manifest.json does not list"),
         (edited("constants", 0, "offset", value=1 << 40), r"constant 'fc\.weight' does not lie in"),
-        (edited("constants", 0, "shape", value=[-1, 8]), r"constant 'fc\.weight' does not lie in"),
-        (edited("constants", 0, "dtype", value="object"), r"constant 'fc\.weight' does not lie in"),
-        (edited("inputs", 0, "shape", value=[9, 9]), r"golden\.bin does not hold input x uint8\[9, 9\]"),
+        (edited("constants", 0, "offset", value=-64), r"constant 'fc\.weight' does not lie in"),
+        (edited("constants", 0, "shape", value=[-1, 8]), r"'fc\.weight' has a shape that no tensor has"),
+        (edited("constants", 0, "shape", value=[0, 1 << 70]), r"'fc\.weight' has a shape that no tensor has"),
+        (edited("constants", 0, "shape", value=[1] * 99), r"'fc\.weight' has a shape that no tensor has"),
+        (
+            edited("constants", 0, "logical_shape", value=[-1]),
+            "before packing has a shape that no tensor has",
+        ),
+        (edited("constants", 0, "dtype", value="object"), r"constant 'fc\.weight' has dtype 'object'"),
+        (edited("constants", 0, "shape", value=[1]), r"'fc\.bias' begins at byte 128 .*, 64 is wanted"),
+        (edited("constants", 1, "shape", value=[1]), r"constants\.bin has 192 bytes, its constants take 132"),
+        (edited("constants", 1, "offset", value=0), r"'fc\.bias' begins at byte 0 .*, 128 is wanted"),
+        (edited("constants", 0, "offset", value=1), r"'fc\.weight' begins at byte 1 .*, 0 is wanted"),
+        (without("constants", 1), r"constants\.bin has 192 bytes, its constants take 128"),
+        (edited("inputs", 0, "shape", value=[9, 9]), r"golden\.bin has 32 bytes, 81 are wanted for x uint8"),
+        (edited("inputs", 0, "shape", value=[4]), r"golden\.bin has 32 bytes, 4 are wanted for x uint8\[4\]"),
+        (edited("inputs", 0, "dtype", value="floatx"), "input 0 has dtype 'floatx'"),
+        (edited("outputs", 0, "shape", value=[1 << 99]), "output 0 has a shape that no tensor has"),
+        (edited("sites", 0, "dtype", value="O"), "site 'fc' has dtype 'O'"),
+        (twice("inputs", 0), r"inputs \['x', 'x'\] do not differ in name"),
+        (twice("outputs", 0), "2 golden outputs, 3 are wanted, one for each of the model's"),
+        (twice("golden_inputs", 0), "2 golden inputs, 1 are wanted"),
+        (edited("golden_inputs", 0, "exponent", value=10**30), "golden input 'x' has an exponent or offset"),
+        (
+            edited("golden_inputs", 0, "offset", value=-(10**400)),
+            "golden input 'x' has an exponent or offset",
+        ),
         (
             edited("description", "features", value=["avx1024"]),
             "needs the CPU feature avx1024, which this CPU",
@@ -180,6 +222,36 @@ def test_a_manifest_that_does_not_fit_is_refused(path, manifest, message):
     rewrite(path, manifest=manifest)
     with pytest.raises(ArtifactError, match=message):
         artifact.open_artifact(path)
+
+
+@pytest.mark.parametrize("read", [artifact.open_artifact, artifact.read_manifest])
+def test_compressed_constants_are_refused(path, read):
+    with zipfile.ZipFile(path) as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    packed = container.deflate(contents["constants.bin"])
+    manifest = json.loads(contents.pop(artifact.MANIFEST))
+    manifest["members"][0] |= {"size": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+    contents[artifact.MANIFEST] = json.dumps(manifest).encode()
+    with path.open("wb") as file:
+        container.write(file, [Member.deflated(n, d) for n, d in contents.items()])
+    with pytest.raises(ArtifactError, match=r"constants\.bin is compressed, plain is wanted"):
+        read(path)
+
+
+def test_a_golden_input_that_is_not_finite_is_refused(tmp_path):
+    x = np.ones((4, 8), np.float32)
+    built = dataclasses.replace(fake_built(), inputs=(TensorSpec("x", (4, 8), "float32"),))
+    golden = dataclasses.replace(GOLDEN, inputs=(dataclasses.replace(sample_of(x), exponent=1000),))
+    artifact.save(tmp_path / "m", built, tiny_program.description(), golden)
+    with pytest.raises(ArtifactError, match="golden input 'x' is not finite"):
+        artifact.open_artifact(tmp_path / "m")
+
+
+def test_a_graph_stored_plain_is_read(path):
+    graph = '{"a": "graph' + " " * 3_000_000 + '"}'
+    built = dataclasses.replace(fake_built(), graph=graph)
+    artifact.save(path, built, tiny_program.description(), GOLDEN)
+    assert artifact.graph_text(artifact.open_artifact(path).built) == graph
 
 
 def test_a_manifest_that_is_no_json_is_refused(path):
@@ -200,13 +272,11 @@ def test_code_for_another_machine_may_only_be_inspected(tmp_path):
     name = artifact.ELF_MACHINES[other]
     with pytest.raises(ArtifactError, match=f"holds code for linux on {name}, this is linux on"):
         artifact.open_artifact(tmp_path / "m")
-    assert artifact.open_artifact(tmp_path / "m", inspect=True).built.library == foreign
+    assert artifact.read_manifest(tmp_path / "m").description == tiny_program.description()
     assert not artifact.runs_here(tiny_program.description(), foreign)
 
 
 def test_a_pinned_digest_must_match(path):
-    import hashlib
-
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     artifact.open_artifact(path, sha256=digest.upper())
     with pytest.raises(ArtifactError, match=f"SHA-256 is {digest}, 00 is wanted"):

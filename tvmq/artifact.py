@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -26,18 +27,25 @@ from pathlib import Path
 import numpy as np
 
 from tvmq import container
-from tvmq.container import Entry, Member
+from tvmq.container import DEFLATED, STORED, Entry, Member
 from tvmq.environment import FFI_VERSION, TVM_VERSION, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, UsageError
 from tvmq.golden import Golden, Sample, is_float
-from tvmq.manifest import ConstantEntry, Manifest, MemberEntry, SampleEntry, SiteEntry
+from tvmq.manifest import (
+    ConstantEntry,
+    Manifest,
+    MemberEntry,
+    SampleEntry,
+    SiteEntry,
+    check_manifest,
+    golden_dtype,
+)
 from tvmq.runtime import ALIGNMENT
 from tvmq.spec import Array, Built, Constant, Description, SiteTrace
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 CONTENTS = ("constants.bin", "library.so", "graph.json", "golden.bin")
-DTYPES = ("bool", "int8", "uint8", "int16", "int32", "int64", "float16", "float32")
 MAX_MANIFEST = 64 << 20  # bytes inflated; a model of a thousand sites takes one
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -95,28 +103,36 @@ def pack(built: Built, description: Description, golden: Golden) -> tuple[Manife
     return manifest, [*contents, Member.deflated(MANIFEST, text.encode())]
 
 
-def open_artifact(path: str | Path, *, sha256: str | None = None, inspect: bool = False) -> Artifact:
+def read_manifest(path: str | Path) -> Manifest:
+    """Return the manifest of an artifact, which may be for another machine.
+
+    The other members are compared with their checksums, but not inflated. Raises ArtifactError.
+    """
+    place = Path(path)
+    _, entries = container.read(place, frozenset((*CONTENTS, MANIFEST)))
+    return _checked_manifest(place, entries)
+
+
+def open_artifact(path: str | Path, *, sha256: str | None = None) -> Artifact:
     """Read and check an artifact; no native code is loaded.
 
-    sha256: the whole file's digest, to pin it. inspect: also accept code for another machine.
+    sha256: the whole file's digest, to pin it.
     Raises ArtifactError for a file that is missing, damaged, foreign, or not for this machine.
     """
     place = Path(path)
     whole, entries = container.read(place, frozenset((*CONTENTS, MANIFEST)))
     if sha256 is not None and (digest := hashlib.sha256(whole).hexdigest()) != sha256.lower():
         raise ArtifactError(f"{path}: SHA-256 is {digest}, {sha256} is wanted; this is another file")
-    manifest = _read_manifest(place, entries[MANIFEST])
-    _check_members(place, manifest, entries)
+    manifest = _checked_manifest(place, entries)
     library = _inflated(place, "library.so", entries)
-    if not inspect:
-        _check_machine(place, manifest.description.features, library)
+    _check_machine(place, manifest.description.features, library)
     built = Built(
         library=library,
-        constants=_read_constants(place, manifest.constants, entries["constants.bin"].data),
+        constants=_read_constants(manifest.constants, entries["constants.bin"].data),
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype, s.portable) for s in manifest.sites),
-        graph=bytes(entries["graph.json"].data),
+        graph=_read_graph(entries["graph.json"]),
     )
     return Artifact(manifest, built, _read_golden(place, manifest, _inflated(place, "golden.bin", entries)))
 
@@ -127,7 +143,9 @@ def graph_text(built: Built) -> str:
     try:
         return graph if isinstance(graph, str) else container.inflate(graph).decode()
     except ValueError as error:
-        raise ArtifactError(f"graph.json is damaged ({error}); copy the artifact or compile it again") from error
+        raise ArtifactError(
+            f"graph.json is damaged ({error}); copy the artifact or compile it again"
+        ) from error
 
 
 def machine_of(library: bytes) -> str:
@@ -220,6 +238,18 @@ def _read_manifest(path: Path, entry: Entry) -> Manifest:
     return manifest
 
 
+def _checked_manifest(path: Path, entries: Mapping[str, Entry]) -> Manifest:
+    manifest = _read_manifest(path, entries[MANIFEST])
+    _check_members(path, manifest, entries)
+    if entries["constants.bin"].method != STORED:
+        raise ArtifactError(f"{path}: constants.bin is compressed, plain is wanted; compile it again")
+    try:
+        check_manifest(manifest, entries["constants.bin"].size, entries["golden.bin"].size)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return manifest
+
+
 def _check_members(path: Path, manifest: Manifest, entries: Mapping[str, Entry]) -> None:
     if tuple(member.name for member in manifest.members) != CONTENTS:
         raise ArtifactError(f"{path}: manifest.json does not list {list(CONTENTS)}; do not use this file")
@@ -262,40 +292,33 @@ def _inflated(path: Path, name: str, entries: Mapping[str, Entry]) -> bytes:
         raise ArtifactError(f"{path}: {name} is damaged ({error}); copy or compile it again") from error
 
 
-def _read_constants(path: Path, rows: Sequence[ConstantEntry], data: memoryview) -> tuple[Constant, ...]:
-    constants = []
-    for row in rows:
-        array = _view(data, row.offset, row.shape, row.dtype)
-        if array is None:
-            raise ArtifactError(
-                f"{path}: constant {row.name!r} does not lie in constants.bin; do not use this file"
-            )
-        constants.append(Constant(row.name, array, row.layout, row.logical_shape))
-    return tuple(constants)
+def _read_graph(entry: Entry) -> str | bytes:
+    # As text where pack stored it plain. As bytes it stays deflated: only verifying reads it.
+    return bytes(entry.data) if entry.method == DEFLATED else str(entry.data, "utf-8", "replace")
+
+
+def _read_constants(rows: Sequence[ConstantEntry], data: memoryview) -> tuple[Constant, ...]:
+    return tuple(
+        Constant(row.name, _view(data, row.offset, row.shape, row.dtype), row.layout, row.logical_shape)
+        for row in rows
+    )
 
 
 def _read_golden(path: Path, manifest: Manifest, data: bytes) -> Golden:
     samples, offset = [], 0
-    for i, spec in enumerate(manifest.inputs):
-        codes = _view(memoryview(data), offset, spec.shape, "uint8" if is_float(spec.dtype) else spec.dtype)
-        if codes is None or i >= len(manifest.golden_inputs):
-            raise ArtifactError(f"{path}: golden.bin does not hold input {spec}; do not use this file")
-        entry = manifest.golden_inputs[i]
-        samples.append(Sample(codes, spec.dtype, entry.exponent, entry.offset))
+    for spec, entry in zip(manifest.inputs, manifest.golden_inputs, strict=True):
+        codes = _view(memoryview(data), offset, spec.shape, golden_dtype(spec))
+        sample = Sample(codes, spec.dtype, entry.exponent, entry.offset)
+        with np.errstate(over="ignore"):
+            if is_float(spec.dtype) and not np.isfinite(sample.value()).all():
+                raise ArtifactError(f"{path}: golden input {spec.name!r} is not finite; do not use this file")
+        samples.append(sample)
         offset += codes.nbytes
     return Golden(tuple(samples), manifest.golden_outputs, tuple(site.sha256 for site in manifest.sites))
 
 
-def _view(data: memoryview, offset: int, shape: tuple[int, ...], dtype: str) -> Array | None:
-    """Return the tensor at offset, None if it does not fit or is of no dtype that artifacts hold."""
-    if dtype not in DTYPES or offset < 0 or any(dim < 0 for dim in shape):
-        return None
-    count = 1
-    for dim in shape:
-        count *= dim
-    if offset + count * np.dtype(dtype).itemsize > len(data):
-        return None
-    return np.frombuffer(data, dtype, count, offset).reshape(shape)
+def _view(data: memoryview, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
+    return np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
 
 
 def _own_version() -> str:

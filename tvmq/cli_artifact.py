@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 import tvmq
 from tvmq import report
-from tvmq.artifact import open_artifact
+from tvmq.artifact import read_manifest
 from tvmq.cli_output import show
 from tvmq.errors import UsageError, VerificationError
 from tvmq.images import (
@@ -88,7 +88,7 @@ def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_
 
 def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     """Tell what the artifact is; also one for another machine."""
-    manifest = open_artifact(path, inspect=True).manifest
+    manifest = read_manifest(path)
     coverage = manifest.description.coverage
     data = {"bytes": path.stat().st_size, "coverage": coverage.as_json(), "manifest": manifest.to_json()}
     tables: list[RenderableType] = [report.facts(str(path), _facts(path, manifest))]
