@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
+from rich.progress import track
 
 ROUNDS = 30
 SIDE = 336  # pixels of one picture of the comparison
@@ -87,7 +88,8 @@ def measured(out: Path, session: Any, model: Any) -> dict[str, Any]:
     held_out = sorted((out / "held_out").glob("imagenet_*.jpg"))
     whole = sorted((out / "calibration").glob("*a.png"))
     pairs = [(run_float(session, x), model(x)) for x in (load_photo(path, model) for path in held_out)]
-    verdicts = [model.verify(load_photo(path, model)) for path in (*held_out, *whole)]
+    photos = track((*held_out, *whole), "verify, photo by photo", transient=True)
+    verdicts = [model.verify(load_photo(path, model)) for path in photos]
     x = load_photo(held_out[0], model)
     timings = interleave({"float": lambda: run_float(session, x), "integer": lambda: model(x)}, rounds=ROUNDS)
     return {
@@ -130,7 +132,7 @@ def rows(numbers: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             f"equal to the reference bit for bit, {numbers['photos_verified']} photos",
             "",
             "yes" if numbers["bit_exact"] else "NO",
-            f"{numbers['sites']} sites each",
+            f"{numbers['sites']} tensors each",
         ),
     ]
 
