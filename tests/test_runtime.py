@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -7,8 +8,10 @@ import pytest
 from tests import tiny_program
 from tvmq import runtime
 from tvmq.environment import allowed_cpus
-from tvmq.errors import EnvironmentMismatchError, UsageError
+from tvmq.errors import ArtifactError, EnvironmentMismatchError, UsageError
 from tvmq.spec import SiteTrace
+
+CALLS = ("run", "trace", "profile")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,29 @@ def test_a_call_without_a_site_gets_an_ordinal():
 def test_a_file_that_is_no_library_is_an_error_in_words():
     with pytest.raises(EnvironmentMismatchError, match="set TMPDIR to a folder that allows execution"):
         runtime.Program(tiny_program.built(code=b"not a library"))
+
+
+@pytest.mark.parametrize(
+    ("call", "part", "message"),
+    [
+        *((call, "constants", "does not take its own inputs and constants") for call in CALLS),
+        *((call, "outputs", "gives 2 tensors where 1 are described") for call in ("run", "profile")),
+        *((call, "sites", "gives 2 tensors where 1 are described") for call in ("trace", "profile")),
+    ],
+)
+def test_a_description_that_does_not_fit_the_code_is_an_error_in_words(call, part, message):
+    built = tiny_program.built()
+    program = runtime.Program(dataclasses.replace(built, **{part: getattr(built, part)[:1]}))
+    with pytest.raises(ArtifactError, match=message):
+        getattr(program, call)(tiny_program.an_input())
+
+
+def test_weights_of_another_shape_are_an_error_in_words():
+    built = tiny_program.built()
+    weights = dataclasses.replace(built.constants[0], array=built.constants[0].array.reshape(16, 8))
+    program = runtime.Program(dataclasses.replace(built, constants=(weights, built.constants[1])))
+    with pytest.raises(ArtifactError, match="does not take its own inputs and constants"):
+        program.run(tiny_program.an_input())
 
 
 def test_aligned_arrays_are_used_in_place():

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmq.environment import allowed_cpus, default_threads, require_tvm
-from tvmq.errors import EnvironmentMismatchError, UsageError
+from tvmq.errors import ArtifactError, EnvironmentMismatchError, UsageError
 from tvmq.record import Record
 from tvmq.spec import Array, Built, SiteTrace
 
@@ -62,7 +62,7 @@ class Program:
         self._params = self._ffi.Array([self._ffi.from_dlpack(array) for array in self._kept])
         self._staging = [aligned_empty(spec.shape, spec.dtype) for spec in built.inputs]
         self._arguments = [self._ffi.from_dlpack(buffer) for buffer in self._staging]
-        self._sites = built.sites
+        self._outputs, self._sites = built.outputs, built.sites
         self._lock = threading.Lock()
         self._main = self._machine(POOLED_ALLOCATOR)["main"]
         self.threads = default_threads()
@@ -70,15 +70,18 @@ class Program:
             self.set_threads(threads)
 
     def run(self, *arrays: Array) -> tuple[Array, ...]:
-        """Return main's outputs; arrays match built.inputs in shape and dtype (strides are free)."""
+        """Return main's outputs; arrays match built.inputs in shape and dtype (strides are free).
+
+        Raises ArtifactError where the code wants other inputs or constants, or gives other outputs.
+        """
         with self._lock:
-            return self._call(self._main, arrays)
+            return self._call(self._main, arrays, self._outputs)
 
     def trace(self, *arrays: Array) -> tuple[Array, ...]:
         """Return the integer output of every site, in the order of built.sites."""
         with self._lock:
             # Every site's tensor lives at once: a pool would keep that memory for good.
-            return self._call(self._machine(NAIVE_ALLOCATOR)["trace"], arrays)
+            return self._call(self._machine(NAIVE_ALLOCATOR)["trace"], arrays, self._sites)
 
     def set_threads(self, threads: int) -> None:
         """Compute with this many threads from the next call on."""
@@ -94,7 +97,7 @@ class Program:
         with self._lock:
             for _ in range(repeat + 1):
                 recorder.calls = []
-                self._call(machine["main"], arrays)
+                self._call(machine["main"], arrays, self._outputs)
                 runs.append(recorder.calls)
             names = self._site_names(arrays, runs[0])
         times = [
@@ -111,13 +114,29 @@ class Program:
         machine["vm_initialization"](CPU_DEVICE, 0, allocator)
         return machine
 
-    def _call(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    def _call(self, function: Any, arrays: Sequence[Array], wanted: Sequence[Any]) -> tuple[Array, ...]:
+        tensors = self._tensors(function, arrays, wanted)
+        return tuple(self._owned(np.from_dlpack(tensor)) for tensor in tensors)
+
+    def _tensors(self, function: Any, arrays: Sequence[Array], wanted: Sequence[Any]) -> list[Any]:
+        """Return what function gives, one tensor for each description in wanted."""
         use_threads(self.threads, at_most=True)
         for buffer, array in zip(self._staging, arrays, strict=True):
             np.copyto(buffer, array, casting="no")
-        result = function(*self._arguments, self._params)
+        try:
+            result = function(*self._arguments, self._params)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:  # TVM checks all it is given
+            why = str(error).partition("\n")[0]
+            raise ArtifactError(
+                f"program: its code does not take its own inputs and constants ({why}); compile it again"
+            ) from error
         tensors = [result] if isinstance(result, self._ffi.Tensor) else list(result)
-        return tuple(self._owned(np.from_dlpack(tensor)) for tensor in tensors)
+        if len(tensors) != len(wanted):
+            raise ArtifactError(
+                f"program: its code gives {len(tensors)} tensors where {len(wanted)} are described; "
+                f"compile it again"
+            )
+        return tensors
 
     def _owned(self, output: Array) -> Array:
         # An output may be an input or a constant passed through (a reshape is a view to the VM).
@@ -129,9 +148,7 @@ class Program:
         recorder = _Recorder()
         machine = self._machine(NAIVE_ALLOCATOR)
         machine["set_instrument"](recorder)
-        for buffer, array in zip(self._staging, arrays, strict=True):
-            np.copyto(buffer, array, casting="no")
-        tensors = list(machine["trace"](*self._arguments, self._params))
+        tensors = self._tensors(machine["trace"], arrays, self._sites)
         addresses = [tensor.data_ptr() for tensor in tensors]
         return name_calls(calls, recorder.calls, dict(zip(addresses, self._sites, strict=True)))
 
