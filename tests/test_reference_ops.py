@@ -26,6 +26,20 @@ CALLS = {
     "erf": ([((64,), F32)], op.erf),
     "gelu_tanh": ([((64,), F32)], op.nn.gelu_tanh),
     "silu": ([((64,), F32)], op.nn.silu),
+    "leaky_relu": ([((64,), F32)], lambda a: op.nn.leakyrelu(a, 0.3)),
+    "log_softmax": ([((3, 8), F32)], lambda a: op.nn.log_softmax(a, axis=-2)),
+    "argmax": ([((3, 64), F32)], lambda a: op.argmax(a, axis=-1)),  # holds ties
+    "argmin of all": ([((3, 64), F32)], lambda a: op.argmin(a, keepdims=True)),
+    "flip": ([((3, 8), F32)], lambda a: op.flip(a, axis=1)),
+    "instance_norm": (
+        [((3, 4, 5), F32), ((4,), F32), ((4,), F32)],
+        lambda x, g, b: op.nn.instance_norm(x, g, b, channel_axis=1, axes=[2], epsilon=1e-3),
+    ),
+    "instance_norm over samples": (
+        [((2, 4, 5), F32), ((4,), F32), ((4,), F32)],
+        lambda x, g, b: op.nn.instance_norm(x, g, b, channel_axis=1, axes=[0, 2], epsilon=1e-3),
+    ),
+    "cumsum": ([((3, 8), F32)], lambda a: op.cumsum(a, axis=1)),
     "sum": ([((3, 4, 5), F32)], lambda a: op.sum(a, axis=[0, 2])),
     "variance": ([((3, 4, 5), F32)], lambda a: op.variance(a, axis=-1, keepdims=True)),
     "mean of all": ([((3, 4), F32)], op.mean),
@@ -36,6 +50,10 @@ CALLS = {
     ),
     "softmax": ([((3, 8), F32)], lambda a: op.nn.softmax(a, axis=0)),
     "attention": ([((1, 4, 2, 8), F32)] * 3, lambda q, k, v: op.nn.attention(q, k, v, scale=0.3)),
+    "conv1d": (
+        [((2, 4, 9), F32), ((6, 2, 3), F32)],
+        lambda x, w: op.nn.conv1d(x, w, 2, (1, 2), 2, groups=2),
+    ),
     "conv2d": (
         [((1, 4, 6, 7), F32), ((6, 2, 3, 2), F32)],
         lambda x, w: op.nn.conv2d(x, w, (2, 1), (1, 0, 2, 1), groups=2),

@@ -81,6 +81,14 @@ def _conv2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
     return out.to(torch.int64) if integer else out
 
 
+def _conv1d(args: list[Any], attrs: Any, call: Any) -> Tensor:
+    if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCW", "OIW"):
+        raise NotImplementedError(f"conv1d of layout {attrs.data_layout}, {attrs.kernel_layout}")
+    x = F.pad(args[0], [int(p) for p in attrs.padding])
+    strides, dilation = ([int(n) for n in numbers] for numbers in (attrs.strides, attrs.dilation))
+    return F.conv1d(x, args[1], None, strides, 0, dilation, int(attrs.groups))
+
+
 def _conv2d_transpose(args: list[Any], attrs: Any, call: Any) -> Tensor:
     top, left, bottom, right = (int(p) for p in attrs.padding)
     if (top, left) != (bottom, right):
@@ -104,6 +112,16 @@ def _layer_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
     variance = x.var(dim=axes, keepdim=True, unbiased=False)
     normal: Tensor = (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma + beta
     return normal
+
+
+def _instance_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
+    x, gamma, beta = args
+    axes = [int(a) for a in attrs.axes]
+    shape = [1] * x.dim()
+    shape[int(attrs.channel_axis)] = -1
+    mean, variance = x.mean(dim=axes, keepdim=True), x.var(dim=axes, keepdim=True, unbiased=False)
+    normal: Tensor = (x - mean) / torch.sqrt(variance + float(attrs.epsilon))
+    return normal * gamma.view(shape) + beta.view(shape)
 
 
 def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,6 +260,13 @@ def _expand_dims(args: list[Any], attrs: Any, call: Any) -> Tensor:
     return x  # type: ignore[no-any-return]
 
 
+def _arg(function: Callable[..., Tensor]) -> Operator:
+    def apply(args: list[Any], attrs: Any, call: Any) -> Tensor:
+        return function(args[0], None if attrs.axis is None else int(attrs.axis), bool(attrs.keepdims))
+
+    return apply
+
+
 def _like(fill: float) -> Operator:
     return lambda args, attrs, call: torch.full_like(args[0], fill)
 
@@ -301,6 +326,8 @@ OPERATORS: dict[str, Operator] = {
     "variance": _reduce(_variance),
     "max": _reduce(_max_reduce),
     "min": _reduce(_min_reduce),
+    "argmax": _arg(torch.argmax),
+    "argmin": _arg(torch.argmin),
     "cumsum": lambda args, attrs, call: torch.cumsum(args[0], int(attrs.axis)),
     # shapes
     "reshape": lambda args, attrs, call: args[0].reshape(args[1]),
@@ -311,6 +338,7 @@ OPERATORS: dict[str, Operator] = {
     "expand_dims": _expand_dims,
     "squeeze": lambda args, attrs, call: args[0].reshape(_shape_of_result(call)),
     "broadcast_to": lambda args, attrs, call: args[0].expand(args[1]),
+    "flip": lambda args, attrs, call: args[0].flip(int(attrs.axis)),
     "concat": lambda args, attrs, call: torch.cat(args[0], int(attrs.axis)),
     "stack": lambda args, attrs, call: torch.stack(args[0], int(attrs.axis)),
     "split": _split,
@@ -333,13 +361,17 @@ OPERATORS: dict[str, Operator] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "image.resize2d": _resize2d,
+    "nn.conv1d": _conv1d,
     "nn.conv2d": _conv2d,
     "nn.conv2d_transpose": _conv2d_transpose,
     "nn.layer_norm": _layer_norm,
+    "nn.instance_norm": _instance_norm,
     "nn.batch_norm": _batch_norm,
     "nn.softmax": lambda args, attrs, call: torch.softmax(args[0], int(attrs.axis)),
     "nn.gelu": _unary(F.gelu),
     "nn.gelu_tanh": _unary(lambda x: F.gelu(x, approximate="tanh")),
+    "nn.leakyrelu": lambda args, attrs, call: F.leaky_relu(args[0], float(attrs.alpha)),
+    "nn.log_softmax": lambda args, attrs, call: torch.log_softmax(args[0], int(attrs.axis)),
     "nn.relu": _unary(torch.relu),
     "nn.silu": _unary(F.silu),
     "nn.dropout": lambda args, attrs, call: (args[0], torch.ones_like(args[0])),
