@@ -143,6 +143,25 @@ def test_strict_refuses_what_only_lowering_finds_to_be_float():
         )
 
 
+class Running(torch.nn.Module):
+    """A sum over all tokens before, which no pipeline of tvmq compiles."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(1)
+
+
+def test_an_operator_that_cannot_run_is_refused_before_calibration():
+    seen: list[str] = []
+    with pytest.raises(UnsupportedModelError, match=r"^cumsum\.0: is cumsum, which tvmq cannot run yet"):
+        tvmq.compile(
+            Running(),
+            example_inputs=tiny_transformer.example(),
+            calibration=inputs(),
+            progress=lambda stage, *_: seen.append(stage),
+        )
+    assert "calibrate" not in seen
+
+
 def test_a_nan_weight_and_an_unknown_pattern_are_sentences():
     broken = tiny_transformer.Transformer()
     with torch.no_grad():

@@ -38,6 +38,7 @@ from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.reference import require_operators
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.spec import Coverage, Description, Plan
@@ -91,6 +92,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     require_linker(str(profile.tvm_target["mtriple"]))
     patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
     mod = canonical(model, example_inputs, progress=progress)
+    require_operators(mod)
     nodes = index(mod)
     plan = assign_precisions(nodes, module_hash(mod), ignored=patterns)
     formats = formats_of(nodes, plan)

@@ -13,16 +13,33 @@ import torch
 import tvm
 from tvm import relax
 
-from tvmq.reference_ops import OPERATORS, torch_dtype
+from tvmq.errors import UnsupportedModelError
+from tvmq.passes.rebuild import bindings, op_name
+from tvmq.reference_ops import NOT_COMPILED, OPERATORS, torch_dtype
 
 Observer = Callable[[str, torch.Tensor], None]
+CANNOT_RUN = (
+    "{site}: is {operator}, which tvmq cannot run yet; rewrite that part of the model with other operators, "
+    "or compile the parts before and after it (`ignored` does not help: what stays in float is run too)"
+)
 Value = Any  # a tensor, a tuple of values, a shape (tuple of ints), or a number
+
+
+def require_operators(mod: tvm.IRModule) -> None:
+    """Raise UnsupportedModelError for the first operator of main that `run` or the build would stop at."""
+    for binding in bindings(mod["main"]):
+        name = op_name(binding.value)
+        if name and (name not in OPERATORS or name in NOT_COMPILED):
+            raise UnsupportedModelError(CANNOT_RUN.format(site=binding.var.name, operator=name))
 
 
 def run(
     mod: tvm.IRModule, inputs: Sequence[torch.Tensor], *, observe: Observer | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """Return main's outputs. observe gets the name and value of every parameter and binding of main."""
+    """Return main's outputs. observe gets the name and value of every parameter and binding of main.
+
+    Raises UnsupportedModelError for an operator that has no torch form.
+    """
     interpreter = Interpreter(mod)
     with torch.no_grad():
         result = interpreter.call(mod["main"], list(inputs), observe)
@@ -73,7 +90,11 @@ class Interpreter:
                 _report(observe, var.name, value)
         for block in func.body.blocks:
             for binding in block.bindings:
-                value = self.evaluate(binding.value, env)
+                try:
+                    value = self.evaluate(binding.value, env)
+                except NotImplementedError as error:
+                    site = str(binding.var.name)
+                    raise UnsupportedModelError(CANNOT_RUN.format(site=site, operator=error)) from error
                 env[binding.var] = value
                 if observe is not None:
                     _report(observe, binding.var.name, value)
@@ -97,7 +118,7 @@ class Interpreter:
             return expr.value
         if isinstance(expr, relax.StringImm):
             return str(expr.value)
-        raise NotImplementedError(f"reference: no value for {type(expr).__name__}")
+        raise NotImplementedError(f"an expression of type {type(expr).__name__}")
 
     def _call(self, call: relax.Call, env: Mapping[relax.Var, Value]) -> Value:
         args = [self.evaluate(arg, env) for arg in call.args]
@@ -111,7 +132,7 @@ class Interpreter:
         name = call.op.name.removeprefix("relax.")
         operator = OPERATORS.get(name)
         if operator is None:
-            raise NotImplementedError(f"reference: relax.{name} has no torch form")
+            raise NotImplementedError(name)
         out = call.ty.dtype if isinstance(call.ty, relax.TensorType) else None
         value = operator(args, call.attrs, call)
         # Relax fixes every result's dtype; torch promotes by its own rules.

@@ -1,7 +1,8 @@
 """The torch form of each Relax operator: `OPERATORS[name](args, attrs, call) -> tensor`.
 
 args are evaluated (tensors, tuples, shapes as tuples of ints, numbers); attrs are the call's attributes.
-A result whose dtype differs from the call's type is cast by the caller.
+A result whose dtype differs from the call's type is cast by the caller. NotImplementedError names a form of
+the operator that has none here.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _conv1d(args: list[Any], attrs: Any, call: Any) -> Tensor:
 def _conv2d_transpose(args: list[Any], attrs: Any, call: Any) -> Tensor:
     top, left, bottom, right = (int(p) for p in attrs.padding)
     if (top, left) != (bottom, right):
-        raise NotImplementedError("reference: conv2d_transpose with unequal padding")
+        raise NotImplementedError("conv2d_transpose with unequal padding")
     return F.conv_transpose2d(
         args[0],
         args[1],
@@ -120,8 +121,9 @@ def _instance_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
     shape = [1] * x.dim()
     shape[int(attrs.channel_axis)] = -1
     mean, variance = x.mean(dim=axes, keepdim=True), x.var(dim=axes, keepdim=True, unbiased=False)
-    normal: Tensor = (x - mean) / torch.sqrt(variance + float(attrs.epsilon))
-    return normal * gamma.view(shape) + beta.view(shape)
+    scaled = (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma.view(shape)
+    normal: Tensor = scaled + beta.view(shape)
+    return normal
 
 
 def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +138,7 @@ def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor,
 def _attention(args: list[Any], attrs: Any, call: Any) -> Tensor:
     q, k, v = (Tensor.permute(a, 0, 2, 1, 3) for a in args[:3])
     if attrs.causal_mask is not None:
-        raise NotImplementedError("reference: attention with a causal mask")
+        raise NotImplementedError("attention with a causal mask")
     scale = q.shape[-1] ** -0.5 if attrs.scale is None else float(attrs.scale)
     scores = (q @ k.transpose(-1, -2)) * scale
     if len(args) == 4:
@@ -150,7 +152,7 @@ def _strided_slice(args: list[Any], attrs: Any, call: Any) -> Tensor:
     index: list[slice] = [slice(None)] * x.dim()
     for axis, b, e, s in zip(axes, begin, end, strides, strict=True):
         if s < 0:
-            raise NotImplementedError("reference: strided_slice with a negative stride")
+            raise NotImplementedError("strided_slice with a negative stride")
         index[axis] = slice(int(b), int(e), int(s))
     return x[tuple(index)]  # type: ignore[no-any-return]
 
@@ -191,7 +193,7 @@ def _pool(function: Callable[..., Tensor]) -> Operator:
             padded = F.pad(x, pads, value=fill)
             windows = padded.unfold(2, size[0], strides[0]).unfold(3, size[1], strides[1])
             if attrs.ceil_mode:
-                raise NotImplementedError("reference: max_pool2d with ceil_mode")
+                raise NotImplementedError("max_pool2d with ceil_mode")
             return windows.amax(dim=(-1, -2))
         padding = (int(attrs.padding[0]), int(attrs.padding[1]))
         return function(args[0], size, strides, padding, bool(attrs.ceil_mode), bool(attrs.count_include_pad))
@@ -208,7 +210,7 @@ def _resize2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
     mode = {"linear": "bilinear", "cubic": "bicubic", "nearest_neighbor": "nearest"}[str(attrs.method)]
     transform = str(attrs.coordinate_transformation_mode)
     if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
-        raise NotImplementedError(f"reference: resize2d with {transform}")
+        raise NotImplementedError(f"resize2d with {transform}")
     if mode == "nearest":
         return F.interpolate(args[0], size=args[1], mode=mode)
     return F.interpolate(args[0], size=args[1], mode=mode, align_corners=transform == "align_corners")
@@ -382,3 +384,6 @@ OPERATORS: dict[str, Operator] = {
     "nn.attention": _attention,
     "nn.attention_bias": _attention,
 }
+
+# Folded where their operands are constant; TVM leaves these to passes that no pipeline of tvmq runs.
+NOT_COMPILED = frozenset({"cumsum"})
