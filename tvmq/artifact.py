@@ -4,7 +4,7 @@
                     would save some 12 % of int8 weights and make loading ten times slower)
     library.so      the native code
     graph.json      the integer module without constants, for re-verification
-    golden.bin      the golden input
+    golden.bin      the golden input: random, never a sample of the calibration data
     manifest.json   what all this is, with the size and SHA-256 of the other members
 
 The checksums catch damage and mix-ups. They do not catch malice: whoever can write a library can write its
