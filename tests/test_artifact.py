@@ -149,7 +149,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(path):
             found = artifact.open_artifact(path).manifest
         except ArtifactError:
             continue
-        assert found == before  # a few bits of a deflate stream mean nothing, such as what fills its last byte
+        assert found == before  # some bits of a deflate stream mean nothing, as those that fill its last byte
 
 
 def test_a_bomb_is_refused_before_it_grows(path):
