@@ -136,7 +136,7 @@ class Shared(torch.nn.Module):
 def test_strict_refuses_what_only_lowering_finds_to_be_float():
     torch.manual_seed(0)
     with pytest.raises(
-        UnsupportedModelError, match=r"1 of 3 sites would stay in float: attention\.0 \(its queries"
+        UnsupportedModelError, match=r"1 of 3 sites would stay in float: attention\.0 \(it needs queries"
     ):
         tvmq.compile(
             Shared().eval(), example_inputs=tiny_transformer.example(), calibration=inputs(), strict=True

@@ -14,7 +14,6 @@ import tvm
 from tvm import relax
 
 from tvmq.errors import UnsupportedModelError
-from tvmq.passes.rebuild import bindings, op_name
 from tvmq.reference_ops import NOT_COMPILED, OPERATORS, torch_dtype
 
 Observer = Callable[[str, torch.Tensor], None]
@@ -27,10 +26,14 @@ Value = Any  # a tensor, a tuple of values, a shape (tuple of ints), or a number
 
 def require_operators(mod: tvm.IRModule) -> None:
     """Raise UnsupportedModelError for the first operator of main that `run` or the build would stop at."""
-    for binding in bindings(mod["main"]):
-        name = op_name(binding.value)
-        if name and (name not in OPERATORS or name in NOT_COMPILED):
-            raise UnsupportedModelError(CANNOT_RUN.format(site=binding.var.name, operator=name))
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
+                continue
+            name = call.op.name.removeprefix("relax.")
+            if name not in OPERATORS or name in NOT_COMPILED:
+                raise UnsupportedModelError(CANNOT_RUN.format(site=binding.var.name, operator=name))
 
 
 def run(

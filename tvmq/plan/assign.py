@@ -23,8 +23,8 @@ W8A8 = Precision(8, 8)
 FLOAT_INPUT = "its input is float already, where a table of 256 values gains nothing"
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
-    "attention": "its queries, keys and values need int8 scales chosen for it alone, which another use of "
-    "one of them forbids",
+    "attention": "it needs queries, keys and values stored as int8 with scales chosen for it alone, which "
+    "constants and values with other uses are not",
     "unary": "another use of its input or result stores that as int16, and tables map uint8 to uint8",
     "": "its input is not stored as its integer kernel needs it",
 }
