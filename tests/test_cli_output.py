@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from tvmq.cli_output import StageDisplay
+from tvmq import report
+from tvmq.cli_output import StageDisplay, show
 
 
 def displayed(*, terminal: bool) -> str:
@@ -39,3 +40,10 @@ def test_a_stage_that_failed_is_not_shown_as_finished(capsys: pytest.CaptureFixt
     with pytest.raises(ValueError, match="stop"):
         fail()
     assert capsys.readouterr().err == ""
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]):
+    show({}, report.facts("[/blue]", {"name": "[red]"}), as_json=False)
+    out = capsys.readouterr().out
+    assert "[/blue]" in out
+    assert "[red]" in out

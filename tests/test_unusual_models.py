@@ -79,3 +79,24 @@ def test_it_verifies_and_stays_near_the_float_model(
     with torch.no_grad():
         wanted = model(samples[0])
     assert F.cosine_similarity(compiled(samples[0]).flatten(), wanted.flatten(), 0) > least_cosine
+
+
+def test_outputs_that_only_compare_floats_are_exact():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(WIDTH, WIDTH).eval()
+
+    class Chooses(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = linear
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.fc(x)
+            return y.argmax(-1), y > 0
+
+    samples = [torch.randn(2, 3, WIDTH) for _ in range(3)]
+    compiled = tvmq.compile(Chooses().eval(), example_inputs=(samples[0],), calibration=samples)
+    result = compiled.verify(samples[0])
+    assert (result.ok, result.outputs, result.inexact) == (True, 2, ())
+    assert [spec.dtype for spec in compiled.outputs] == ["int64", "bool"]
+    assert (compiled(samples[0])[1] == (linear(samples[0]) > 0)).float().mean() > 0.95

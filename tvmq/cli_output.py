@@ -28,9 +28,9 @@ def show(data: Mapping[str, Any], *renderables: RenderableType, as_json: bool) -
     if as_json:
         print(json.dumps(data, indent=2))
         return
-    console = Console()
+    console = Console(markup=False)  # names come from files: "[/blue]" is one, not a style
     if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+        console = Console(width=PLAIN_WIDTH, markup=False)
     for renderable in renderables:
         console.print(renderable)
 

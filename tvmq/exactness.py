@@ -21,6 +21,9 @@ from tvmq.sites import MOVES
 
 # One correctly rounded operation, or none: every IEEE machine agrees.
 ROUNDED_ONCE = MOVES | {"quantize", "dequantize", "nn.relu", "clip", "maximum", "minimum", "abs"}
+CHOOSING = {"argmax", "argmin", "max", "min", "where"}
+COMPARING = {"equal", "not_equal", "greater", "greater_equal", "less", "less_equal"}
+EXACT = ROUNDED_ONCE | CHOOSING | COMPARING
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,9 @@ def analyse(mod: tvm.IRModule) -> Analysis:
     for binding in bindings(mod["main"]):
         value = binding.value
         before = _joined(values.get(var, Exactness()) for var in _variables(value))
-        if before.float_ops and not _is_float(binding.var):
+        if isinstance(binding.var.ty, relax.TupleType) and not isinstance(value, relax.Call):
+            values[binding.var] = before
+        elif before.float_ops and not _is_float(binding.var):
             entries.append(binding.var)
             values[binding.var] = Exactness((), portable=False)
         elif _is_exact(mod, value, binding.var):
@@ -78,7 +83,7 @@ def _is_exact(mod: tvm.IRModule, value: Any, var: Any) -> bool:
         return True
     if isinstance(value.op, tvm.ir.GlobalVar):
         return bool(attributes(mod[value.op]))
-    if op_name(value) in ROUNDED_ONCE:
+    if op_name(value) in EXACT:
         return True
     return not any(_is_float(expr) for expr in (var, *_tensors(value)))
 

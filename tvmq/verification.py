@@ -73,7 +73,9 @@ class Verdict:
             self._exact(name, spec, same_bits(found, wanted))
             return
         largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
-        if is_entry:
+        if found.dtype == np.bool_:
+            allowed = 1.0
+        elif is_entry:
             codes = np.iinfo(found.dtype)
             allowed = max(1.0, FLOAT_TOLERANCE * (int(codes.max) - int(codes.min)))
         else:
