@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 import tvmq
+from tvmq.artifact import graph_text
+from tvmq.build import integer_module
+from tvmq.passes.verify_level import verify
 
 PRODUCTS = {"linear", "conv2d", "depthwise", "conv2d_transpose", "attention"}
 
@@ -22,10 +25,15 @@ def compiled(model: nn.Module, *shape: int) -> tuple[tvmq.CompiledModel, torch.T
 
 
 def check_integer(model: tvmq.CompiledModel, *inputs: torch.Tensor) -> None:
-    """Every site that coverage calls integer must be a kernel of the program, except where it joined one."""
+    """Every site that coverage calls integer must be a kernel of the program, except where it joined one.
+
+    And nothing else may be float in the graph that the artifact carries.
+    """
     traced = {name.split(".phase")[0] for name in model.trace(*inputs)}
     claimed = {row.site for row in model.coverage.rows if row.integer and row.kind in PRODUCTS}
     assert claimed <= traced
+    graph = integer_module(graph_text(model._built), model._built.constants)
+    verify(graph, "integer", float_sites=[row.site for row in model.coverage.rows if not row.integer])
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -33,6 +33,7 @@ from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.centre_keys import CentreKeys, find_keys
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.verify_level import verify
 from tvmq.plan.assign import achieved, assign_precisions, coverage_of
 from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
@@ -104,6 +105,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
     integer = lower(mod, numbers, progress=progress)
     coverage = achieved(coverage, integer, strict=strict)
+    verify(integer, "integer", float_sites=[row.site for row in coverage.rows if not row.integer])
     threads = threads or default_threads()
     built = build(integer, profile, threads=threads, progress=progress)
     options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
