@@ -71,3 +71,11 @@ def test_same_bits_is_stricter_than_equal():
 def test_a_verification_survives_json():
     found = verdict(FLOAT, VALUES, VALUES)
     assert Verification.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_an_index_that_floats_decided_must_be_the_same():
+    spec = SiteTrace("argmax.0", ENTRY, (2,), "int64", False)
+    for off_by, ok in ((0, True), (1, False)):
+        verdict = Verdict("reference")
+        verdict.values("argmax.0", spec, np.array([3, 7 + off_by]), np.array([3, 7]))
+        assert verdict.result().ok is ok

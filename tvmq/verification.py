@@ -12,6 +12,7 @@ from tvmq.spec import ENTRY, Array, OutputSpec, SiteTrace
 
 # What two correct computations of a chain of float operations may differ by, of the largest value.
 FLOAT_TOLERANCE = 1e-4
+CODE_BYTES = 2  # of the widest quantized value
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,10 @@ class Verdict:
             self._exact(name, spec, same_bits(found, wanted))
             return
         largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
-        if found.dtype == np.bool_:
-            allowed = 1.0
+        if not np.issubdtype(found.dtype, np.floating) and found.itemsize > CODE_BYTES:
+            allowed = 0.0  # an index or a count: one beside it is another
         elif is_entry:
-            codes = np.iinfo(found.dtype)
-            allowed = max(1.0, FLOAT_TOLERANCE * (int(codes.max) - int(codes.min)))
+            allowed = max(1.0, FLOAT_TOLERANCE * 2 ** (8 * found.itemsize))
         else:
             allowed = FLOAT_TOLERANCE * float(np.abs(wanted).max(initial=0.0))
         self.inexact.append(Difference(name, _float_ops(spec), largest, allowed))
