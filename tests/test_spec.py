@@ -8,9 +8,7 @@ from tvmq.spec import (
     Coverage,
     CoverageRow,
     Description,
-    Granularity,
     Precision,
-    QuantSpec,
     SitePlan,
     TensorSpec,
 )
@@ -25,12 +23,6 @@ def test_a_float_site_has_no_precision():
     plan = SitePlan("head", "linear", None, "ignored by the user")
     assert SitePlan.from_json(plan.to_json()) == plan
     assert plan.to_json()["precision"] is None
-
-
-def test_axis_goes_with_per_channel_only():
-    assert QuantSpec(dtype="int8", granularity=Granularity.PER_CHANNEL, axis=0).axis == 0
-    with pytest.raises(ValueError, match="per_tensor does not go with axis=0"):
-        QuantSpec(dtype="int8", axis=0)
 
 
 def test_bits_outside_the_kernels_are_refused():

@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmq.passes.composites import attributes
-from tvmq.passes.rebuild import bindings, dtype_of, op_name, sequence, substitute
+from tvmq.passes.rebuild import bindings, dtype_of, op_name, operands, sequence, substitute, used_vars
 from tvmq.sites import MOVES
 
 # One correctly rounded operation, or none: every IEEE machine agrees.
@@ -43,7 +43,7 @@ class Analysis:
 
     def of(self, expr: Any) -> Exactness:
         """Return the exactness of a variable, a constant, or a tuple of them."""
-        return _joined(self.values.get(var, Exactness()) for var in _variables(expr))
+        return _joined(self.values.get(var, Exactness()) for var in used_vars(expr))
 
 
 def analyse(mod: tvm.IRModule) -> Analysis:
@@ -52,7 +52,7 @@ def analyse(mod: tvm.IRModule) -> Analysis:
     entries = []
     for binding in bindings(mod["main"]):
         value = binding.value
-        before = _joined(values.get(var, Exactness()) for var in _variables(value))
+        before = _joined(values.get(var, Exactness()) for var in used_vars(value))
         if isinstance(binding.var.ty, relax.TupleType) and not isinstance(value, relax.Call):
             values[binding.var] = before
         elif before.float_ops and not _is_float(binding.var):
@@ -85,7 +85,7 @@ def _is_exact(mod: tvm.IRModule, value: Any, var: Any) -> bool:
         return bool(attributes(mod[value.op]))
     if op_name(value) in EXACT:
         return True
-    return not any(_is_float(expr) for expr in (var, *_tensors(value)))
+    return not any(_is_float(expr) for expr in (var, *operands(value)))
 
 
 def _joined(parts: Iterator[Exactness]) -> Exactness:
@@ -95,24 +95,6 @@ def _joined(parts: Iterator[Exactness]) -> Exactness:
         seen |= dict.fromkeys(part.float_ops)
         portable = portable and part.portable
     return Exactness(tuple(seen), portable)
-
-
-def _variables(expr: Any) -> Iterator[Any]:
-    return (leaf for leaf in _tensors(expr) if isinstance(leaf, relax.Var))
-
-
-def _tensors(expr: Any) -> Iterator[Any]:
-    """Yield the variables and constants that an expression reads."""
-    if isinstance(expr, relax.Var | tvm.ir.GenericConst):
-        yield expr
-    elif isinstance(expr, relax.Tuple):
-        for item in expr.fields:
-            yield from _tensors(item)
-    elif isinstance(expr, relax.TupleGetItem):
-        yield from _tensors(expr.tuple_value)
-    elif isinstance(expr, relax.Call):
-        for arg in expr.args:
-            yield from _tensors(arg)
 
 
 def _is_float(expr: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -17,28 +16,6 @@ import numpy.typing as npt
 from tvmq.record import Record
 
 Array = npt.NDArray[Any]
-
-
-class Granularity(StrEnum):
-    """How many numbers share a scale."""
-
-    PER_TENSOR = "per_tensor"  # scale has shape []
-    PER_CHANNEL = "per_channel"  # scale has shape [C], C = size of QuantSpec.axis
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantSpec(Record):
-    """How one tensor may be quantized: the rule, not yet the numbers."""
-
-    dtype: str  # "int8", "uint8", "int16"
-    granularity: Granularity = Granularity.PER_TENSOR
-    axis: int | None = None  # set exactly when granularity is PER_CHANNEL
-    symmetric: bool = True  # zero_point == 0
-    power_of_two: bool = False  # scale == 2**k, k an integer
-
-    def __post_init__(self) -> None:
-        if (self.axis is None) == (self.granularity is Granularity.PER_CHANNEL):
-            raise ValueError(f"granularity {self.granularity.value} does not go with axis={self.axis}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,17 +47,22 @@ def bindings(func: relax.Function) -> tuple[Any, ...]:
 
 
 def used_vars(expr: Expr) -> Iterator[Var]:
-    """Yield the variables that expr (in normal form) reads, once per reading."""
-    if isinstance(expr, relax.Var):
+    """Return the variables that expr (in normal form) reads, once per reading."""
+    return (leaf for leaf in operands(expr) if isinstance(leaf, relax.Var))
+
+
+def operands(expr: Expr) -> Iterator[Expr]:
+    """Yield the variables and constants that expr (in normal form) reads, once per reading."""
+    if isinstance(expr, relax.Var | tvm.ir.GenericConst):
         yield expr
     elif isinstance(expr, relax.Tuple):
         for field in expr.fields:
-            yield from used_vars(field)
+            yield from operands(field)
     elif isinstance(expr, relax.TupleGetItem):
-        yield from used_vars(expr.tuple_value)
+        yield from operands(expr.tuple_value)
     elif isinstance(expr, relax.Call):
         for arg in expr.args:
-            yield from used_vars(arg)
+            yield from operands(arg)
 
 
 def rename(func: relax.Function, names: dict[Var, str]) -> relax.Function:
