@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.schedule.linear_cases import VNNI, check, compiled
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision, choose_tiles
+from tvmq.schedule.x86_linear import linear_space, plain_space
 
 
 @VNNI
@@ -17,6 +20,7 @@ from tvmq.schedule.register_tiles import Decision, choose_tiles
         Decision(row_tile=4, column_tile=3, outer="rows", row_chunks=3),
         Decision(row_tile=12, column_tile=1, row_chunks=7),
         Decision(row_tile=1, column_tile=12),
+        Decision(row_tile=16, column_tile=1, unroll=7),
     ],
 )
 def test_no_decision_changes_the_numbers(decision: Decision) -> None:
@@ -44,3 +48,15 @@ def test_a_decision_that_no_kernel_can_follow_is_refused() -> None:
         Decision(row_tile=0, column_tile=4)
     with pytest.raises(ValueError, match="past the slack"):
         Decision(row_tile=12, column_tile=1, row_chunks=100)
+
+
+@VNNI
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_every_point_of_a_space_gives_the_same_numbers(data: st.DataObject) -> None:
+    outputs = data.draw(st.sampled_from([1, 64, 100]))
+    rows, inputs = data.draw(st.sampled_from([(1, 4), (37, 24), (7, 16)]))
+    spec = LinearSpec(rows=rows, inputs=inputs, outputs=outputs, out_dtype="uint8", table=True)
+    cpu = data.draw(st.sampled_from(["cascadelake", "haswell"]))
+    space = plain_space(spec, 2) if cpu == "haswell" else linear_space(spec, 2, vbmi=False)
+    check(compiled(spec, cpu, Decision(**data.draw(st.sampled_from(list(space))))), spec)

@@ -6,7 +6,7 @@ every target works and scheduled ones are fast. Weights are packed here, once, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from tvm import relax
 
 from tvmq.passes.composites import attributes
 from tvmq.schedule import kernels
-from tvmq.schedule.elementwise import SCHEDULED
+from tvmq.schedule.kernel_table import NO_DECISIONS, KernelTable, Use
+from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
-
-OPAQUE = 8  # TVM's OpPatternKind: never fused with its neighbours
 
 Array = npt.NDArray[Any]
 
@@ -34,29 +33,33 @@ class Packed:
 
 @tvm.ir.transform.module_pass(opt_level=0, name="DispatchKernels")
 class DispatchKernels:
-    """The pass. threads: how many will run the kernels, for the choice of tiles."""
+    """The pass.
 
-    def __init__(self, profile: TargetProfile, threads: int = 1) -> None:
+    threads: how many will run the kernels, for the choice of tiles. decisions: as for KernelTable.
+    """
+
+    def __init__(
+        self, profile: TargetProfile, threads: int = 1, decisions: Mapping[str, Decisions] = NO_DECISIONS
+    ) -> None:
         self.profile = profile
         self.threads = threads
+        self.decisions = decisions
         self.packed: dict[Any, Packed] = {}  # the constants it replaced
+        self.uses: Mapping[str, Use] = {}  # by semantics, the kernels of the last module
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod with kernel calls; functions that nobody calls any more are gone."""
-        dispatcher = _Dispatcher(mod, self.profile, self.threads, self.packed)
+        dispatcher = _Dispatcher(mod, self)
+        self.uses = dispatcher.table.uses
         return dispatcher.run()
 
 
 class _Dispatcher:
-    def __init__(
-        self, mod: tvm.IRModule, profile: TargetProfile, threads: int, packed: dict[Any, Packed]
-    ) -> None:
+    def __init__(self, mod: tvm.IRModule, owner: DispatchKernels) -> None:
         self.mod = mod
-        self.profile = profile
-        self.threads = threads
-        self.packed = packed
+        self.owner = owner
         self.builder = relax.BlockBuilder(mod)
-        self.kernels: dict[Any, Any] = {}  # specification -> GlobalVar of its PrimFunc
+        self.table = KernelTable(self.builder, owner.decisions)
 
     def run(self) -> tvm.IRModule:
         changed = {
@@ -97,14 +100,14 @@ class _Dispatcher:
         if not attrs:
             return binding
         shapes = [tuple(int(d) for d in arg.ty.shape) for arg in call.args]
-        kernel = kernels.find(attrs, shapes, self.profile, self.threads)
+        kernel = kernels.find(attrs, shapes, self.owner.profile, self.owner.threads)
         if kernel is None:
             return binding
         args = [self._pack(a, p) for a, p in zip(call.args, kernel.packing, strict=True)]
         if any(arg is None for arg in args):
             return binding
         out = relax.TensorType(tuple(int(d) for d in call.ty.shape), call.ty.dtype)
-        replaced = relax.op.call_tir(self._kernel(kernel), relax.Tuple(args), out)
+        replaced = relax.op.call_tir(self.table.call(kernel, args), relax.Tuple(args), out)
         return relax.VarBinding(binding.var, self.builder.normalize(replaced))
 
     def _pack(self, arg: Any, packing: kernels.Packing | None) -> Any:
@@ -113,20 +116,10 @@ class _Dispatcher:
             return arg
         if not isinstance(arg, tvm.ir.GenericConst):
             return None
-        if arg not in self.packed:
-            self.packed[arg] = Packed(relax.const(packing.pack(arg.value.numpy())), packing.layout)
-        return self.packed[arg].constant
-
-    def _kernel(self, kernel: kernels.Kernel) -> Any:
-        if kernel.key not in self.kernels:
-            func = private(kernel.build()).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
-            self.kernels[kernel.key] = self.builder.add_func(func, kernel.name)
-        return self.kernels[kernel.key]
-
-
-def private(func: Any) -> Any:
-    """Return a PrimFunc without the symbol it was built under, so that a module gives it one of its own."""
-    return func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
+        packed = self.owner.packed
+        if arg not in packed:
+            packed[arg] = Packed(relax.const(packing.pack(arg.value.numpy())), packing.layout)
+        return packed[arg].constant
 
 
 def called_functions(func: relax.Function) -> Iterator[Any]:

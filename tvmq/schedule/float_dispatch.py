@@ -8,6 +8,7 @@ ones together. What is replaced equals the product it replaces to within float32
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,18 @@ from tvm.relax import op
 
 from tvmq.passes.constants import array_of
 from tvmq.passes.rebuild import Expr, Rebuild, Var, dtype_of, op_name, rebuild, shape_of
-from tvmq.schedule.dispatch import OPAQUE, Packed, private
-from tvmq.schedule.elementwise import SCHEDULED
+from tvmq.schedule.dispatch import Packed
 from tvmq.schedule.float_linear import (
-    default_float_decision,
     float_linear_prim_func,
+    float_space,
     pack_float_weight,
     schedule_float_linear,
 )
+from tvmq.schedule.kernel_table import NO_DECISIONS, KernelTable, Use
+from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.linear_spec import LANES, pad_channels
+from tvmq.schedule.register_tiles import Decision
+from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
 
 FLOAT = "float32"
@@ -33,23 +37,29 @@ FLOAT = "float32"
 
 @tvm.ir.transform.module_pass(opt_level=0, name="DispatchFloatLinears")
 class DispatchFloatLinears:
-    """The pass. threads: how many will run the kernels, for the choice of tiles.
+    """The pass. threads and decisions: as for DispatchKernels.
 
     Before: lv = matmul(x[1, 197, 384], W); lv1 = add(lv, b); lv2 = relu(lv1)
     After:  lv = reshape(x, [197, 384]); lv1 = call_tir(float_linear, lv, W packed, b padded)
             lv2 = reshape(lv1, [1, 197, 1152])
     """
 
-    def __init__(self, profile: TargetProfile, threads: int = 1) -> None:
+    def __init__(
+        self, profile: TargetProfile, threads: int = 1, decisions: Mapping[str, Decisions] = NO_DECISIONS
+    ) -> None:
         self.profile = profile
         self.threads = threads
+        self.decisions = decisions
         self.packed: dict[Any, Packed] = {}  # the constants it replaced
+        self.uses: Mapping[str, Use] = {}  # as in DispatchKernels
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod with kernel calls; other targets than CPUs are left alone."""
         if self.profile.tvm().kind.name != "llvm":
             return mod
-        return _Dispatcher(mod, self).run()
+        dispatcher = _Dispatcher(mod, self)
+        self.uses = dispatcher.table.uses
+        return dispatcher.run()
 
 
 class _Dispatcher:
@@ -57,16 +67,17 @@ class _Dispatcher:
         self.mod = mod
         self.owner = owner
         self.builder = relax.BlockBuilder(mod)  # keeps the kernels' names apart from the module's
-        self.kernels: dict[tuple[Any, ...], Any] = {}
+        self.table = KernelTable(self.builder, owner.decisions)
+        self.functions: set[Any] = set()
 
     def run(self) -> tvm.IRModule:
         # A rule sees what comes before an operation, not after: so the longest chain goes first.
         mod = rebuild(rebuild(rebuild(self.mod, self._relu), self._bias), self._product)
-        if not self.kernels:
+        if not self.functions:
             return mod
         result = mod.clone()
         scheduled = self.builder.get()
-        for gvar in self.kernels.values():
+        for gvar in self.functions:
             result.update_func(gvar, scheduled[gvar])
         return result
 
@@ -105,7 +116,9 @@ class _Dispatcher:
         if bias is not None:
             args.append(self._pack(bias, "channels16", _pad))
         kernel = self._kernel(rows, inputs, outputs, bias is not None, relu)
-        result = op.call_tir(kernel, relax.Tuple(args), relax.TensorType((rows, outputs), FLOAT))
+        function = self.table.call(kernel, args)
+        self.functions.add(function)
+        result = op.call_tir(function, relax.Tuple(args), relax.TensorType((rows, outputs), FLOAT))
         return result if len(shape) == 2 else op.reshape(graph.emit(result), (*shape[:-1], outputs))
 
     def _pack(self, constant: Any, layout: str, pack: Any) -> Any:
@@ -114,17 +127,15 @@ class _Dispatcher:
             packed[constant] = Packed(relax.const(pack(constant.value.numpy())), layout)
         return packed[constant].constant
 
-    def _kernel(self, rows: int, inputs: int, outputs: int, bias: bool, relu: bool) -> Any:
-        key = (rows, inputs, outputs, bias, relu)
-        if key not in self.kernels:
-            avx512 = "avx512f" in self.owner.profile.features
-            decision = default_float_decision(rows, inputs, outputs, self.owner.threads, avx512=avx512)
-            func = schedule_float_linear(
-                float_linear_prim_func(rows, inputs, outputs, bias=bias, relu=relu), decision
-            )
-            func = private(func).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
-            self.kernels[key] = self.builder.add_func(func, f"float_linear_{rows}x{inputs}x{outputs}")
-        return self.kernels[key]
+    def _kernel(self, rows: int, inputs: int, outputs: int, bias: bool, relu: bool) -> Kernel:
+        def build(**decisions: Any) -> tvm.tirx.PrimFunc:
+            func = float_linear_prim_func(rows, inputs, outputs, bias=bias, relu=relu)
+            return schedule_float_linear(func, Decision(**decisions))
+
+        profile, threads = self.owner.profile, self.owner.threads
+        space = float_space(rows, inputs, outputs, threads, avx512="avx512f" in profile.features)
+        key = ("float_linear", rows, inputs, outputs, bias, relu, profile.name)
+        return Kernel(key, f"float_linear_{rows}x{inputs}x{outputs}", (None,) * (2 + bias), build, space)
 
 
 def _pad(values: Any) -> Any:

@@ -20,13 +20,16 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule.linear_spec import LANES
 from tvmq.schedule.register_tiles import (
+    HEAP_ACCUMULATORS,
     MAX_ACCUMULATORS,
     SLACK_GROUPS,
     SLACK_ROWS,
     Decision,
     choose_tiles,
     tile,
+    tile_space,
 )
+from tvmq.schedule.space import Space
 
 # AVX2 has 16 registers of half a group: 6 groups of sums, the weights of one, a broadcast input.
 AVX2_ACCUMULATORS = 6
@@ -54,6 +57,18 @@ def default_float_decision(rows: int, inputs: int, outputs: int, threads: int, *
         inputs,
         accumulators=MAX_ACCUMULATORS if avx512 else AVX2_ACCUMULATORS,
         widest=MAX_ACCUMULATORS if avx512 else 1,
+        threads=threads,
+    )
+
+
+def float_space(rows: int, inputs: int, outputs: int, threads: int, *, avx512: bool) -> Space:
+    """Return the space of `schedule_float_linear`."""
+    return tile_space(
+        default_float_decision(rows, inputs, outputs, threads, avx512=avx512),
+        rows,
+        -(-outputs // LANES),
+        inputs,
+        widest=HEAP_ACCUMULATORS if avx512 else 2,
         threads=threads,
     )
 

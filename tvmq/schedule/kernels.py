@@ -20,10 +20,13 @@ from tvmq.schedule import depthwise, x86_attention, x86_layer_norm, x86_linear
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
+from tvmq.schedule.register_tiles import Decision
+from tvmq.schedule.space import Decisions, Space
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+EMPTY = Space()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,20 @@ class Packing:
 class Kernel:
     """A kernel for one call. Calls with equal keys share it."""
 
-    key: Any
+    key: Any  # what it computes, and all else that its code depends on; its repr names it in a database
     name: str
     packing: tuple[Packing | None, ...]  # per argument; None: as it is
-    build: Callable[[], tirx.PrimFunc]
+    build: Callable[..., tirx.PrimFunc]  # called with the decisions of a point of space
+    space: Space = EMPTY
+
+    @property
+    def semantics(self) -> str:
+        """Return key as text: the same in every process."""
+        return repr(self.key)
+
+    def function(self, decisions: Decisions | None = None) -> tirx.PrimFunc:
+        """Return the PrimFunc, by the default decisions if none are given."""
+        return self.build(**(self.space.default if decisions is None else decisions))
 
 
 def find(
@@ -97,14 +110,17 @@ def _linear(
     packing = (None, Packing("linear16x4", pack_weight), *[_channels()] * (1 + rescale))
     packing += (None,) * (len(shapes) - len(packing))
 
-    def build() -> tirx.PrimFunc:
-        if vnni:
-            func = x86_linear.linear_prim_func(spec, vbmi=_has(profile, "avx512vbmi"))
-            return x86_linear.schedule_linear(func, spec, x86_linear.default_decision(spec, threads))
-        func = x86_linear.linear_prim_func(spec)
-        return x86_linear.schedule_linear_plain(func, spec, x86_linear.plain_decision(spec, threads))
+    vbmi = vnni and _has(profile, "avx512vbmi")
+    schedule = x86_linear.schedule_linear if vnni else x86_linear.schedule_linear_plain
 
-    return Kernel((spec, profile.name), f"linear_{rows}x{inputs}x{outputs}", packing, build)
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        func = x86_linear.linear_prim_func(spec, vbmi=vbmi)
+        return schedule(func, spec, Decision(**decisions))
+
+    space = (
+        x86_linear.linear_space(spec, threads, vbmi=vbmi) if vnni else x86_linear.plain_space(spec, threads)
+    )
+    return Kernel((spec, profile.name), f"linear_{rows}x{inputs}x{outputs}", packing, build, space)
 
 
 def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:

@@ -10,15 +10,18 @@ condition, and only the stores of `finish` are guarded.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 
 from tvm.s_tir import Schedule
 
 from tvmq.schedule.linear_spec import LANES
+from tvmq.schedule.space import Decisions, Space
 
 # TVM moves a local buffer above 1024 bytes to the heap, and its accumulators out of the registers.
 MAX_ACCUMULATORS = 12
+
+HEAP_ACCUMULATORS = 16  # the most that such a buffer holds
 
 # Rows and groups that `accumulate` may run past the real ones. Tiling computes only what a tile of
 # `finish` needs, so the excess costs nothing until a tile reaches into it.
@@ -44,12 +47,13 @@ class Decision:
     outer: str = "columns"  # "columns": a weight tile stays while all rows pass; "rows": the reverse
     row_chunks: int = 1  # the rows are cut into this many parts, the units of work are part x outer tile
     parallel: bool = True
+    unroll: int = 1  # reduction steps of one iteration; it divides their number
 
     def __post_init__(self) -> None:
         if self.outer not in ("columns", "rows"):
             raise ValueError(f"Decision: outer is {self.outer!r}, not 'columns' or 'rows'")
-        if min(self.row_tile, self.column_tile, self.row_chunks) < 1:
-            raise ValueError(f"Decision: tiles and chunks are at least 1, got {self}")
+        if min(self.row_tile, self.column_tile, self.row_chunks, self.unroll) < 1:
+            raise ValueError(f"Decision: tiles, chunks and unroll are at least 1, got {self}")
         # Each chunk may end in a partial tile, and the chunks in one that is empty.
         if (self.row_chunks + 1) * self.row_tile > SLACK_ROWS or self.column_tile > SLACK_GROUPS:
             raise ValueError(f"Decision: tiles reach past the slack of {SLACK_ROWS} rows, {self}")
@@ -93,6 +97,39 @@ def choose_tiles(
     )
 
 
+def tile_space(
+    default: Decision,
+    rows: int,
+    groups: int,
+    reduction: int,
+    *,
+    groups_per_step: int = 1,
+    widest: int = HEAP_ACCUMULATORS,
+    threads: int = 1,
+) -> Space:
+    """Return what `tile` can do with a rows x groups output; the arguments are those of choose_tiles."""
+
+    def valid(decisions: Decisions) -> bool:
+        row_tile, column_tile, chunks = (
+            int(decisions[name]) for name in ("row_tile", "column_tile", "row_chunks")
+        )
+        return row_tile * column_tile <= HEAP_ACCUMULATORS and chunks <= ceil(rows / row_tile)
+
+    chunks = {1, threads, 2 * threads, 4 * threads, default.row_chunks}
+    return Space(
+        {
+            "row_tile": tuple(range(1, min(rows, HEAP_ACCUMULATORS) + 1)),
+            "column_tile": tuple(range(groups_per_step, min(groups, widest) + 1, groups_per_step)),
+            "outer": ("columns", "rows"),
+            "row_chunks": tuple(sorted(chunks)),
+            "parallel": (False, True) if threads > 1 else (default.parallel,),
+            "unroll": tuple(steps for steps in (1, 2, 4) if reduction % steps == 0),
+        },
+        asdict(default),
+        valid,
+    )
+
+
 def _slots(rows: int, groups: int, reduction: int, row_tile: int, column_tile: int) -> int:
     """Return the issue slots of the whole kernel."""
     step = max(row_tile * column_tile, LATENCY_SLOTS, WEIGHT_LOAD_SLOTS * column_tile)
@@ -129,10 +166,10 @@ def tile(sch: Schedule, decision: Decision, *, groups_per_step: int = 1, intrins
     if decision.parallel:
         sch.parallel(units)
     sch.compute_at(accumulate, second, preserve_unit_loops=True)
-    _tile_accumulators(sch, intrinsic)
+    _tile_accumulators(sch, intrinsic, decision.unroll)
 
 
-def _tile_accumulators(sch: Schedule, intrinsic: str | None) -> None:
+def _tile_accumulators(sch: Schedule, intrinsic: str | None, unroll: int) -> None:
     accumulate = sch.get_sblock("accumulate")
     spatial = 3  # row, group, lane; the rest are reductions
     reductions = sum(1 for axis in sch.get(accumulate).iter_vars if axis.iter_type == axis.CommReduce)
@@ -149,5 +186,8 @@ def _tile_accumulators(sch: Schedule, intrinsic: str | None) -> None:
     sch.unroll(init_row)
     sch.unroll(init_group)
     sch.vectorize(init_lane)
+    if unroll > 1:
+        _, step = sch.split(outermost, [None, unroll])
+        sch.unroll(step)
     if intrinsic is not None:
         sch.tensorize(lane, intrinsic)

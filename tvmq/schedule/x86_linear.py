@@ -16,7 +16,8 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 from tvmq.schedule import x86_intrinsics
 from tvmq.schedule.linear_epilogue import Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
-from tvmq.schedule.register_tiles import SLACK_GROUPS, SLACK_ROWS, Decision, choose_tiles, tile
+from tvmq.schedule.register_tiles import SLACK_GROUPS, SLACK_ROWS, Decision, choose_tiles, tile, tile_space
+from tvmq.schedule.space import Space
 
 # AVX2 has 16 registers of half a group. Ten rows spill some sums, and still measure best: each unpacked
 # weight serves all of them.
@@ -44,6 +45,24 @@ def plain_decision(spec: LinearSpec, threads: int) -> Decision:
         widest=1,
         threads=threads,
     )
+
+
+def linear_space(spec: LinearSpec, threads: int, *, vbmi: bool) -> Space:
+    """Return the space of `schedule_linear`; vbmi as in `linear_prim_func`."""
+    return tile_space(
+        default_decision(spec, threads),
+        spec.rows,
+        spec.groups,
+        spec.inputs // DEPTH,
+        groups_per_step=groups_per_step(spec, vbmi),
+        threads=threads,
+    )
+
+
+def plain_space(spec: LinearSpec, threads: int) -> Space:
+    """Return the space of `schedule_linear_plain`."""
+    default = plain_decision(spec, threads)
+    return tile_space(default, spec.rows, spec.groups, spec.inputs // DEPTH, widest=2, threads=threads)
 
 
 def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False) -> tirx.PrimFunc:
