@@ -39,11 +39,10 @@ SMALL = LinearSpec(rows=5, inputs=8, outputs=20, out_dtype="uint8")
 
 
 def compiled(spec: LinearSpec, cpu: str, decision: Decision | None = None, threads: int = 1) -> Any:
-    func = linear_prim_func(spec, vbmi=cpu == "znver4")
-    if cpu == "haswell":
-        func = schedule_linear_plain(func, spec, decision or plain_decision(spec, threads))
-    else:
-        func = schedule_linear(func, spec, decision or default_decision(spec, threads))
+    plain = cpu == "haswell"
+    decision = decision or (plain_decision if plain else default_decision)(spec, threads)
+    func = linear_prim_func(spec, vbmi=cpu == "znver4", ahead=decision.ahead)
+    func = (schedule_linear_plain if plain else schedule_linear)(func, spec, decision)
     return tvm.compile(tvm.IRModule({"main": func}), tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
 
 

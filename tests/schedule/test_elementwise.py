@@ -142,6 +142,23 @@ def test_quantize_and_patchify_become_one_parallel_loop_of_vectors() -> None:
     assert "llvm.nearbyint" in text or "nearbyint" not in text  # TVM's own would undo the vectors
 
 
+def test_rounding_of_either_name_keeps_its_vectors_and_its_ties() -> None:
+    x = relax.Var("x", relax.TensorType((64,), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        scale, zero = relax.const(0.25, "float32"), relax.const(128, "uint8")
+        builder.emit_func_output(builder.emit(relax.op.quantize(x, scale, zero, axis=-1, out_dtype="uint8")))
+    mod = relax.transform.LegalizeOps()(builder.get())
+    scheduled = schedule_leftovers(mod, TARGET)
+    (text,) = (func.script() for func in prim_funcs(scheduled).values())
+    assert "T.vectorized(T.int64(16))" in text
+    assert "T.round(" not in text
+    executable = tvm.compile(scheduled, target=TARGET)
+    halves = np.arange(-32, 32, dtype="float32") / 8
+    found = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(halves)).numpy()
+    np.testing.assert_array_equal(found, np.round(halves * 4) + 128)
+
+
 def test_a_multiply_is_not_moved_next_to_an_addition() -> None:
     # LLVM would make one fused multiply-add of the two and round once instead of twice.
     func = next(

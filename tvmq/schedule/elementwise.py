@@ -28,7 +28,8 @@ PARALLEL_WORK = 2**20  # operations, some 20 us: under it, waking threads costs 
 LIBRARY_CALL_WORK = 32  # operations that one exp is worth
 PARALLEL_CHUNKS = 64  # outer loops are fused until they have this many iterations, and no further
 
-NEARBYINT = ir.Op.get("tirx.nearbyint")
+# TVM does not know that these have vectors; the intrinsic of LLVM, which they become anyway, does.
+ROUNDING = {name: "llvm.nearbyint" for name in ("tirx.nearbyint", "tirx.round")}  # both: ties to even
 ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max, tirx.Cast, tirx.Select, TensorLoad)
 VECTOR_CALLS = {
     "bitwise_and",
@@ -41,6 +42,7 @@ VECTOR_CALLS = {
     "if_then_else",
     "likely",
     "nearbyint",
+    "round",
     "shift_left",
     "shift_right",
     "sqrt",
@@ -113,10 +115,10 @@ def _ready_for_vectors(block: SBlock) -> SBlock:
         return tirx.BufferStore(node.buffer, node.value, [analyzer.simplify(index) for index in node.indices])
 
     def call(node: ir.Call) -> ir.Call:
-        # TVM does not know that rounding to nearest even has vectors; LLVM, which it becomes anyway, does.
-        if not node.op.same_as(NEARBYINT):
+        name = ROUNDING.get(node.op.name) if isinstance(node.op, ir.Op) else None
+        if name is None:
             return node
-        return tirx.call_llvm_pure_intrin(str(node.ty.dtype), "llvm.nearbyint", *node.args)
+        return tirx.call_llvm_pure_intrin(str(node.ty.dtype), name, *node.args)
 
     body = tvm_ffi.structural_map(
         block.body, [(TensorLoad, load), (tirx.BufferStore, store), (ir.Call, call)]

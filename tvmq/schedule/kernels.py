@@ -114,8 +114,9 @@ def _linear(
     schedule = x86_linear.schedule_linear if vnni else x86_linear.schedule_linear_plain
 
     def build(**decisions: Any) -> tirx.PrimFunc:
-        func = x86_linear.linear_prim_func(spec, vbmi=vbmi)
-        return schedule(func, spec, Decision(**decisions))
+        decision = Decision(**decisions)
+        func = x86_linear.linear_prim_func(spec, vbmi=vbmi, ahead=decision.ahead)
+        return schedule(func, spec, decision)
 
     space = (
         x86_linear.linear_space(spec, threads, vbmi=vbmi) if vnni else x86_linear.plain_space(spec, threads)

@@ -58,6 +58,11 @@ class Decision:
         if (self.row_chunks + 1) * self.row_tile > SLACK_ROWS or self.column_tile > SLACK_GROUPS:
             raise ValueError(f"Decision: tiles reach past the slack of {SLACK_ROWS} rows, {self}")
 
+    @property
+    def ahead(self) -> int:
+        """Return how many groups further on the weights of the next tile are."""
+        return self.column_tile if self.outer == "columns" else 0
+
 
 @functools.cache
 def choose_tiles(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
-from tvm.tirx import Shuffle, const
+from tvm.tirx import Shuffle, address_of, call_intrin, const
 
 Expr = Any  # TVM ships no stubs
 Buffer = Any
@@ -57,6 +57,12 @@ def concat(vectors: Sequence[Expr], dtype: str) -> Expr:
     """Return the lanes of all vectors in turn, each vector's bits read as dtype."""
     parts = [T.reinterpret(dtype, vector) for vector in vectors]
     return shuffle(parts, range(sum(map(lanes, parts))))
+
+
+def prefetch(buffer: Buffer, index: Index) -> None:
+    """Ask for the cache line of an element of buffer, which will be read soon, into the first cache."""
+    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+    T.evaluate(call_intrin("void", "tirx.prefetch", address_of(buffer[index]), read, keep, data))
 
 
 def reduce_lanes(operation: str, vector: Expr) -> Expr:

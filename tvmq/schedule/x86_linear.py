@@ -65,8 +65,11 @@ def plain_space(spec: LinearSpec, threads: int) -> Space:
     return tile_space(default, spec.rows, spec.groups, spec.inputs // DEPTH, widest=2, threads=threads)
 
 
-def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False) -> tirx.PrimFunc:
-    """Return the kernel in plain loops; vbmi: the CPU has avx512vbmi, so tables stay in registers.
+def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False, ahead: int = 0) -> tirx.PrimFunc:
+    """Return the kernel in plain loops.
+
+    vbmi: the CPU has avx512vbmi, so tables stay in registers. ahead: prefetch the weights that many groups
+    further on, the column_tile of the tiles to come.
 
     Integer out: clip((acc >> shift[n]) + residual), then the table.
     Fixed point: ((int64(acc) * multiplier[n] + 2**(shift[n] - 1)) >> shift[n]) + zero_point + residual, clip.
@@ -81,7 +84,7 @@ def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False) -> tirx.PrimFunc:
             shape = (spec.rows + SLACK_ROWS, spec.groups + SLACK_GROUPS, LANES)
             total = T.sblock_alloc_buffer(shape, "int32")
             _accumulate(spec, arguments["x"], arguments["weight"], total)
-            Finish(spec, arguments, total, vbmi).emit()
+            Finish(spec, arguments, total, vbmi, ahead).emit()
         return builder.get()
 
 
