@@ -11,7 +11,10 @@ from tvmq import target
 from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.target import builtin_profiles, load_profile, native_profile, parse_profile
 
-NAMES = {"x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx2", "x86_baseline", "arm_dotprod", "arm_neon"}
+NAMES = {
+    "x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx512", "x86_avx_vnni", "x86_avx2", "x86_baseline",
+    "arm_dotprod", "arm_neon",
+}  # fmt: skip
 AVX2 = load_profile("x86_avx2")
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="picks among x86 profiles")
 
@@ -53,6 +56,9 @@ def test_features_are_spelt_as_linux_spells_them():
         (load_profile("x86_avx512_vbmi").features | {"amx_int8"}, "x86_avx512_vbmi"),
         (load_profile("x86_avx512_vbmi").features - {"avx512vbmi"}, "x86_avx512_vnni"),
         (load_profile("x86_avx512_vbmi").features - {"avx512vl"}, "x86_avx2"),
+        (load_profile("x86_avx512_vnni").features - {"avx512_vnni"}, "x86_avx512"),
+        (load_profile("x86_avx2").features | {"avx_vnni"}, "x86_avx_vnni"),
+        (load_profile("x86_avx512_vbmi").features | {"avx_vnni"}, "x86_avx512_vbmi"),
         (load_profile("x86_baseline").features, "x86_baseline"),
     ],
 )
@@ -134,10 +140,11 @@ def test_every_intrinsic_that_a_profile_names_is_registered():
     from tvm.s_tir import TensorIntrin
 
     from tvmq.schedule import x86_intrinsics
+    from tvmq.schedule.x86_isa import ISAS
 
     x86_intrinsics.register()
     named = {kernel.intrinsic for profile in builtin_profiles() for kernel in profile.kernels} - {None}
-    assert named == {x86_intrinsics.VNNI_DOT, x86_intrinsics.PMADDWD_DOT}
+    assert named == {isa.dot for isa in ISAS}
     for name in named:
         assert TensorIntrin.get(name) is not None
 

@@ -6,27 +6,14 @@ import functools
 from typing import Any
 
 import numpy as np
-import pytest
 import tvm
 
+from tests.schedule.isa_cases import ISA, target_of
 from tvmq import numerics
 from tvmq.schedule.linear_spec import LANES, LinearSpec, buffers, pack_weight, pad_channels
 from tvmq.schedule.register_tiles import Decision
-from tvmq.schedule.x86_linear import (
-    default_decision,
-    linear_prim_func,
-    plain_decision,
-    schedule_linear,
-    schedule_linear_plain,
-)
+from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedule_linear
 
-VNNI = pytest.mark.isa("avx512_vnni", "avx512bw")
-VBMI = pytest.mark.isa("avx512_vnni", "avx512vbmi")
-CPUS = [
-    pytest.param("znver4", marks=VBMI),
-    pytest.param("cascadelake", marks=VNNI),
-    pytest.param("haswell", marks=pytest.mark.isa("avx2")),
-]
 EPILOGUES: dict[str, dict[str, Any]] = {
     "uint8": {"out_dtype": "uint8"},
     "table": {"out_dtype": "uint8", "table": True},
@@ -38,12 +25,11 @@ EPILOGUES: dict[str, dict[str, Any]] = {
 SMALL = LinearSpec(rows=5, inputs=8, outputs=20, out_dtype="uint8")
 
 
-def compiled(spec: LinearSpec, cpu: str, decision: Decision | None = None, threads: int = 1) -> Any:
-    plain = cpu == "haswell"
-    decision = decision or (plain_decision if plain else default_decision)(spec, threads)
-    func = linear_prim_func(spec, vbmi=cpu == "znver4", ahead=decision.ahead)
-    func = (schedule_linear_plain if plain else schedule_linear)(func, spec, decision)
-    return tvm.compile(tvm.IRModule({"main": func}), tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
+def compiled(spec: LinearSpec, name: str, decision: Decision | None = None, threads: int = 1) -> Any:
+    isa = ISA[name]
+    decision = decision or default_decision(spec, threads, isa)
+    func = schedule_linear(linear_prim_func(spec, isa, ahead=decision.ahead), spec, decision, isa)
+    return tvm.compile(tvm.IRModule({"main": func}), target_of(isa))
 
 
 compiled_once = functools.cache(compiled)

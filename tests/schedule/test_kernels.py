@@ -43,7 +43,7 @@ def test_plain_constants_are_left_as_they_are():
     [
         ("x86_avx512_vnni", {}, SHAPES, True),
         ("x86_avx2", {}, SHAPES, True),
-        ("x86_baseline", {}, SHAPES, False),  # no dot product
+        ("x86_baseline", {}, SHAPES, True),
         ("arm_dotprod", {}, SHAPES, False),  # no ARM kernels yet
         ("x86_avx512_vnni", {"kernel": "conv_transpose"}, SHAPES, False),  # no such family
         ("x86_avx512_vnni", {}, [(5, 6), (6, 20), (20,), (20,)], False),  # 6 is no multiple of 4

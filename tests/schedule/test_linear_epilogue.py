@@ -1,4 +1,4 @@
-"""Every epilogue is exact on every CPU, and ends with its last channel."""
+"""Every epilogue is exact on every instruction set, and ends with its last channel."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import numpy as np
 import pytest
 import tvm
 
-from tests.schedule.linear_cases import CPUS, EPILOGUES, VNNI, check, compiled, random_case
+from tests.schedule.isa_cases import NAMES
+from tests.schedule.linear_cases import EPILOGUES, check, compiled, random_case
 from tvmq.schedule.linear_spec import LinearSpec
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("cpu", CPUS)
-def test_every_epilogue_is_exact_on_every_cpu(cpu: str, epilogue: str) -> None:
+@pytest.mark.parametrize("isa", NAMES)
+def test_every_epilogue_is_exact_on_every_isa(isa: str, epilogue: str) -> None:
     spec = LinearSpec(rows=23, inputs=36, outputs=75, **EPILOGUES[epilogue])
-    check(compiled(spec, cpu), spec)
+    check(compiled(spec, isa), spec)
 
 
-@VNNI
+@pytest.mark.parametrize("isa", NAMES[-3:])
 @pytest.mark.parametrize("outputs", [1, 3, 15, 17])
-def test_a_row_does_not_spill_into_the_next(outputs: int) -> None:
+def test_a_row_does_not_spill_into_the_next(isa: str, outputs: int) -> None:
     # Rows stored first to last hide an overrun, except that of the last row.
     spec = LinearSpec(rows=1, inputs=4, outputs=outputs, out_dtype="uint8")
     arguments, expected = random_case(spec)
     room = np.full((64 + 63,), 77, "uint8")
     room = room[-room.ctypes.data % 64 :][:64]
     out = room[:outputs].reshape(1, outputs)
-    kernel = compiled(spec, "cascadelake")
+    kernel = compiled(spec, isa)
     kernel(*map(tvm.runtime.tensor, arguments), tvm.runtime.from_dlpack(out))
     np.testing.assert_array_equal(out, expected)
     assert (room[outputs:] == 77).all()

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.linear_cases import VNNI, check, compiled
+from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.linear_cases import check, compiled
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision, choose_tiles
-from tvmq.schedule.x86_linear import linear_space, plain_space
+from tvmq.schedule.x86_linear import linear_space
 
 
 @VNNI
@@ -50,13 +51,12 @@ def test_a_decision_that_no_kernel_can_follow_is_refused() -> None:
         Decision(row_tile=12, column_tile=1, row_chunks=100)
 
 
-@VNNI
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
-def test_every_point_of_a_space_gives_the_same_numbers(data: st.DataObject) -> None:
+def test_every_point_of_a_space_gives_the_same_numbers(isa: str, data: st.DataObject) -> None:
     outputs = data.draw(st.sampled_from([1, 64, 100]))
     rows, inputs = data.draw(st.sampled_from([(1, 4), (37, 24), (7, 16)]))
     spec = LinearSpec(rows=rows, inputs=inputs, outputs=outputs, out_dtype="uint8", table=True)
-    cpu = data.draw(st.sampled_from(["cascadelake", "haswell"]))
-    space = plain_space(spec, 2) if cpu == "haswell" else linear_space(spec, 2, vbmi=False)
-    check(compiled(spec, cpu, Decision(**data.draw(st.sampled_from(list(space))))), spec)
+    space = linear_space(spec, 2, ISA[isa])
+    check(compiled(spec, isa, Decision(**data.draw(st.sampled_from(list(space))))), spec)

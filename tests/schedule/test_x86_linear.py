@@ -13,14 +13,16 @@ import tvm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.linear_cases import CPUS, EPILOGUES, SMALL, VBMI, check, compiled, random_case
+from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.linear_cases import EPILOGUES, SMALL, check, compiled, random_case
 from tests.schedule.pool import pool_of
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedule_linear
 
 
-@settings(max_examples=9, deadline=None)
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=7, deadline=None)
 @given(
     rows=st.integers(1, 40),
     inputs=st.integers(1, 40).map(lambda k: 4 * k),
@@ -32,19 +34,20 @@ from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedul
 @example(rows=37, inputs=24, outputs=256, epilogue="table", threads=2)  # four groups in one lookup
 @example(rows=13, inputs=24, outputs=249, epilogue="table", threads=2)  # the same with a short last step
 @example(rows=50, inputs=52, outputs=65, epilogue="trunk", threads=2)  # one channel in the last group
-@VBMI
-def test_any_shape_is_exact(rows: int, inputs: int, outputs: int, epilogue: str, threads: int) -> None:
+def test_any_shape_is_exact(
+    isa: str, rows: int, inputs: int, outputs: int, epilogue: str, threads: int
+) -> None:
     spec = LinearSpec(rows=rows, inputs=inputs, outputs=outputs, **EPILOGUES[epilogue])
-    check(compiled(spec, "znver4", threads=threads), spec)
+    check(compiled(spec, isa, threads=threads), spec)
 
 
-@VBMI
+@pytest.mark.parametrize("isa", NAMES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
+def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
     with pool_of(threads):
         spec = LinearSpec(rows=197, inputs=96, outputs=320, out_dtype="uint8", table=True)
-        assert default_decision(spec, threads=2).parallel
-        check(compiled(spec, "znver4", threads=2), spec)
+        assert default_decision(spec, 2, ISA[isa]).parallel
+        check(compiled(spec, isa, threads=2), spec)
 
 
 def guarded(array: Any) -> Any:
@@ -59,11 +62,11 @@ def guarded(array: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-def test_nothing_is_touched_past_the_end(cpu: str) -> None:
+@pytest.mark.parametrize("isa", NAMES)
+def test_nothing_is_touched_past_the_end(isa: str) -> None:
     # 32 rows of 17 outputs: no tile below divides them, and all sizes are multiples of 64 bytes.
     spec = LinearSpec(rows=32, inputs=36, outputs=17, out_dtype="int16", residual=True)
-    kernel = compiled(spec, cpu, Decision(row_tile=5, column_tile=2, parallel=False))
+    kernel = compiled(spec, isa, Decision(row_tile=5, column_tile=2, parallel=False))
     arguments, expected = random_case(spec)
     out = guarded(np.zeros_like(expected))
     kernel(*(tvm.runtime.from_dlpack(guarded(a)) for a in arguments), tvm.runtime.from_dlpack(out))
@@ -71,8 +74,9 @@ def test_nothing_is_touched_past_the_end(cpu: str) -> None:
 
 
 def test_a_tile_that_splits_a_step_is_refused() -> None:
+    vbmi = ISA["avx512_vbmi"]
     tabled = replace(SMALL, outputs=64, table=True)
     with pytest.raises(ValueError, match="column_tile is 3, a multiple of 4 is wanted"):
-        schedule_linear(linear_prim_func(tabled, vbmi=True), tabled, Decision(row_tile=4, column_tile=3))
+        schedule_linear(linear_prim_func(tabled, vbmi), tabled, Decision(row_tile=4, column_tile=3), vbmi)
     with pytest.raises(ValueError, match="ask supports"):
-        linear_prim_func(replace(SMALL, inputs=6))
+        linear_prim_func(replace(SMALL, inputs=6), vbmi)

@@ -22,6 +22,7 @@ from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channe
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.space import Decisions, Space
+from tvmq.schedule.x86_isa import isa_of
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
@@ -103,24 +104,19 @@ def _linear(
         zero_point=int(attrs["zero_point"]),
         **_clip(attrs, out_dtype),
     )
-    vnni = _has(profile, "avx512_vnni")
-    if supports_linear(spec) is not None or not (vnni or _has(profile, "avx2")):
+    isa = isa_of(profile)
+    if isa is None or supports_linear(spec) is not None:
         return None
     rescale = 2 if spec.fixed_point else 1
     packing = (None, Packing("linear16x4", pack_weight), *[_channels()] * (1 + rescale))
     packing += (None,) * (len(shapes) - len(packing))
 
-    vbmi = vnni and _has(profile, "avx512vbmi")
-    schedule = x86_linear.schedule_linear if vnni else x86_linear.schedule_linear_plain
-
     def build(**decisions: Any) -> tirx.PrimFunc:
         decision = Decision(**decisions)
-        func = x86_linear.linear_prim_func(spec, vbmi=vbmi, ahead=decision.ahead)
-        return schedule(func, spec, decision)
+        func = x86_linear.linear_prim_func(spec, isa, ahead=decision.ahead)
+        return x86_linear.schedule_linear(func, spec, decision, isa)
 
-    space = (
-        x86_linear.linear_space(spec, threads, vbmi=vbmi) if vnni else x86_linear.plain_space(spec, threads)
-    )
+    space = x86_linear.linear_space(spec, threads, isa)
     return Kernel((spec, profile.name), f"linear_{rows}x{inputs}x{outputs}", packing, build, space)
 
 
@@ -156,13 +152,14 @@ def _attention(
 ) -> Kernel | None:
     names = [field.name for field in dataclasses.fields(x86_attention.AttentionSpec)]
     spec = x86_attention.AttentionSpec(**_fields(attrs, *names))
-    if not _has(profile, "avx512_vnni") or x86_attention.supports(spec) is not None:
+    isa = isa_of(profile)
+    if isa is None or not (isa.vnni and isa.bits == 512) or x86_attention.supports(spec) is not None:
         return None
     return Kernel(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         (None,) * len(shapes),
-        lambda: x86_attention.attention_prim_func(spec, vbmi=_has(profile, "avx512vbmi"), threads=threads),
+        lambda: x86_attention.attention_prim_func(spec, vbmi=isa.vbmi, threads=threads),
     )
 
 
@@ -190,10 +187,6 @@ def _depthwise(
 
 def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: attrs[name] for name in names}
-
-
-def _has(profile: TargetProfile, feature: str) -> bool:
-    return feature in profile.features
 
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]

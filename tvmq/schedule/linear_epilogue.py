@@ -11,14 +11,16 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
 from tvmq.schedule.vectors import prefetch
-from tvmq.schedule.x86_intrinsics import concat, lookup_scalar, lookup_vbmi
+from tvmq.schedule.x86_intrinsics import concat, lookup
+from tvmq.schedule.x86_isa import Isa
 
 PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
 
 
-def groups_per_step(spec: LinearSpec, vbmi: bool) -> int:
-    """Return how many groups are requantized together: vpermi2b looks 64 bytes up for the price of 16."""
-    return 4 if vbmi and spec.table and spec.groups % 4 == 0 else 1
+def groups_per_step(spec: LinearSpec, isa: Isa) -> int:
+    """Return how many groups are requantized together: a table serves all bytes of a register at once."""
+    groups = isa.bits // (8 * LANES)
+    return groups if spec.table and spec.groups % groups == 0 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,13 @@ class Finish:
     spec: LinearSpec
     arguments: dict[str, Any]
     total: Any
-    vbmi: bool
+    isa: Isa
     ahead: int = 0  # how many groups further on weights are prefetched; 0: none are
 
     @property
     def per_step(self) -> int:
         """Groups of a step."""
-        return groups_per_step(self.spec, self.vbmi)
+        return groups_per_step(self.spec, self.isa)
 
     @property
     def width(self) -> int:
@@ -77,20 +79,22 @@ class Finish:
         """Store the first `width` channels of the step; whole vectors where nothing stands in the way."""
         self._prefetch(row, step)
         out, first = self.arguments["out"], step * self.width
-        scalar_table = self.spec.table and not self.vbmi
         values = self._values(row, step, self._residual(row, step, width))
-        if self.spec.table and self.vbmi:
-            values = lookup_vbmi(self.arguments["table"], values, self.width)
-        if width == self.width and not scalar_table:
+        if self.spec.table:
+            clipped = self._staged(values)
+            values = lookup(self.isa, self.arguments["table"], clipped[T.ramp(0, 1, self.width)], self.width)
+        if width == self.width:
             T.buffer_store(out, values, [row, T.ramp(first, 1, width)])
             return
+        staged = self._staged(values)
+        with T.serial(width) as lane:
+            T.buffer_store(out, staged[lane], [row, first + lane])
+
+    def _staged(self, values: Any) -> Any:
+        """Return a local buffer that holds the step's values."""
         staged = T.sblock_alloc_buffer((self.width,), self.spec.out_dtype)
         T.buffer_store(staged, values, [T.ramp(0, 1, self.width)])
-        with T.serial(width) as lane:
-            value = staged[lane]
-            if scalar_table:
-                value = lookup_scalar(self.arguments["table"], value)
-            T.buffer_store(out, value, [row, first + lane])
+        return staged
 
     def _prefetch(self, row: Any, step: Any) -> None:
         """Ask for the row's share of the weights of the tile that comes after this one.

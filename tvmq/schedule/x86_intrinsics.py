@@ -15,21 +15,34 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE
-
-VNNI_DOT = "vnni_dot_16x4_u8s8s32"  # AVX-512 VNNI
-PMADDWD_DOT = "pmaddwd_dot_16x4_u8s8s32"  # AVX2
+from tvmq.schedule.x86_isa import ISAS, Isa
 
 TABLE_LANES = 64  # bytes of one register, the width of a lookup by vpermi2b
+NIBBLE = 16  # entries of a table that pshufb looks up
 
-Body = Callable[[Any, Any, Any], None]  # of the operands x [4], weight [16, 4] and sum [16]
+Body = Callable[[Isa, Any, Any, Any], None]  # of the operands x [4], weight [16, 4] and sum [16]
 
 
 @functools.cache
 def register() -> None:
-    """Give TVM the tensor intrinsics of this module; the second call does nothing."""
-    description = _dot_prim_func(_plain_dot)
-    for name, body in ((VNNI_DOT, _vnni_dot), (PMADDWD_DOT, _pmaddwd_dot)):
-        TensorIntrin.register(name, description, _dot_prim_func(body), override=True)
+    """Give TVM the tensor intrinsics `Isa.dot` of all ISAS; the second call does nothing."""
+    description = _dot_prim_func(ISAS[0], _plain_dot)
+    for isa in {isa.dot: isa for isa in ISAS}.values():
+        body = _vpdpbusd_dot if isa.vnni else _pmaddwd_dot
+        TensorIntrin.register(isa.dot, description, _dot_prim_func(isa, body), override=True)
+
+
+def lookup(isa: Isa, table: Any, index: Any, lanes: int) -> Any:
+    """Return table[index] for a uint8 vector of 16, 32 or 64 lanes; table is a uint8 buffer.
+
+    table has 256 entries, or 128 where every index is below 128. index is named often: bind it or load it.
+    """
+    if isa.vbmi:
+        return _lookup_vpermi2b(table, index, lanes)
+    width = min(lanes, isa.bits // 8)
+    parts = [part(index, at, width) for at in range(0, lanes, width)]
+    found = [_lookup_pshufb(table, each, width) for each in parts]
+    return found[0] if len(found) == 1 else concat(found, width)
 
 
 def concat(vectors: Sequence[Any], lanes: int) -> Any:
@@ -37,16 +50,13 @@ def concat(vectors: Sequence[Any], lanes: int) -> Any:
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in range(len(vectors) * lanes)])
 
 
-def leading(vector: Any, lanes: int) -> Any:
-    """Return the first lanes of vector."""
-    return tirx.Shuffle([vector], [tirx.const(i, "int32") for i in range(lanes)])
+def part(vector: Any, first: int, lanes: int) -> Any:
+    """Return lanes of vector from the first on."""
+    return tirx.Shuffle([vector], [tirx.const(first + i, "int32") for i in range(lanes)])
 
 
-def lookup_vbmi(table: Any, index: Any, lanes: int) -> Any:
-    """Return table[index] for a uint8 vector of 16, 32 or 64 lanes; table is a uint8 [256] buffer.
-
-    vpermi2b looks 7 bits up in two registers; the index's sign bit selects between two of those.
-    """
+def _lookup_vpermi2b(table: Any, index: Any, lanes: int) -> Any:
+    """Look 7 bits up in two registers; the index's sign bit selects between two of those."""
     full = f"uint8x{TABLE_LANES}"
     wide = index if lanes == TABLE_LANES else concat([index] * (TABLE_LANES // lanes), lanes)
 
@@ -54,17 +64,41 @@ def lookup_vbmi(table: Any, index: Any, lanes: int) -> Any:
         low, high = (table[T.ramp(at, 1, TABLE_LANES)] for at in (start, start + TABLE_LANES))
         return T.call_llvm_pure_intrin(full, "llvm.x86.avx512.vpermi2var.qi.512", low, wide, high)
 
-    below = wide < T.broadcast(T.uint8(TABLE_SIZE // 2), TABLE_LANES)
-    found = tirx.Select(below, half(0), half(TABLE_SIZE // 2))
-    return found if lanes == TABLE_LANES else leading(found, lanes)
+    found = half(0)
+    if int(table.shape[0]) == TABLE_SIZE:
+        below = wide < T.broadcast(T.uint8(TABLE_SIZE // 2), TABLE_LANES)
+        found = tirx.Select(below, found, half(TABLE_SIZE // 2))
+    return found if lanes == TABLE_LANES else part(found, 0, lanes)
 
 
-def lookup_scalar(table: Any, index: Any) -> Any:
-    """Return table[index] for one uint8 index."""
-    return table[T.cast(index, "int32")]
+_PSHUFB = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}
 
 
-def _dot_prim_func(body: Body) -> tirx.PrimFunc:
+def _lookup_pshufb(table: Any, index: Any, lanes: int) -> Any:
+    """Look the low 4 bits up in every 16 entries; each higher bit then halves the candidates."""
+    size, dtype = int(table.shape[0]), f"uint8x{lanes}"
+    nibble = T.bitwise_and(index, T.broadcast(T.uint8(NIBBLE - 1), lanes))
+
+    def entries(first: int) -> Any:
+        row = table[T.ramp(first, 1, NIBBLE)]
+        row = row if lanes == NIBBLE else concat([row] * (lanes // NIBBLE), NIBBLE)
+        return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{_PSHUFB[lanes]}", row, nibble)
+
+    def among(first: int, count: int) -> Any:
+        """Return table[first + index % count]."""
+        if count == NIBBLE:
+            return entries(first)
+        half = count // 2
+        # The bit that decides becomes the sign, which blends and masks read directly.
+        words = T.reinterpret(f"uint16x{lanes // 2}", index)
+        moved = T.shift_left(words, T.broadcast(T.uint16((TABLE_SIZE // count).bit_length() - 1), lanes // 2))
+        sign = T.reinterpret(f"int8x{lanes}", moved) < T.broadcast(T.int8(0), lanes)
+        return tirx.Select(sign, among(first + half, half), among(first, half))
+
+    return among(0, size)
+
+
+def _dot_prim_func(isa: Isa, body: Body) -> tirx.PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("dot")
@@ -74,49 +108,56 @@ def _dot_prim_func(body: Body) -> tirx.PrimFunc:
             with T.sblock("root"):
                 T.reads(total[0:LANES], x[0:DEPTH], weight[0:LANES, 0:DEPTH])
                 T.writes(total[0:LANES])
-                body(x, weight, total)
+                body(isa, x, weight, total)
         return builder.get()
 
 
-def _plain_dot(x: Any, weight: Any, total: Any) -> None:
+def _plain_dot(_isa: Isa, x: Any, weight: Any, total: Any) -> None:
     with T.grid(LANES, DEPTH) as (i, k), T.sblock("update"):
         lane, depth = T.axis.spatial(LANES, i), T.axis.reduce(DEPTH, k)
         product = T.cast(x[depth], "int32") * T.cast(weight[lane, depth], "int32")
         T.buffer_store(total, total[lane] + product, [lane])
 
 
-def _vnni_dot(x: Any, weight: Any, total: Any) -> None:
+def _vpdpbusd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
+    lanes = LANES // isa.parts
     x_word = T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)])
-    lanes = T.ramp(0, 1, LANES)
-    dot = T.call_llvm_pure_intrin(
-        "int32x16",
-        "llvm.x86.avx512.vpdpbusd.512",
-        total[lanes],
-        T.reinterpret("uint8x64", T.broadcast(x_word, LANES)),
-        weight[0, T.ramp(0, 1, LANES * DEPTH)],
-    )
-    T.buffer_store(total, dot, [lanes])
+    x_bytes = T.reinterpret(f"uint8x{lanes * DEPTH}", T.broadcast(x_word, lanes))
+
+    def sums(first: int) -> Any:
+        return T.call_llvm_pure_intrin(
+            f"int32x{lanes}",
+            f"llvm.x86.avx512.vpdpbusd.{isa.bits}",
+            total[T.ramp(first, 1, lanes)],
+            x_bytes,
+            weight[first, T.ramp(0, 1, lanes * DEPTH)],
+        )
+
+    for first in range(0, LANES, lanes):
+        T.buffer_store(total, sums(first), [T.ramp(first, 1, lanes)])
 
 
-def _pmaddwd_dot(x: Any, weight: Any, total: Any) -> None:
+_PMADDWD = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}
+
+
+def _pmaddwd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
     """Multiply the even and the odd bytes of each word as int16 pairs: no sum leaves its lane."""
-    x_word = T.broadcast(T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)]), 8)
-    even_bytes = T.broadcast(T.int32(0x00FF00FF), 8)
-    x_even = T.bitwise_and(x_word, even_bytes)
-    x_odd = T.bitwise_and(T.shift_right(x_word, T.broadcast(T.int32(8), 8)), even_bytes)
-    byte = T.broadcast(T.int16(8), 16)
+    lanes = LANES // isa.parts
+    words, pairs = f"int16x{2 * lanes}", f"uint16x{2 * lanes}"
+    byte = T.broadcast(T.int16(8), 2 * lanes)
+    x_words = T.reinterpret(pairs, T.broadcast(T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)]), lanes))
+    x_even = T.reinterpret(words, T.bitwise_and(x_words, T.broadcast(T.uint16(255), 2 * lanes)))
+    x_odd = T.reinterpret(words, T.shift_right(x_words, T.broadcast(T.uint16(8), 2 * lanes)))
 
-    def half(first_lane: int) -> Any:
-        words = T.reinterpret("int16x16", weight[first_lane, T.ramp(0, 1, 8 * DEPTH)])
-        odd = T.shift_right(words, byte)
-        even = T.shift_right(T.shift_left(words, byte), byte)
-        return _pmaddwd(x_even, even) + _pmaddwd(x_odd, odd)
+    def dot(x_pairs: Any, weight_pairs: Any) -> Any:
+        name = f"llvm.x86.{_PMADDWD[isa.bits]}"
+        return T.call_llvm_pure_intrin(f"int32x{lanes}", name, x_pairs, weight_pairs)
 
-    lanes = T.ramp(0, 1, LANES)
-    T.buffer_store(total, total[lanes] + concat([half(0), half(8)], 8), [lanes])
+    def sums(first: int) -> Any:
+        both = T.reinterpret(words, weight[first, T.ramp(0, 1, lanes * DEPTH)])
+        even = T.shift_right(T.shift_left(both, byte), byte)
+        return dot(x_even, even) + dot(x_odd, T.shift_right(both, byte))
 
-
-def _pmaddwd(x_pairs: Any, weight_pairs: Any) -> Any:
-    return T.call_llvm_pure_intrin(
-        "int32x8", "llvm.x86.avx2.pmadd.wd", T.reinterpret("int16x16", x_pairs), weight_pairs
-    )
+    for first in range(0, LANES, lanes):
+        at = T.ramp(first, 1, lanes)
+        T.buffer_store(total, total[at] + sums(first), [at])

@@ -16,60 +16,58 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 from tvmq.schedule import x86_intrinsics
 from tvmq.schedule.linear_epilogue import Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
-from tvmq.schedule.register_tiles import SLACK_GROUPS, SLACK_ROWS, Decision, choose_tiles, tile, tile_space
+from tvmq.schedule.register_tiles import (
+    HEAP_ACCUMULATORS,
+    MAX_ACCUMULATORS,
+    SLACK_GROUPS,
+    SLACK_ROWS,
+    Decision,
+    choose_tiles,
+    tile,
+    tile_space,
+)
 from tvmq.schedule.space import Space
+from tvmq.schedule.x86_isa import Isa
 
-# AVX2 has 16 registers of half a group. Ten rows spill some sums, and still measure best: each unpacked
-# weight serves all of them.
-PLAIN_ACCUMULATORS = 10
+# Groups of sums in a tile of registers narrower than 512 bits, by (bits, vnni). Without vpdpbusd some sums
+# are spilled, and it still measures best: each unpacked weight serves more rows.
+NARROW_ACCUMULATORS = {(256, True): 6, (256, False): 10, (128, False): 6}
 
 
-def default_decision(spec: LinearSpec, threads: int) -> Decision:
-    """Return tiles for `schedule_linear` that reach the multiplier's peak without tuning."""
+def default_decision(spec: LinearSpec, threads: int, isa: Isa) -> Decision:
+    """Return tiles that come close to the multiplier's peak without tuning."""
+    step = groups_per_step(spec, isa)
+    narrow = isa.parts > 1
+    accumulators = NARROW_ACCUMULATORS[isa.bits, isa.vnni] if narrow else MAX_ACCUMULATORS
     return choose_tiles(
         spec.rows,
         spec.groups,
         spec.inputs // DEPTH,
-        groups_per_step=groups_per_step(spec, vbmi=True),
+        groups_per_step=step,
+        accumulators=accumulators,
+        widest=step if narrow else MAX_ACCUMULATORS,
         threads=threads,
     )
 
 
-def plain_decision(spec: LinearSpec, threads: int) -> Decision:
-    """Return tiles for `schedule_linear_plain`."""
-    return choose_tiles(
-        spec.rows,
-        spec.groups,
-        spec.inputs // DEPTH,
-        accumulators=PLAIN_ACCUMULATORS,
-        widest=1,
-        threads=threads,
-    )
-
-
-def linear_space(spec: LinearSpec, threads: int, *, vbmi: bool) -> Space:
-    """Return the space of `schedule_linear`; vbmi as in `linear_prim_func`."""
+def linear_space(spec: LinearSpec, threads: int, isa: Isa) -> Space:
+    """Return what `schedule_linear` may be told."""
+    step = groups_per_step(spec, isa)
     return tile_space(
-        default_decision(spec, threads),
+        default_decision(spec, threads, isa),
         spec.rows,
         spec.groups,
         spec.inputs // DEPTH,
-        groups_per_step=groups_per_step(spec, vbmi),
+        groups_per_step=step,
+        widest=HEAP_ACCUMULATORS if isa.parts == 1 else 2 * step,
         threads=threads,
     )
 
 
-def plain_space(spec: LinearSpec, threads: int) -> Space:
-    """Return the space of `schedule_linear_plain`."""
-    default = plain_decision(spec, threads)
-    return tile_space(default, spec.rows, spec.groups, spec.inputs // DEPTH, widest=2, threads=threads)
+def linear_prim_func(spec: LinearSpec, isa: Isa, *, ahead: int = 0) -> tirx.PrimFunc:
+    """Return the kernel in plain loops, but for tables, which stay in the registers of isa.
 
-
-def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False, ahead: int = 0) -> tirx.PrimFunc:
-    """Return the kernel in plain loops.
-
-    vbmi: the CPU has avx512vbmi, so tables stay in registers. ahead: prefetch the weights that many groups
-    further on, the column_tile of the tiles to come.
+    ahead: prefetch the weights that many groups further on, the column_tile of the tiles to come.
 
     Integer out: clip((acc >> shift[n]) + residual), then the table.
     Fixed point: ((int64(acc) * multiplier[n] + 2**(shift[n] - 1)) >> shift[n]) + zero_point + residual, clip.
@@ -84,28 +82,17 @@ def linear_prim_func(spec: LinearSpec, *, vbmi: bool = False, ahead: int = 0) ->
             shape = (spec.rows + SLACK_ROWS, spec.groups + SLACK_GROUPS, LANES)
             total = T.sblock_alloc_buffer(shape, "int32")
             _accumulate(spec, arguments["x"], arguments["weight"], total)
-            Finish(spec, arguments, total, vbmi, ahead).emit()
+            Finish(spec, arguments, total, isa, ahead).emit()
         return builder.get()
 
 
-def schedule_linear(prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision) -> tirx.PrimFunc:
-    """Return prim_func, which `linear_prim_func` made of spec, tiled for AVX-512 VNNI."""
-    return _scheduled(prim_func, spec, decision, x86_intrinsics.VNNI_DOT)
-
-
-def schedule_linear_plain(prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision) -> tirx.PrimFunc:
-    """Return prim_func, made without vbmi, tiled for AVX2; decision as `plain_decision` gives it."""
-    return _scheduled(prim_func, spec, decision, x86_intrinsics.PMADDWD_DOT)
-
-
-def _scheduled(
-    prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision, intrinsic: str
+def schedule_linear(
+    prim_func: tirx.PrimFunc, spec: LinearSpec, decision: Decision, isa: Isa
 ) -> tirx.PrimFunc:
+    """Return prim_func, which `linear_prim_func` made of spec and isa, tiled."""
     x86_intrinsics.register()
     sch = Schedule(IRModule({"main": prim_func}))
-    _, steps = sch.get_loops(sch.get_sblock("finish"))
-    per_step = spec.groups // int(sch.get(steps).extent)  # it depends on vbmi, which only prim_func knows
-    tile(sch, decision, groups_per_step=per_step, intrinsic=intrinsic)
+    tile(sch, decision, groups_per_step=groups_per_step(spec, isa), intrinsic=isa.dot)
     return sch.mod["main"]
 
 

@@ -1,0 +1,29 @@
+"""Which instruction set a profile's kernels are written for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.schedule.isa_cases import ISA, PROFILES
+from tvmq.schedule.x86_isa import ISAS, isa_of
+from tvmq.target import load_profile
+
+
+@pytest.mark.parametrize(("isa", "profile"), PROFILES.items())
+def test_a_profile_gets_the_fastest_set_it_has(isa: str, profile: str) -> None:
+    assert isa_of(load_profile(profile)) is ISA[isa]
+
+
+def test_every_set_has_a_profile_and_a_profile_without_one_has_none() -> None:
+    assert set(ISA) == set(PROFILES)
+    assert isa_of(load_profile("arm_dotprod")) is None
+    assert isa_of(replace(load_profile("x86_baseline"), features=frozenset({"sse", "sse2"}))) is None
+
+
+def test_a_dot_is_named_after_its_instruction_and_width() -> None:
+    names = {isa.dot for isa in ISAS}
+    assert "vpdpbusd512_dot_16x4_u8s8s32" in names
+    assert "pmaddwd128_dot_16x4_u8s8s32" in names
+    assert len(names) == 5  # the two with 512-bit vpdpbusd share it

@@ -1,0 +1,58 @@
+"""The x86 instruction sets that kernels are written for.
+
+On all of them a kernel computes with vectors of 16 sums of 32 bits; LLVM cuts plain arithmetic on those
+into registers. What it does not find by itself, dots of bytes and tables in registers, `x86_intrinsics` and
+`x86_vectors` write with the instructions of an Isa. A kernel family asks the Isa, never a CPU feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvmq.target import TargetProfile
+
+GROUP_BITS = 512  # 16 sums of 32 bits
+
+_SSE4 = frozenset({"sse", "sse2", "pni", "ssse3", "sse4_1"})
+_AVX2 = _SSE4 | {"avx", "avx2"}
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isa:
+    """One instruction set; features as Linux spells them."""
+
+    name: str
+    features: frozenset[str]
+    bits: int  # of a vector register
+    registers: int
+    vnni: bool = False  # vpdpbusd: sums of four uint8 x int8; else pmaddwd, sums of two int16 x int16
+    vbmi: bool = False  # vpermi2b: byte tables of 128 entries; else pshufb, tables of 16
+
+    @property
+    def parts(self) -> int:
+        """Registers that hold one group of 16 sums."""
+        return GROUP_BITS // self.bits
+
+    @property
+    def dot(self) -> str:
+        """Name of the tensor intrinsic that multiplies uint8 by int8, four products to each of 16 sums."""
+        return f"{'vpdpbusd' if self.vnni else 'pmaddwd'}{self.bits}_dot_16x4_u8s8s32"
+
+
+ISAS = (
+    Isa(
+        name="avx512_vbmi", features=_AVX512 | {"avx512_vnni", "avx512vbmi"},
+        bits=512, registers=32, vnni=True, vbmi=True,
+    ),
+    Isa(name="avx512_vnni", features=_AVX512 | {"avx512_vnni"}, bits=512, registers=32, vnni=True),
+    Isa(name="avx_vnni", features=_AVX2 | {"avx_vnni"}, bits=256, registers=16, vnni=True),
+    Isa(name="avx512", features=_AVX512, bits=512, registers=32),
+    Isa(name="avx2", features=_AVX2, bits=256, registers=16),
+    Isa(name="sse4", features=_SSE4, bits=128, registers=16),
+)  # fmt: skip
+
+
+def isa_of(profile: TargetProfile) -> Isa | None:
+    """Return the fastest instruction set that code for profile may use, None if it has none of them."""
+    return next((isa for isa in ISAS if isa.features <= profile.features), None)
