@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import StrEnum
 from functools import cache
@@ -34,31 +34,12 @@ class Record:
     @classmethod
     def from_json(cls, data: Any, where: str | None = None) -> Self:
         """Return the record in data; `where` names the place in the UsageError for anything unfit."""
-        place = where or cls.__name__
-        hints: dict[str, Any] = _hints(cls)  # type: ignore[arg-type]
-        if not isinstance(data, dict):
-            raise UsageError(f"{place}: {_kind(data)} found, an object with {sorted(hints)} is wanted")
-        _check_keys(data, hints, place)
-        values = {name: _decode(data[name], hint, f"{place}.{name}") for name, hint in hints.items()}
         try:
-            return cls(**values)
-        except ValueError as error:
-            raise UsageError(f"{place}: {error}") from error
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    resolved = typing.get_type_hints(cls)
-    return {f.name: resolved[f.name] for f in fields(cls)}
-
-
-def _check_keys(data: dict[str, Any], hints: dict[str, Any], place: str) -> None:
-    for key in data:
-        if key not in hints:
-            raise UsageError(f"{place}: unknown key {key!r}; known keys: {sorted(hints)}")
-    for key in hints:
-        if key not in data:
-            raise UsageError(f"{place}: key {key!r} is missing; wanted keys: {sorted(hints)}")
+            record: Self = _decoder(cls)(data)  # type: ignore[arg-type]
+        except _UnfitError as unfit:
+            place = (where or cls.__name__) + "".join(reversed(unfit.path))
+            raise UsageError(f"{place}: {unfit.problem}") from unfit.__cause__
+        return record
 
 
 def _encode(value: Any) -> Any:
@@ -79,67 +60,147 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any, hint: Any, place: str) -> Any:
+Decoder = Callable[[Any], Any]
+
+
+class _UnfitError(Exception):
+    """A value that is not what was written; path grows from the inside out on its way up."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path: list[str] = []
+
+
+@cache
+def _decoder(hint: Any) -> Decoder:
+    """Return the function that turns JSON data into a value of this type; it raises _UnfitError.
+
+    Made once per type: an artifact's manifest holds thousands of values, and loading should not wait.
+    """
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        return _decode_optional(value, hint, place)
+        return _optional(hint)
     if origin is tuple:
-        return _decode_tuple(value, typing.get_args(hint), place)
+        return _many(hint, tuple)
     if origin is frozenset:
-        return frozenset(_decode_tuple(value, typing.get_args(hint), place))
+        return _many(hint, frozenset)
     if origin is np.ndarray:
-        return _decode_array(_expect(value, dict, place), place)
+        return _array
     if origin is not None and issubclass(origin, Mapping):
-        return _decode_mapping(_expect(value, dict, place), typing.get_args(hint)[1], place)
+        return _mapping(typing.get_args(hint)[1])
     if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_json(value, place)
+        return _record(hint)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return _decode_enum(value, hint, place)
-    if hint is float and type(value) is int:
-        return float(value)
-    return _expect(value, hint, place)
+        return _enum(hint)
+    return _plain(hint)
 
 
-def _decode_optional(value: Any, hint: Any, place: str) -> Any:
-    if value is None:
-        return None
+def _record(cls: type[Record]) -> Decoder:
+    resolved = typing.get_type_hints(cls)
+    decoders = {f.name: _decoder(resolved[f.name]) for f in fields(cls)}  # type: ignore[arg-type]
+
+    def decode(data: Any) -> Record:
+        if not isinstance(data, dict):
+            raise _UnfitError(f"{_kind(data)} found, an object with {sorted(decoders)} is wanted")
+        _check_keys(data, decoders)
+        values = {}
+        for name, decode_field in decoders.items():
+            try:
+                values[name] = decode_field(data[name])
+            except _UnfitError as unfit:
+                unfit.path.append(f".{name}")
+                raise
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise _UnfitError(str(error)) from error
+
+    return decode
+
+
+def _check_keys(data: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if data.keys() == wanted.keys():
+        return
+    for key in data:
+        if key not in wanted:
+            raise _UnfitError(f"unknown key {key!r}; known keys: {sorted(wanted)}")
+    missing = next(key for key in wanted if key not in data)
+    raise _UnfitError(f"key {missing!r} is missing; wanted keys: {sorted(wanted)}")
+
+
+def _optional(hint: Any) -> Decoder:
     (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-    return _decode(value, inner, place)
+    decode_value = _decoder(inner)
+    return lambda value: None if value is None else decode_value(value)
 
 
-def _decode_tuple(value: Any, args: tuple[Any, ...], place: str) -> tuple[Any, ...]:
-    items = _expect(value, list, place)
-    return tuple(_decode(item, args[0], f"{place}[{i}]") for i, item in enumerate(items))
+def _many(hint: Any, kind: type) -> Decoder:
+    decode_item, expect_list = _decoder(typing.get_args(hint)[0]), _plain(list)
+
+    def decode(value: Any) -> Any:
+        items = []
+        for item in expect_list(value):
+            try:
+                items.append(decode_item(item))
+            except _UnfitError as unfit:
+                unfit.path.append(f"[{len(items)}]")
+                raise
+        return kind(items)
+
+    return decode
 
 
-def _decode_mapping(value: dict[str, Any], item: Any, place: str) -> dict[str, Any]:
+def _mapping(item: Any) -> Decoder:
+    expect_dict = _plain(dict)
     if item is Any:
-        return value
-    return {name: _decode(each, item, f"{place}[{name!r}]") for name, each in value.items()}
+        return expect_dict
+    decode_item = _decoder(item)
+
+    def decode(value: Any) -> dict[str, Any]:
+        decoded = {}
+        for name, each in expect_dict(value).items():
+            try:
+                decoded[name] = decode_item(each)
+            except _UnfitError as unfit:
+                unfit.path.append(f"[{name!r}]")
+                raise
+        return decoded
+
+    return decode
 
 
-def _decode_array(value: dict[str, Any], place: str) -> npt.NDArray[Any]:
-    _check_keys(value, {"dtype": str, "shape": list, "base64": str}, place)
+def _array(value: Any) -> npt.NDArray[Any]:
+    value = _plain(dict)(value)
+    _check_keys(value, {"dtype": str, "shape": list, "base64": str})
     try:
         dtype = np.dtype(value["dtype"])
         stored = np.frombuffer(base64.b64decode(value["base64"], validate=True), dtype.newbyteorder("<"))
         return stored.astype(dtype).reshape(value["shape"])
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{place}: no array of {value['dtype']} {value['shape']}: {error}") from error
+        raise _UnfitError(f"no array of {value['dtype']} {value['shape']}: {error}") from error
 
 
-def _decode_enum(value: Any, hint: type[StrEnum], place: str) -> StrEnum:
-    try:
-        return hint(value)
-    except ValueError:
-        raise UsageError(f"{place}: {value!r} found, one of {[m.value for m in hint]} is wanted") from None
+def _enum(kind: type[StrEnum]) -> Decoder:
+    def decode(value: Any) -> StrEnum:
+        try:
+            return kind(value)
+        except ValueError:
+            raise _UnfitError(f"{value!r} found, one of {[m.value for m in kind]} is wanted") from None
+
+    return decode
 
 
-def _expect(value: Any, kind: type, place: str) -> Any:
-    # bool is an int to Python, not to a file format.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"{place}: {_kind(value)} found, {kind.__name__} is wanted")
-    return value
+def _plain(kind: type) -> Decoder:
+    def decode(value: Any) -> Any:
+        # bool is an int to Python, not to a file format.
+        if type(value) is kind or (isinstance(value, kind) and not isinstance(value, bool)):
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+        raise _UnfitError(f"{_kind(value)} found, {kind.__name__} is wanted")
+
+    return decode
 
 
 def _kind(value: Any) -> str:
