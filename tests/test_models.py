@@ -120,11 +120,11 @@ MODELS = {
     "swin_tiny": (
         timm_model("swin_tiny_patch4_window7_224", depths=(2, 2, 2, 2)),  # of 2, 2, 6, 2
         image,
-        0.95,
-        {"attention_bias", *POOLING},
+        1.0,
+        POOLING,
         0.998,
     ),
-    "bert": (bert, sentence, 0.9, {"attention_bias", "where"}, 0.999),
+    "bert": (bert, sentence, 1.0, set(), 0.999),
 }
 
 

@@ -175,3 +175,67 @@ def test_attention_divides_by_what_it_weighed():
         dtype="uint8",
     )
     assert out.tolist() == [[7 + round(120 * 255 / (255 + 128))]]
+
+
+def masked_attention(biases=(), mask=None, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.integers(-128, 128, (4, 2, n, 8)).astype(np.int8) for n in (5, 7, 7))
+    numbers = {"score_shift": 6, "numerator": 2**29, "norm_shift": 29, "zero_point": 3, "dtype": "uint8"}
+    return (q, k, v), lambda k=k, v=v, b=biases, m=mask: numerics.attention(
+        q, k, v, numerics.softmax_table(), **numbers, biases=b, mask=m
+    )
+
+
+def test_a_hidden_key_is_as_if_it_were_not_there():
+    (_, k, v), run = masked_attention()
+    mask = np.ones((1, 1, 7), np.uint8)
+    mask[..., [2, 6]] = 0
+    shown = [0, 1, 3, 4, 5]
+    assert (run(m=mask) == run(k=k[..., shown, :], v=v[..., shown, :])).all()
+
+
+def test_a_row_that_sees_no_key_is_zero():
+    _, run = masked_attention()
+    mask = np.ones((4, 5, 7), np.uint8)
+    mask[1, 2] = 0
+    out = run(m=mask)
+    assert (out[1, :, 2] == 3).all()
+    rest = np.ones((4, 5), bool)
+    rest[1, 2] = False
+    assert (out.swapaxes(1, 2)[rest] == run().swapaxes(1, 2)[rest]).all()
+
+
+def test_biases_repeat_along_the_batch():
+    rng = np.random.default_rng(1)
+    window = rng.integers(-200, 200, (2, 1, 5, 7)).astype(np.int16)
+    position = rng.integers(-200, 200, (1, 2, 5, 7)).astype(np.int16)
+    _, run = masked_attention()
+    product = np.tile(window, (2, 1, 1, 1)) + position
+    assert (run(b=[window, position]) == run(b=[product])).all()
+    assert not (run(b=[window, position]) == run(b=[position])).all()
+
+
+def test_a_bias_moves_weight_by_octaves():
+    """14 steps are one octave: a bias of -14 halves a weight of 255."""
+    q, k, v = np.zeros((1, 1, 1, 1), np.int8), np.zeros((1, 1, 2, 1), np.int8), np.array([[[[120], [0]]]])
+    out = numerics.attention(
+        q,
+        k,
+        v,
+        numerics.softmax_table(),
+        score_shift=0,
+        numerator=2**29,
+        norm_shift=29,
+        zero_point=0,
+        dtype="int8",
+        biases=[np.array([[[[0, -14]]]], np.int16)],
+    )
+    assert out.item() == round(120 * 255 / (255 + 128))
+
+
+def test_no_logit_reaches_the_hidden_one():
+    for head_dim in (1, 16, 64, 1024):
+        largest = head_dim * 2**14 << -numerics.least_score_shift(head_dim)
+        assert largest <= 2**29
+        assert -largest - 2 * 2**15 - numerics.SOFTMAX_TABLE_SIZE > numerics.HIDDEN_LOGIT
+        assert largest + 2 * 2**15 - numerics.HIDDEN_LOGIT < 2**31

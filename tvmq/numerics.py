@@ -10,7 +10,7 @@ arithmetic shift on every machine, which rounding to even is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ LAYER_NORM_MAX_CHANNELS = 8191
 # greater distance from the row's largest, is 9 octaves down: below half a unit of uint8, that is, zero.
 STEPS_PER_OCTAVE = 14
 SOFTMAX_TABLE_SIZE = 128
+# What the logit of a masked key becomes: below every other by far more than the table's reach.
+HIDDEN_LOGIT = -(2**30)
 
 
 def round_shift(x: IntArray, shift: IntArray | int) -> IntArray:
@@ -178,8 +180,17 @@ def softmax_table() -> npt.NDArray[np.uint8]:
 
 
 def least_score_shift(head_dim: int) -> int:
-    """Return the most negative score_shift that keeps every logit of int8 q and k below 2**30."""
-    return min(0, math.ceil(math.log2(head_dim)) - 16)
+    """Return the most negative score_shift that keeps every logit of int8 q and k below 2**29."""
+    return min(0, math.ceil(math.log2(head_dim)) - 15)
+
+
+def logit_bias(bias: FloatArray) -> npt.NDArray[np.int16]:
+    """Return an additive bias in the logits' unit, ties up, saturated to 16 bits: 2340 octaves each way.
+
+    -inf and the like become the least number; weights 127 steps below a row's largest are 0 anyway.
+    """
+    octaves = np.clip(np.asarray(bias, np.float64) * math.log2(math.e), -(2.0**12), 2.0**12)
+    return saturate(np.floor(octaves * STEPS_PER_OCTAVE + 0.5), "int16").astype(np.int16)
 
 
 def attention(
@@ -193,6 +204,8 @@ def attention(
     norm_shift: int,
     zero_point: int,
     dtype: str,
+    biases: Sequence[IntArray] = (),
+    mask: IntArray | None = None,
 ) -> IntArray:
     """Return integer attention of int8 q [..., T, D], k and v [..., S, D] as dtype [..., T, D].
 
@@ -200,11 +213,20 @@ def attention(
     row has weight 255, the others 255 * 2**-distance; the division by the sum of the weights comes after the
     product with v, one per row, so flat rows keep all 8 bits (probabilities of 1/256 would lose them).
     numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
+
+    biases, mask: for q [B, H, T, D]. biases: at most two, int16 [P, 1 or H, T, S] in the logits' unit, P
+    divides B: batch b adds bias[b % P], so that windows that repeat share theirs. With least_score_shift,
+    |logit + biases| < 2**29 + 2**16, and any difference to HIDDEN_LOGIT fits int32.
+    mask: [1 or B, 1 or T, S], 0 hides a key: its weight is 0. A row that sees no key gives zero_point.
     """
     wide_q, wide_k, wide_v = (np.asarray(a, np.int64) for a in (q, k, v))
     logits = round_shift(wide_q @ np.swapaxes(wide_k, -1, -2), score_shift)
+    for bias in biases:
+        logits = logits + np.tile(bias, (len(logits) // len(bias), 1, 1, 1))
+    seen = np.True_ if mask is None else np.asarray(mask)[:, None] != 0
+    logits = np.where(seen, logits, HIDDEN_LOGIT)
     distance = np.minimum(logits.max(-1, keepdims=True) - logits, SOFTMAX_TABLE_SIZE - 1)
-    weights = np.asarray(table, np.int64)[distance]
-    reciprocal = numerator // weights.sum(-1, keepdims=True)
+    weights = np.where(seen, np.asarray(table, np.int64)[distance], 0)
+    reciprocal = numerator // np.maximum(weights.sum(-1, keepdims=True), 1)
     product = (weights @ wide_v) * reciprocal
     return saturate(round_shift_wide(product, norm_shift) + zero_point, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from tvmq import numerics
-from tvmq.passes import composites
+from tvmq.passes import attention_composite, composites
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,24 @@ def layer_norm(out_dtype: str) -> Case:
     return Case(func, (x, gain, offset), numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers))
 
 
-def attention(score_shift: int, out_dtype: str, zero_point: int) -> Case:
-    """Return 2 heads of 4 queries over 7 keys, twice."""
+def attention(
+    score_shift: int,
+    out_dtype: str,
+    zero_point: int,
+    biases: Sequence[tuple[int, int]] = (),
+    mask: tuple[int, int] | None = None,
+) -> Case:
+    """Return 2 heads of 4 queries over 7 keys, twice; with a mask, a row that sees no key."""
     rng = np.random.default_rng(5)
     batch, heads, queries, keys, depth = 2, 2, 4, 7, 8
     q, k, v = (
         rng.integers(-128, 128, (batch * n, heads * depth)).astype(np.int8) for n in (queries, keys, keys)
     )
     table = numerics.softmax_table()
+    added = [rng.integers(-300, 300, (*sizes, queries, keys)).astype(np.int16) for sizes in biases]
+    shown = [] if mask is None else [rng.integers(0, 2, (*mask, keys)).astype(np.uint8)]
+    for m in shown:
+        m[0, 0], m[-1, -1, 3] = 0, 1
     numbers = {
         "score_shift": score_shift,
         "numerator": 3 * 2**28,
@@ -145,8 +155,9 @@ def attention(score_shift: int, out_dtype: str, zero_point: int) -> Case:
         "zero_point": zero_point,
     }
     split = [a.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3) for a in (q, k, v)]
-    mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers)
-    func = composites.attention(
+    terms = {"biases": added, "mask": shown[0] if shown else None}
+    mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers, **terms)
+    func = attention_composite.attention(
         "site",
         batch=batch,
         heads=heads,
@@ -154,10 +165,12 @@ def attention(score_shift: int, out_dtype: str, zero_point: int) -> Case:
         keys=keys,
         head_dim=depth,
         out_dtype=out_dtype,
+        biases=biases,
+        mask=mask,
         **numbers,
     )
     expected = mixed.transpose(0, 2, 1, 3).reshape(batch * queries, heads * depth)
-    return Case(func, (q, k, v, table), expected)
+    return Case(func, (q, k, v, table, *added, *shown), expected)
 
 
 def lookup() -> Case:
@@ -186,5 +199,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "attention": lambda: attention(6, "uint8", 128),
     "attention of large logits": lambda: attention(-3, "int8", 0),
     "attention without shift": lambda: attention(0, "int8", 0),
+    "attention with a bias": lambda: attention(9, "int8", 0, [(1, 2)]),
+    "attention in windows": lambda: attention(9, "uint8", 128, [(1, 2), (2, 1)]),
+    "attention with hidden keys": lambda: attention(9, "uint8", 128, mask=(2, 1)),
+    "attention with hidden pairs": lambda: attention(9, "int8", 0, [(2, 2)], mask=(1, 4)),
     "table": lookup,
 }

@@ -4,7 +4,7 @@ import torch
 from tvm import relax
 
 from tvmq import reference
-from tvmq.passes.hidden_rows import hiding_choice, zero_hidden_rows
+from tvmq.passes.hidden_rows import hiding_choice, rows_shown, zero_hidden_rows
 from tvmq.passes.rebuild import op_name, rebuild
 
 
@@ -44,3 +44,21 @@ def test_only_minus_infinity_hides(hidden):
 
     rebuild(masked(hidden), look)
     assert (choices[0] is not None) == (hidden == -np.inf)
+
+
+def test_the_condition_of_hidden_rows_is_recognised():
+    mod = masked(-np.inf)
+    seen, found = mod["main"].params[1], []
+
+    def hide(graph, var, value):
+        if op_name(value) != "nn.relu":
+            return None
+        answer = zero_hidden_rows(graph, value.args[0], seen)
+        where = graph.value(answer)
+        found.append(rows_shown(graph.value, where.args[0]))
+        found.append(rows_shown(graph.value, seen))
+        return answer
+
+    rebuild(mod, hide)
+    assert found[0].same_as(seen)
+    assert found[1] is None

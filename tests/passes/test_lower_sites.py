@@ -13,7 +13,6 @@ from tests.passes.qdq_graphs import (
     TRUNK,
     QdqBuilder,
     Var,
-    attention,
     float_input,
     kernels,
     random_input,
@@ -47,28 +46,6 @@ def test_a_norm_over_the_last_axis_of_int16_is_integer(stored, axes, kernel):
     found, ops = lowered(make, make.stored("y", make.bind("norm", y), NORMED), x, NORMED.scale)
     assert (found == [("layer_norm", "norm")]) is kernel
     assert ("nn.layer_norm" in ops) is not kernel
-
-
-def test_attention_whose_logits_have_no_unit_stays_float():
-    make, x = QdqBuilder(), float_input(1, 6, 2, 4)
-    qkv = [make.stored(name, x, SIGNED) for name in "qkv"]  # 2**-10 * scale * log2(e) * 14 is no power of two
-    y = make.stored("y", make.bind("attn", op.nn.attention(*qkv, scale=0.5)), NORMED)
-    found, ops = lowered(make, y, x, NORMED.scale)
-    assert found == []
-    assert "nn.attention" in ops
-
-
-def test_attention_with_a_causal_mask_stays_float():
-    qdq = attention()
-    call = next(b.value for b in bindings(qdq["main"]) if op_name(b.value) == "nn.attention")
-    make, x = QdqBuilder(), float_input(1, 6, 2, 4)
-    unit = QuantParams(float(np.float32(2.0**-7 / (0.5 * np.log2(np.e) * 14) ** 0.5)), 0, "int8")
-    qkv = [make.stored(name, x, unit) for name in "qkv"]
-    masked = make.bind("attn", op.nn.attention(*qkv, scale=0.5, causal_mask="TopLeft"))
-    lowered_mod = LowerInteger()(make.module([x], make.stored("y", masked, NORMED)))
-    assert kernels(lowered_mod) == []
-    assert float(call.attrs.scale) == 0.5  # the same without the mask does become a kernel
-    assert ("attention", "attn") in kernels(LowerInteger()(qdq))
 
 
 def test_a_function_joins_the_product_before_it_if_nothing_else_reads_that():

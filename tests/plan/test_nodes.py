@@ -22,6 +22,24 @@ def test_a_transformer_is_made_of_sites_biases_views_and_adds():
     assert nodes.consumers["head.bias"] == (OUTPUT,)
 
 
+def test_what_is_added_to_scores_is_no_value_of_attention():
+    make = ModuleBuilder(np.random.default_rng(0))
+    x = relax.Var("x", relax.TensorType((1, 3, 2, 4), "float32"))
+    seen = relax.Var("seen", relax.TensorType((1, 1, 1, 3), "bool"))
+    bias = relax.Var("bias", relax.TensorType((1, 1, 1, 3), "float32"))
+    mask = make.bind("mask", op.where(seen, relax.const(np.float32(0)), relax.const(np.float32(-1e9))))
+    hidden = make.bind("hidden", op.nn.attention(x, x, x, mask))
+    any_seen = make.bind("any", op.max(make.bind("int", op.astype(seen, "int8")), axis=[-1], keepdims=True))
+    shown = make.bind("shown", op.astype(any_seen, "bool"))
+    make.bind("rows", op.where(shown, hidden, relax.const(np.float32(0))))
+    make.bind("other", op.where(shown, x, relax.const(np.float32(0))))
+    make.bind("unknown", op.nn.attention(x, x, x, bias))
+    nodes = index(make.module([x, seen, bias], hidden)).by_name
+    assert (nodes["hidden"].kind, nodes["hidden"].inputs) == ("attention", ("x",) * 3)
+    assert (nodes["rows"].kind, nodes["rows"].inputs) == ("view", ("hidden",))
+    assert nodes["other"].kind == nodes["unknown"].kind == "other"
+
+
 def test_only_one_consumer_counts_as_the_sole_one():
     nodes = tiny_transformer.nodes()
     assert nodes.sole_consumer("blocks.0.fc1").name == "blocks.0.fc1.bias"

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import seeds
+from tvmq.schedule.attention_spec import pack_bias
 from tvmq.schedule.float_linear import pack_float_weight
 from tvmq.schedule.kernels import UNPACK, find, unpack
 from tvmq.schedule.linear_spec import LANES, pack_weight, pad_channels
@@ -18,13 +19,14 @@ SHAPES = [(5, 8), (8, 20), (20,), (20,)]
 PACK = {
     "linear16x4": pack_weight,
     "float16": pack_float_weight,
+    "keys16": pack_bias,
     "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),
 }
 
 
 @given(st.sampled_from(sorted(UNPACK)), st.integers(1, 9), st.integers(1, 50), seeds)
 def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, seed: int):
-    shape = (outputs,) if layout == "channels16" else (4 * depth, outputs)
+    shape = {"channels16": (outputs,), "keys16": (1, 2, depth, outputs)}.get(layout, (4 * depth, outputs))
     values = np.random.default_rng(seed).integers(-127, 128, shape)
     values = values.astype(np.float32 if layout == "float16" else np.int8)
     packed = PACK[layout](values)

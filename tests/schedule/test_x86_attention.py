@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.schedule.pool import pool_of
 from tvmq import numerics
-from tvmq.schedule.x86_attention import AttentionSpec, attention_prim_func, supports
+from tvmq.schedule.attention_spec import AttentionSpec, default_decision, pack_bias
+from tvmq.schedule.x86_attention import attention_prim_func
 
 CPUS = {"znver4": True, "cascadelake": False}  # whether the byte permute (VBMI) is there
 DEIT = AttentionSpec(
@@ -38,13 +39,21 @@ def runs_here(cpu: str) -> bool:
 
 
 def random_inputs(spec: AttentionSpec, seed: int = 0) -> list[Any]:
+    """Return q, k, v, the biases and the mask."""
     random = np.random.default_rng(seed)
     width = spec.heads * spec.head_dim
     rows = (spec.batch * spec.queries, spec.batch * spec.keys, spec.batch * spec.keys)
-    return [random.integers(-128, 128, (n, width)).astype("int8") for n in rows]
+    inputs = [random.integers(-128, 128, (n, width)).astype("int8") for n in rows]
+    for sizes in spec.biases:
+        inputs.append(random.integers(-400, 400, (*sizes, spec.queries, spec.keys)).astype("int16"))
+    if spec.mask is not None:
+        mask = random.integers(0, 2, (*spec.mask, spec.keys)).astype("uint8")
+        mask[random.integers(0, spec.mask[0]), random.integers(0, spec.mask[1])] = 0
+        inputs.append(mask)
+    return inputs
 
 
-def expected(spec: AttentionSpec, q: Any, k: Any, v: Any) -> Any:
+def expected(spec: AttentionSpec, q: Any, k: Any, v: Any, *others: Any) -> Any:
     def heads_first(x: Any, tokens: int) -> Any:
         return x.reshape(spec.batch, tokens, spec.heads, spec.head_dim).swapaxes(1, 2)
 
@@ -58,6 +67,8 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any) -> Any:
         norm_shift=spec.norm_shift,
         zero_point=spec.zero_point,
         dtype=spec.out_dtype,
+        biases=others[: len(spec.biases)],
+        mask=others[-1] if spec.mask else None,
     )
     return result.swapaxes(1, 2).reshape(q.shape)
 
@@ -65,12 +76,14 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any) -> Any:
 def check(spec: AttentionSpec, cpu: str, *batches: list[Any], threads: int = 1) -> None:
     if not runs_here(cpu):
         pytest.skip(f"this machine cannot run code for {cpu}")
-    func = attention_prim_func(spec, vbmi=CPUS[cpu], threads=threads)
+    func = attention_prim_func(spec, default_decision(spec, threads), vbmi=CPUS[cpu])
     kernel = tvm.compile(func, target=tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
-    for q, k, v in batches:
+    for q, k, v, *others in batches:
         out = tvm.runtime.tensor(np.full(q.shape, 77, spec.out_dtype))
-        kernel(*(tvm.runtime.tensor(x) for x in (q, k, v, numerics.softmax_table())), out)
-        np.testing.assert_array_equal(out.numpy(), expected(spec, q, k, v))
+        packed = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
+        inputs = (q, k, v, numerics.softmax_table(), *packed)
+        kernel(*map(tvm.runtime.tensor, inputs), out)
+        np.testing.assert_array_equal(out.numpy(), expected(spec, q, k, v, *others))
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -129,9 +142,46 @@ def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
         check(spec, "znver4", random_inputs(spec), threads=2)
 
 
-def test_what_the_kernel_cannot_do_is_said() -> None:
-    assert supports(DEIT) is None
-    assert supports(replace(DEIT, head_dim=40)) == "head_dim 40 is not a multiple of 16"
-    assert "keys are over" in str(supports(replace(DEIT, keys=70_000)))
-    with pytest.raises(ValueError, match=r"score_shift -11 is outside -10\.\.31"):
-        attention_prim_func(replace(DEIT, score_shift=-11), vbmi=True)
+@pytest.mark.parametrize("cpu", CPUS)
+@settings(max_examples=10, deadline=None)
+@given(
+    batch=st.sampled_from([1, 2, 4]),
+    heads=st.integers(1, 3),
+    queries=st.integers(1, 20),
+    keys=st.integers(1, 80),
+    score_shift=st.integers(-3, 14),
+    biases=st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.booleans()), max_size=2),
+    mask=st.none() | st.tuples(st.booleans(), st.booleans()),
+)
+def test_any_bias_and_mask_is_exact(
+    cpu: str,
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    score_shift: int,
+    biases: list[tuple[int, bool]],
+    mask: tuple[bool, bool] | None,
+) -> None:
+    spec = AttentionSpec(
+        batch, heads, queries, keys, 32, score_shift, 1 << 28, 24, zero_point=9, out_dtype="uint8"
+    )
+    spec = replace(
+        spec,
+        biases=tuple((min(period, batch), heads if each else 1) for period, each in biases),
+        mask=mask and (batch if mask[0] else 1, queries if mask[1] else 1),
+    )
+    check(spec, cpu, random_inputs(spec))
+
+
+def test_extreme_biases_and_rows_that_see_nothing() -> None:
+    spec = replace(DEIT, batch=2, queries=9, keys=37, head_dim=16, score_shift=-11, biases=((1, 2), (2, 1)))
+    spec = replace(spec, mask=(2, 1))
+    inputs = random_inputs(spec)
+    for x in inputs[3:5]:
+        x[...] = np.where(x < 0, -(2**15), 2**15 - 1)
+    inputs[5][:] = [[[0]], [[1]]]
+    check(spec, "znver4", inputs)
+    same, sign = np.full_like(inputs[0], -128), np.full_like(inputs[0], 127)
+    check(spec, "znver4", [same, np.full_like(inputs[1], -128), *inputs[2:]])
+    check(spec, "znver4", [sign, np.full_like(inputs[1], -128), *inputs[2:]])

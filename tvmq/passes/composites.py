@@ -10,7 +10,7 @@ without one it is inlined and TVM legalises its ops on any target. The ops spell
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -18,20 +18,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq import numerics
-from tvmq.passes.rebuild import sequence
-
-KERNEL = "tvmq.kernel"
-SITE = "tvmq.site"
-
-
-def tensor_type(shape: Sequence[int], dtype: str) -> relax.TensorType:
-    """Return the Relax type of a static tensor."""
-    return relax.TensorType(tuple(int(d) for d in shape), dtype)
-
-
-def integer(value: int, dtype: str = "int32") -> relax.Expr:
-    """Return a scalar integer constant."""
-    return relax.const(value, dtype)
+from tvmq.passes.composite_body import KERNEL, Body, integer, tensor_type
 
 
 def linear(
@@ -61,7 +48,7 @@ def linear(
     weight = relax.Var("weight", tensor_type((inputs, outputs), "int8"))
     bias = relax.Var("bias", tensor_type((outputs,), "int32"))
     params = [x, weight, bias]
-    body = _Body()
+    body = Body()
     acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), bias))
     if out_dtype == "float32":
         params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
@@ -111,7 +98,7 @@ def depthwise(
     weight = relax.Var("weight", tensor_type((kernel[0] * kernel[1], channels), "int8"))
     bias = relax.Var("bias", tensor_type((channels,), "int32"))
     params = [x, weight, bias]
-    body = _Body()
+    body = Body()
     acc = bias
     for tap in range(kernel[0] * kernel[1]):
         begin = divmod(tap, kernel[1])
@@ -154,7 +141,7 @@ def layer_norm(
     x = relax.Var("x", tensor_type((rows, channels), "int16"))
     gain = relax.Var("gain", tensor_type((channels,), "int32"))
     offset = relax.Var("offset", tensor_type((channels,), "int32"))
-    body = _Body()
+    body = Body()
     clipped = _normalised(body, x, epsilon, limit)
     y = body(op.add(body(op.multiply(clipped, gain)), offset))
     y = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
@@ -170,98 +157,15 @@ def layer_norm(
     return body.finish([x, gain, offset], y, "layer_norm", site, attrs)
 
 
-def attention(
-    site: str,
-    *,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    head_dim: int,
-    score_shift: int,
-    numerator: int,
-    norm_shift: int,
-    zero_point: int,
-    out_dtype: str,
-) -> relax.Function:
-    """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128]); numerics.attention."""
-    width = heads * head_dim
-    q = relax.Var("q", tensor_type((batch * queries, width), "int8"))
-    k = relax.Var("k", tensor_type((batch * keys, width), "int8"))
-    v = relax.Var("v", tensor_type((batch * keys, width), "int8"))
-    table = relax.Var("table", tensor_type((numerics.SOFTMAX_TABLE_SIZE,), "uint8"))
-    body = _Body()
-
-    def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
-        return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
-
-    logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
-    weights, total = _softmax(body, logits, table, score_shift)
-    mixed = body(op.matmul(weights, split(v, keys, [0, 2, 1, 3]), out_dtype="int32"))
-    y = _divided(body, mixed, total, numerator=numerator, norm_shift=norm_shift)
-    low, high = numerics.INTEGER_RANGE[out_dtype]
-    y = body(op.clip(body(op.add(y, integer(zero_point, "int64"))), low, high))
-    y = body(op.permute_dims(body(op.astype(y, out_dtype)), [0, 2, 1, 3]))
-    y = body(op.reshape(y, (batch * queries, width)))
-    attrs = {
-        "batch": batch,
-        "heads": heads,
-        "queries": queries,
-        "keys": keys,
-        "head_dim": head_dim,
-        "score_shift": score_shift,
-        "numerator": numerator,
-        "norm_shift": norm_shift,
-        "zero_point": zero_point,
-        "out_dtype": out_dtype,
-    }
-    return body.finish([q, k, v, table], y, "attention", site, attrs)
-
-
 def table(site: str, *, shape: Sequence[int]) -> relax.Function:
     """Return f(x uint8 shape, table uint8 [256]): the value of a unary function for every uint8."""
     x = relax.Var("x", tensor_type(shape, "uint8"))
     values = relax.Var("table", tensor_type((256,), "uint8"))
-    body = _Body()
+    body = Body()
     return body.finish([x, values], body.lookup(x, values, shape), "table", site, {})
 
 
-class _Body:
-    """Bindings of one function under construction; calling it emits an expression."""
-
-    def __init__(self) -> None:
-        self.builder = relax.BlockBuilder()
-        self.bindings: list[relax.VarBinding] = []
-
-    def __call__(self, expr: relax.Expr) -> relax.Var:
-        normal = self.builder.normalize(expr)
-        var = relax.Var(f"v{len(self.bindings)}", normal.ty)
-        self.bindings.append(relax.VarBinding(var, normal))
-        return var
-
-    def lookup(self, index: relax.Var, values: relax.Var, shape: Sequence[int]) -> relax.Var:
-        """Emit values[index]; take wants a signed index."""
-        signed = index if index.ty.dtype == "int32" else self(op.astype(index, "int32"))
-        return self(op.take(values, signed, axis=0, mode="clip"))
-
-    def finish(
-        self,
-        params: list[relax.Var],
-        result: relax.Var,
-        kernel: str,
-        site: str,
-        attrs: Mapping[str, Any],
-    ) -> relax.Function:
-        body = sequence([relax.BindingBlock(self.bindings)], result)
-        func = relax.Function(params, body, result.ty, is_pure=True)
-        described: dict[str, Any] = {KERNEL: kernel, SITE: site}
-        described |= {f"tvmq.{key}": value for key, value in attrs.items()}
-        for key, value in described.items():
-            func = func.with_attr(key, value)
-        return func
-
-
-def _rescaled(body: _Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
+def _rescaled(body: Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
     """Emit the requantized accumulator as int32 and add its parameters; a zero point means fixed point."""
     vector = (int(acc.ty.shape[1]),)
     if zero_point is None:
@@ -272,7 +176,7 @@ def _rescaled(body: _Body, params: list[relax.Var], acc: relax.Var, zero_point: 
 
 
 def _fixed_point(
-    body: _Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
+    body: Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
 ) -> relax.Var:
     """Emit (acc * multiplier + 2**(shift-1)) >> shift in int64, plus the zero point, as int32."""
     wide_shift = body(op.astype(shift, "int64"))
@@ -282,7 +186,7 @@ def _fixed_point(
     return body(op.add(body(op.astype(shifted, "int32")), integer(zero_point)))
 
 
-def _normalised(body: _Body, x: relax.Var, epsilon: int, limit: int) -> relax.Var:
+def _normalised(body: Body, x: relax.Var, epsilon: int, limit: int) -> relax.Var:
     """Emit (x - mean) / std of each row in units of 2**-NORMALISED_FRACTION_BITS, int32."""
     channels = int(x.ty.shape[-1])
     wide = body(op.left_shift(body(op.astype(x, "int64")), integer(numerics.CENTRED_FRACTION_BITS, "int64")))
@@ -303,32 +207,7 @@ def _normalised(body: _Body, x: relax.Var, epsilon: int, limit: int) -> relax.Va
     return body(op.astype(body(op.clip(normalised, -limit, limit)), "int32"))
 
 
-def _softmax(
-    body: _Body, logits: relax.Var, table: relax.Var, score_shift: int
-) -> tuple[relax.Var, relax.Var]:
-    """Emit the weight of every key, uint8 as logits, and their sums, int32 [..., 1]."""
-    if score_shift > 0:
-        half = integer(1 << (score_shift - 1))
-        logits = body(op.right_shift(body(op.add(logits, half)), integer(score_shift)))
-    elif score_shift < 0:
-        logits = body(op.left_shift(logits, integer(-score_shift)))
-    top = body(op.max(logits, axis=-1, keepdims=True))
-    distance = body(op.minimum(body(op.subtract(top, logits)), integer(numerics.SOFTMAX_TABLE_SIZE - 1)))
-    weights = body.lookup(distance, table, [int(d) for d in logits.ty.shape])
-    return weights, body(op.sum(body(op.astype(weights, "int32")), axis=-1, keepdims=True))
-
-
-def _divided(
-    body: _Body, mixed: relax.Var, total: relax.Var, *, numerator: int, norm_shift: int
-) -> relax.Var:
-    """Emit mixed / total * numerator / 2**norm_shift, rounded, int64."""
-    reciprocal = body(op.floor_divide(integer(numerator), total))
-    product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))
-    rounded = body(op.add(product, integer(1 << (norm_shift - 1), "int64")))
-    return body(op.right_shift(rounded, integer(norm_shift, "int64")))
-
-
-def _integer_sqrt(body: _Body, v: relax.Var) -> relax.Var:
+def _integer_sqrt(body: Body, v: relax.Var) -> relax.Var:
     """Emit numerics.integer_sqrt of v, int64 [rows, 1]."""
     powers = relax.const([list(numerics.SQRT_POWERS)], "int64")
     reached = body(op.astype(body(op.greater_equal(v, powers)), "int64"))

@@ -6,12 +6,15 @@ for the guard inside, so it moves behind the attention: zero probabilities are a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from tvm import relax
 
 from tvmq.passes.constants import constant, scalar_of
 from tvmq.passes.drop_softmax_guard import guarded_softmax
-from tvmq.passes.rebuild import Expr, Rebuild, shape_of
+from tvmq.passes.rebuild import Expr, Rebuild, op_name, shape_of
+from tvmq.passes.seen_keys import simplified
 
 # A score plus this is this: what a row has besides it vanishes in the softmax, as with -inf.
 LOWEST = np.array(np.finfo(np.float32).min)
@@ -24,14 +27,14 @@ def without_guard(graph: Rebuild, expr: Expr) -> tuple[Expr, bool]:
 
 
 def hiding_choice(graph: Rebuild, mask: Expr) -> Expr | None:
-    """Return seen where mask [B or 1, 1, T or 1, S] is where(seen, 0, -inf), else None."""
+    """Return seen [B or 1, 1, T or 1, S] where mask is where(seen, 0, -inf), else None."""
     choice = graph.call(mask, "where")
     shape = shape_of(mask)
     if choice is None or shape is None or len(shape) != 4 or shape[1] != 1:
         return None
     if shape_of(choice.args[0]) != shape or scalar_of(choice.args[1]) != 0.0:
         return None
-    return choice.args[0] if scalar_of(choice.args[2]) == -np.inf else None
+    return simplified(graph, choice.args[0]) if scalar_of(choice.args[2]) == -np.inf else None
 
 
 def finite_mask(graph: Rebuild, seen: Expr) -> Expr:
@@ -47,3 +50,14 @@ def zero_hidden_rows(graph: Rebuild, attention: Expr, seen: Expr) -> Expr:
     shown = graph.emit(relax.op.astype(any_seen, "bool"))
     by_row = graph.emit(relax.op.reshape(shown, (batch, rows, 1, 1)))
     return graph.emit(relax.op.where(by_row, attention, constant(np.zeros((), np.float32))))
+
+
+def rows_shown(value_of: Callable[[Expr], Expr], condition: Expr) -> Expr | None:
+    """Return seen where a condition is that of zero_hidden_rows: the rows of which seen has something."""
+    call = value_of(condition)
+    for name in ("reshape", "astype", "max", "astype"):
+        if op_name(call) == name:
+            condition, call = call.args[0], value_of(call.args[0])
+        elif name != "reshape":  # which is gone where it changed nothing
+            return None
+    return condition

@@ -6,8 +6,8 @@ After:   linear_0(x, W, bias_int32, shift)      a private function of plain inte
 An op is lowered when its operands are stored integers and its result is quantized; anything else, and what
 an `ignored` pattern left without quantize/dequantize, stays the float op it was, between a dequantize and a
 quantize. The walk keeps operations pending until it meets the quantize that gives them their output scale:
-lower_products.py and lower_sites.py hold the operations, lower_views.py what only moves values,
-lower_float.py the way back to float.
+lower_products.py, lower_attention.py and lower_sites.py hold the operations, lower_views.py what only moves
+values, lower_float.py the way back to float.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes import lower_depthwise, lower_products, lower_sites, lower_views
-from tvmq.passes.composites import attributes, integer
+from tvmq.passes import lower_attention, lower_depthwise, lower_products, lower_sites, lower_views
+from tvmq.passes.composite_body import integer
+from tvmq.passes.composites import attributes
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_float import float_call, float_value
 from tvmq.passes.lowering_values import (
@@ -234,7 +235,8 @@ HANDLERS: Mapping[str, Handler] = {
     "nn.conv2d": _conv2d,
     "nn.conv2d_transpose": lower_products.conv2d_transpose,
     "nn.layer_norm": lower_sites.layer_norm,
-    "nn.attention": lower_sites.attention,
+    **dict.fromkeys(("nn.attention", "nn.attention_bias"), lower_attention.attention),
+    "where": lower_attention.hidden_rows,
     "add": _add,
 }
 
@@ -242,7 +244,7 @@ QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]]
     "conv2d_transpose": lower_products.quantize_transposed,
     "depthwise": lower_depthwise.quantize_depthwise,
     "layer_norm": lower_sites.quantize_layer_norm,
-    "attention": lower_sites.quantize_attention,
+    "attention": lower_attention.quantize_attention,
     "unary": lower_sites.quantize_unary,
     "add": lower_sites.quantize_add,
 }

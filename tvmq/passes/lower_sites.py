@@ -1,4 +1,4 @@
-"""Lower layer norm, attention, unary functions and the addition of two stored values.
+"""Lower layer norm, unary functions and the addition of two stored values.
 
 Each operation has two functions: one says whether its operands let it be an integer operation, the other
 emits it once a quantize has given the storage of its result (None: not as integers after all).
@@ -13,13 +13,11 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.formats import QuantParams
 from tvmq.passes import composites
-from tvmq.passes.integer_parameters import attention_parameters, norm_parameters
+from tvmq.passes.integer_parameters import norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
 from tvmq.passes.lowering_values import Emitter, Pending, QdqCall, Stored, clip_range, constant
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
-
-MOST_KEYS = 2**31 // (255 * 128)  # more, and the sums of weights times values could leave int32
 
 
 def layer_norm(emit: Emitter, source: QdqCall) -> Pending | None:
@@ -60,44 +58,6 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
     )
     args = [emit.rows(x), constant(numbers.gain), constant(numbers.offset)]
     return Stored(out, x.layout, rows_var=emit.composite(func, args, source.name))
-
-
-def attention(emit: Emitter, source: QdqCall) -> Pending | None:
-    """Return the pending attention of symmetric int8 values without mask."""
-    keys = int(source.call.args[1].ty.shape[1])
-    if source.call.attrs.causal_mask is not None or keys > MOST_KEYS:
-        return None
-    for x in source.operands:
-        if not isinstance(x, Stored) or x.params.dtype != "int8" or x.params.zero_point != 0:
-            return None
-    return Pending("attention", source)
-
-
-def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
-    """Emit the attention; None if the scales of q and k do not give logits their unit."""
-    source = pending.source
-    q, k, v = (emit.with_layout(x, channels_last(x.layout.shape, 2)) for x in source.operands)
-    batch, queries, heads, head_dim = q.layout.shape
-    scale = source.call.attrs.scale
-    softmax_scale = head_dim**-0.5 if scale is None else float(scale)
-    numbers = attention_parameters(q.params, k.params, v.params, out, softmax_scale, head_dim)
-    if numbers is None:
-        return None
-    func = composites.attention(
-        source.name,
-        batch=batch,
-        heads=heads,
-        queries=queries,
-        keys=k.layout.shape[1],
-        head_dim=head_dim,
-        score_shift=numbers.score_shift,
-        numerator=numbers.numerator,
-        norm_shift=numbers.norm_shift,
-        zero_point=out.zero_point,
-        out_dtype=out.dtype,
-    )
-    args = [*(emit.rows(x) for x in (q, k, v)), constant(numerics.softmax_table())]
-    return Stored(out, q.layout, rows_var=emit.composite(func, args, source.name))
 
 
 def unary(emit: Emitter, source: QdqCall) -> Pending | None:

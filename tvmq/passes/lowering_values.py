@@ -16,9 +16,9 @@ from tvm.relax import op
 
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.numerics import INTEGER_RANGE
-from tvmq.passes.composites import KERNEL, SITE
+from tvmq.passes.composite_body import KERNEL, SITE
 from tvmq.passes.layouts import RowsLayout
-from tvmq.passes.rebuild import sequence
+from tvmq.passes.rebuild import live, sequence
 
 Array = npt.NDArray[Any]
 Expr = Any  # relax.Expr; tvm ships no types
@@ -38,6 +38,7 @@ class Stored:
     float_var: Expr | None = None
     force: Callable[[], Expr] | None = None
     pending: PendingLinear | None = None
+    seen: Expr | None = None  # of an attention: the mask; rows that see no key are zero
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: each is emitted once
@@ -109,7 +110,9 @@ class Emitter:
     def __init__(self) -> None:
         self.builder = relax.BlockBuilder()
         self.bindings: list[Any] = []
+        self.masks: dict[Expr, Expr] = {}  # booleans, as the kernels of attention read them
         self.float_vars: dict[PendingLinear | Pending, Expr] = {}  # what became float after all
+        self._values: dict[Expr, Expr] = {}
         self._functions = 0
         self._emitted: Counter[str] = Counter()
 
@@ -118,7 +121,12 @@ class Emitter:
         normal = self.builder.normalize(expr)
         var = relax.DataflowVar(name or f"v{len(self.bindings)}", normal.ty)
         self.bindings.append(relax.VarBinding(var, normal))
+        self._values[var] = normal
         return var
+
+    def value(self, expr: Expr) -> Expr:
+        """Return what a variable of the new module is bound to; any other expression as it is."""
+        return self._values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def composite(self, func: relax.Function, args: list[Expr], site: str) -> Expr:
         """Add func to the module and bind a call to it.
@@ -170,8 +178,9 @@ class Emitter:
 
     def finish(self, original: relax.Function, result: Expr) -> tvm.IRModule:
         """Return the module with the bindings as main's body."""
-        block = relax.DataflowBlock(self.bindings)
-        bound = [b.var for b in self.bindings]
+        kept = live([(b.var, b.value) for b in self.bindings], result)  # integers may need no float mask
+        block = relax.DataflowBlock([relax.VarBinding(var, value) for var, value in kept])
+        bound = [var for var, _ in kept]
         outputs = {v: relax.Var(v.name, v.ty) for v in bound if _reads(result, v)}
         block, result = _with_outputs(block, result, outputs)
         body = sequence([block], result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tvm import relax
 from tvmq.passes.constants import Array, array_of, constant, scalar_of
 from tvmq.passes.hidden_rows import finite_mask, hiding_choice, without_guard, zero_hidden_rows
 from tvmq.passes.rebuild import Expr, Rebuild, Var, op_name, rebuild, shape_of
+from tvmq.passes.seen_keys import seen_keys
 from tvmq.passes.views import Layout, replay, trace
 
 Shape = tuple[int, ...]
@@ -27,7 +29,8 @@ class RaiseAttention:
             lv6 = softmax(lv5); lv7 = matmul(lv6, lv2); lv8 = permute_dims(lv7, [0, 2, 1, 3])
     After:  lv7 = attention(reshape(q), reshape(k), reshape(v), scale=s); lv8 = lv7
     scale gathers the scalars on q, k and the scores; masks and position biases become the bias
-    [B or 1, H or 1, T or 1, S]; torch's guard for rows that a mask hides moves behind the attention.
+    [B or 1, H or 1, T or 1, S], in the form of score_terms where they are known; torch's guard for rows
+    that a mask hides moves behind the attention.
     What does not fit (grouped heads, other layouts) is left as it is.
     """
 
@@ -189,6 +192,7 @@ def _only_regroup(source: Expr, views: list[Any]) -> bool:
 def _merged_bias(graph: Rebuild, biases: tuple[tuple[Expr, Shape], ...], shape: Shape) -> Expr | None:
     """Return the sum of biases, broadcastable to shape [B, H, T, S]; None if one of them does not fit."""
     fixed: Array | None = None
+    seen: Expr | None = None
     total: Expr | None = None
     for bias, where in biases:
         array = array_of(bias)
@@ -199,13 +203,23 @@ def _merged_bias(graph: Rebuild, biases: tuple[tuple[Expr, Shape], ...], shape: 
         own = shape_of(bias)
         if where != shape or own is None or own[-1] != shape[-1]:
             return None
-        padded = (1,) * (4 - len(own)) + own
-        bias = bias if padded == own else graph.emit(relax.op.reshape(bias, padded))
+        keys = seen_keys(graph, bias)
+        if keys is not None:
+            keys = _rank_4(graph, keys)
+            seen = keys if seen is None else graph.emit(relax.op.bitwise_and(seen, keys))
+            continue
+        bias = _rank_4(graph, bias)
         total = bias if total is None else graph.emit(relax.op.add(total, bias))
-    if fixed is None:
-        return total
-    compact = constant(_without_repeats(fixed))
-    return compact if total is None else graph.emit(relax.op.add(total, compact))
+    terms = [] if total is None else [total]
+    terms += [] if seen is None else [finite_mask(graph, seen)]
+    terms += [] if fixed is None else [constant(_without_repeats(fixed))]
+    return reduce(lambda a, b: graph.emit(relax.op.add(a, b)), terms) if terms else None
+
+
+def _rank_4(graph: Rebuild, bias: Expr) -> Expr:
+    own = shape_of(bias) or ()
+    padded = (1,) * (4 - len(own)) + own
+    return bias if padded == own else graph.emit(relax.op.reshape(bias, padded))
 
 
 def _without_repeats(bias: Array) -> Array:

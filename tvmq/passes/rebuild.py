@@ -105,10 +105,10 @@ class Rebuild:
         self._values: dict[Var, Expr] = {}  # in order of emission: the new bindings
         self._replaced: dict[Var, Expr] = {}
         self._changed = False
-        live = _live([(b.var, b.value) for b in bindings(func)], func.body.body)
-        self._uses = Counter(v for _, value in live for v in used_vars(value))
+        alive = live([(b.var, b.value) for b in bindings(func)], func.body.body)
+        self._uses = Counter(v for _, value in alive for v in used_vars(value))
         self._uses.update(used_vars(func.body.body))
-        self._live = live
+        self._live = alive
 
     def run(self) -> relax.Function:
         """Walk the function and return the new one; the function itself if no rule answered."""
@@ -118,7 +118,7 @@ class Rebuild:
             return self._func
         body = self._keep_outputs(substitute(self._func.body.body, self._replaced))
         return _with_body(
-            self._func, [relax.VarBinding(v, e) for v, e in _live(list(self._values.items()), body)], body
+            self._func, [relax.VarBinding(v, e) for v, e in live(list(self._values.items()), body)], body
         )
 
     def value(self, expr: Expr) -> Expr:
@@ -223,7 +223,8 @@ def _with_body(func: relax.Function, out: list[Any], body: Expr) -> relax.Functi
     return relax.Function(func.params, seq, func.ret_ty, func.is_pure, func.attrs)
 
 
-def _live(pairs: list[tuple[Var, Expr]], body: Expr) -> list[tuple[Var, Expr]]:
+def live(pairs: list[tuple[Var, Expr]], body: Expr) -> list[tuple[Var, Expr]]:
+    """Return the bindings (variable, value) that body depends on, in order."""
     needed = set(used_vars(body))
     kept = []
     for var, value in reversed(pairs):

@@ -32,7 +32,10 @@ KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
         ("kernel_rows", "kernel_columns", "stride_rows", "stride_columns", "out_dtype", "low", "high"),
     ),
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
-    "attention": ((("int8",),) * 3 + (("uint8",),), ("heads", "score_shift", "numerator", "norm_shift")),
+    "attention": (
+        (("int8",),) * 3 + (("uint8",),),
+        ("heads", "score_shift", "numerator", "norm_shift", "biases", "mask"),
+    ),
     "table": ((("uint8",), ("uint8",)), ()),
 }
 

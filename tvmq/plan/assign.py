@@ -89,7 +89,7 @@ def _layer_norm_reason(node: Node) -> str:
 
 
 REASONS = {
-    "attention_bias": "attention with an additive mask or bias has no integer kernel yet",
+    "attention_bias": "attention has an integer kernel for constant biases and for masks of 0 and -inf alone",
     "softmax": "softmax outside of attention has no integer kernel yet",
     "matmul": "outside of attention only products with a constant matrix have an integer kernel yet",
     "conv2d": "convolutions with computed weights have no integer kernel yet",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import tvm
 from tvm import relax
 
+from tvmq.passes.constants import scalar_of
+from tvmq.passes.hidden_rows import rows_shown
 from tvmq.passes.patches import is_depthwise
+from tvmq.passes.rebuild import op_name
+from tvmq.passes.score_terms import score_terms
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 CLIPS = {"relu", "relu6"}
@@ -70,7 +74,6 @@ def index(mod: tvm.IRModule) -> Nodes:
 
 def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
     call = binding.value
-    inputs = tuple(var.name for var in _variables(call) if _is_float(var))
     named = isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.Op)
     op = unary_name(call.op.name, call.args) if named else ""
     ty = binding.var.ty
@@ -78,6 +81,9 @@ def _node(binding: relax.Binding, earlier: Mapping[str, Node]) -> Node:
         tuple(int(d) for d in ty.shape) if isinstance(ty, relax.TensorType) and ty.shape is not None else ()
     )
     kind = _kind(op, call, earlier)
+    # What attention adds to its scores is a constant or a choice of booleans: no value to store.
+    read = call.args[:3] if kind == "attention" else [call]
+    inputs = tuple(var.name for part in read for var in _variables(part) if _is_float(var))
     return Node(binding.var.name, kind, op, inputs, shape, call, _is_float(binding.var))
 
 
@@ -88,6 +94,10 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
         return _kind_of_convolution(op, call) if _is_weight(call.args[1], 4) else "other"
     if op in ("attention", "layer_norm"):
         return op
+    if op == "attention_bias":
+        return "other" if score_terms(_bound(earlier), call.args[3]) is None else "attention"
+    if op == "where":
+        return "view" if _hides_rows(call, earlier) else "other"
     if op in UNARY_FUNCTIONS:
         return "unary"
     if op == "add":
@@ -95,6 +105,26 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
     if op in VIEWS and (op != "take" or isinstance(call.args[1], tvm.ir.GenericConst)):
         return "view"
     return "other"
+
+
+def _bound(earlier: Mapping[str, Node]) -> Callable[[relax.Expr], relax.Expr]:
+    """Return what finds the value that a variable is bound to."""
+
+    def value_of(expr: relax.Expr) -> relax.Expr:
+        node = earlier.get(expr.name) if isinstance(expr, relax.Var) else None
+        return expr if node is None else node.call
+
+    return value_of
+
+
+def _hides_rows(where: relax.Call, earlier: Mapping[str, Node]) -> bool:
+    """Whether it makes zero what an attention in integers makes zero by itself: rows that see no key."""
+    value_of = _bound(earlier)
+    attention, seen = value_of(where.args[1]), rows_shown(value_of, where.args[0])
+    if seen is None or scalar_of(where.args[2]) != 0.0 or op_name(attention) != "nn.attention_bias":
+        return False
+    terms = score_terms(value_of, attention.args[3])
+    return terms is not None and terms.seen is not None and bool(terms.seen.same_as(seen))
 
 
 def _kind_of_convolution(op: str, call: relax.Call) -> str:

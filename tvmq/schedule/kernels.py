@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
-from tvmq.schedule import depthwise, x86_attention, x86_layer_norm, x86_linear
+from tvmq.schedule import attention_spec, depthwise, x86_attention, x86_layer_norm, x86_linear
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
@@ -28,6 +28,7 @@ from tvmq.target import TargetProfile
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 EMPTY = Space()
+ATTENTION_INPUTS = 4  # q, k, v and the table; biases and a mask follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
     {
         "linear16x4": lambda array, shape: unpack_weight(array, *shape),
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
+        "keys16": attention_spec.unpack_bias,
         "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
     }
 )
@@ -150,16 +152,25 @@ def _layer_norm(
 def _attention(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    names = [field.name for field in dataclasses.fields(x86_attention.AttentionSpec)]
-    spec = x86_attention.AttentionSpec(**_fields(attrs, *names))
+    count = int(attrs["biases"])
+    biases, mask = shapes[ATTENTION_INPUTS:][:count], shapes[ATTENTION_INPUTS + count :]
+    optional = ("biases", "mask")
+    names = [f.name for f in dataclasses.fields(attention_spec.AttentionSpec) if f.name not in optional]
+    spec = attention_spec.AttentionSpec(
+        **_fields(attrs, *names),
+        biases=tuple((shape[0], shape[1]) for shape in biases),
+        mask=(mask[0][0], mask[0][1]) if mask else None,
+    )
     isa = isa_of(profile)
-    if isa is None or not (isa.vnni and isa.bits == 512) or x86_attention.supports(spec) is not None:
+    if isa is None or not (isa.vnni and isa.bits == 512) or attention_spec.supports(spec) is not None:
         return None
+    vbmi, decision = isa.vbmi, attention_spec.default_decision(spec, threads)
+    packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
     return Kernel(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
-        (None,) * len(shapes),
-        lambda: x86_attention.attention_prim_func(spec, vbmi=isa.vbmi, threads=threads),
+        (*packing, *[None] * len(mask)),
+        lambda: x86_attention.attention_prim_func(spec, decision, vbmi=vbmi),
     )
 
 

@@ -1,0 +1,60 @@
+"""What attention kernels take, and how they cut the work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tvmq.schedule.attention_spec import (
+    AttentionSpec,
+    default_decision,
+    pack_bias,
+    supports,
+    unpack_bias,
+)
+from tvmq.schedule.x86_attention import attention_prim_func
+
+SPEC = AttentionSpec(2, 3, 197, 197, 64, 9, 1 << 28, 24, zero_point=128, out_dtype="uint8")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"head_dim": 40}, "head_dim 40 is not a multiple of 16"),
+        ({"keys": 70_000}, "keys are over"),
+        ({"score_shift": -10}, r"score_shift -10 is outside -9..31"),
+        ({"biases": ((1, 3),) * 3}, "3 biases are over 2"),
+        ({"biases": ((3, 1),)}, "do not divide 2 batches of 3 heads"),
+        ({"mask": (2, 196)}, "is not for 2 batches of 197 queries"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_said(changed, reason):
+    wrong = replace(SPEC, **changed)
+    assert reason in str(supports(wrong))
+    with pytest.raises(ValueError, match="ask supports"):
+        attention_prim_func(wrong, default_decision(wrong, 1), vbmi=True)
+
+
+def test_biases_and_masks_of_every_form_are_taken():
+    for biases in ((), ((1, 1),), ((1, 3), (2, 1)), ((2, 3),)):
+        for mask in (None, (1, 1), (2, 1), (1, 197), (2, 197)):
+            assert supports(replace(SPEC, biases=biases, mask=mask)) is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "threads", "cut"), [(197, 1, (6, 1)), (49, 1, (5, 1)), (3, 1, (3, 1)), (197, 4, (6, 2))]
+)
+def test_the_default_cut_repeats_few_rows_and_balances_threads(queries, threads, cut):
+    decision = default_decision(replace(SPEC, queries=queries), threads)
+    assert (decision.rows, decision.splits) == cut
+
+
+@pytest.mark.parametrize("keys", [1, 16, 49])
+def test_unpacking_a_bias_undoes_packing(keys):
+    bias = np.arange(2 * 3 * keys, dtype=np.int16).reshape(2, 1, 3, keys)
+    packed = pack_bias(bias)
+    assert packed.shape[-1] % 16 == 0
+    assert (packed[..., keys:] == -(2**15)).all()
+    assert (unpack_bias(packed, bias.shape) == bias).all()

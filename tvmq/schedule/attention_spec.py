@@ -1,0 +1,106 @@
+"""What an attention kernel is asked for, and how it cuts the work; no word about instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.numerics import least_score_shift
+
+MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
+MAX_KEYS = (2**31 - 1) // (255 * 128)  # the sum of weight * value fits int32
+KEY_BLOCK = 16  # keys are padded to a multiple of this
+TILE_ROWS = (6, 5, 4)  # rows of a register tile: times 4 vectors at most 24 accumulators of 32 registers
+TILE_VECTORS = 4
+MAX_IMBALANCE = 8  # stop splitting heads at this many units per thread
+MAX_BIASES = 2
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The sizes and constants of one attention; the fields of numerics.attention by the same names."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    score_shift: int
+    numerator: int
+    norm_shift: int
+    zero_point: int
+    out_dtype: str
+    biases: tuple[tuple[int, int], ...] = ()  # the first two sizes of each: (P, 1 or heads)
+    mask: tuple[int, int] | None = None  # the first two sizes: (1 or batch, 1 or queries)
+
+
+@dataclass(frozen=True)
+class AttentionDecision:
+    """How the work is cut: a register tile is rows x vectors of 16 keys; each head is split so often."""
+
+    rows: int
+    vectors: int
+    splits: int
+
+
+def supports(spec: AttentionSpec) -> str | None:
+    """Return why no attention kernel can compute spec, or None when one can."""
+    least = least_score_shift(max(spec.head_dim, 1))
+    fits = all(p >= 1 and spec.batch % p == 0 and h in (1, spec.heads) for p, h in spec.biases)
+    masks = spec.mask is None or (spec.mask[0] in (1, spec.batch) and spec.mask[1] in (1, spec.queries))
+    checks = (
+        (min(spec.batch, spec.heads, spec.queries, spec.keys, spec.head_dim) >= 1, "an empty axis"),
+        (spec.head_dim % 16 == 0, f"head_dim {spec.head_dim} is not a multiple of 16"),
+        (spec.head_dim <= MAX_HEAD_DIM, f"head_dim {spec.head_dim} is over {MAX_HEAD_DIM}"),
+        (spec.keys <= MAX_KEYS, f"{spec.keys} keys are over {MAX_KEYS}: the int32 sum could overflow"),
+        (least <= spec.score_shift <= 31, f"score_shift {spec.score_shift} is outside {least}..31"),
+        (0 <= spec.numerator < 2**31, f"numerator {spec.numerator} is outside 0..2**31-1"),
+        (1 <= spec.norm_shift <= 62, f"norm_shift {spec.norm_shift} is outside 1..62"),
+        (spec.out_dtype in ("uint8", "int8"), f"out_dtype {spec.out_dtype!r} is not uint8 or int8"),
+        (len(spec.biases) <= MAX_BIASES, f"{len(spec.biases)} biases are over {MAX_BIASES}"),
+        (fits, f"biases {spec.biases} do not divide {spec.batch} batches of {spec.heads} heads"),
+        (masks, f"mask {spec.mask} is not for {spec.batch} batches of {spec.queries} queries"),
+    )
+    return next((reason for holds, reason in checks if not holds), None)
+
+
+def default_decision(spec: AttentionSpec, threads: int) -> AttentionDecision:
+    """Return a cut that is good untuned: the fewest rows computed twice, equal work for threads."""
+    rows = tile_rows(spec.queries)
+    splits = _splits(spec.batch * spec.heads, -(-spec.queries // rows), threads)
+    return AttentionDecision(rows, TILE_VECTORS, splits)
+
+
+def tile_rows(queries: int) -> int:
+    """Return the tile height that computes the fewest rows twice; all rows when there are few."""
+    if queries <= TILE_ROWS[0]:
+        return queries
+    return min(TILE_ROWS, key=lambda rows: -(-queries // rows) * rows)
+
+
+def pack_bias(bias: Array) -> Array:
+    """Return bias int16 [P, H, T, S] with S padded to KEY_BLOCK by the least number.
+
+    The kernels' padded keys repeat the last one: with that number added they never raise a row's maximum.
+    """
+    padding = -bias.shape[-1] % KEY_BLOCK
+    return np.pad(bias, ((0, 0), (0, 0), (0, 0), (0, padding)), constant_values=-(2**15))
+
+
+def unpack_bias(packed: Array, logical_shape: Sequence[int]) -> Array:
+    """Return what pack_bias was given."""
+    return np.ascontiguousarray(packed[..., : logical_shape[-1]])
+
+
+def _splits(heads: int, tiles: int, threads: int) -> int:
+    """Return into how many groups of tiles to split each head so that threads get equal work."""
+    splits = 1
+    while heads * splits % threads and heads * splits < MAX_IMBALANCE * threads and splits < tiles:
+        splits += 1
+    return splits
