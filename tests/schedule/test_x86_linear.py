@@ -33,6 +33,7 @@ from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedul
 @example(rows=1, inputs=4, outputs=1, epilogue="uint8", threads=1)
 @example(rows=37, inputs=24, outputs=256, epilogue="table", threads=2)  # four groups in one lookup
 @example(rows=13, inputs=24, outputs=249, epilogue="table", threads=2)  # the same with a short last step
+@example(rows=7, inputs=24, outputs=249, epilogue="int8", threads=1)  # four packed groups, inner limits
 @example(rows=50, inputs=52, outputs=65, epilogue="trunk", threads=2)  # one channel in the last group
 def test_any_shape_is_exact(
     isa: str, rows: int, inputs: int, outputs: int, epilogue: str, threads: int

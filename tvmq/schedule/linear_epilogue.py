@@ -9,18 +9,30 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
-from tvmq.schedule.vectors import prefetch
+from tvmq.schedule.vectors import prefetch, shuffle
 from tvmq.schedule.x86_intrinsics import concat, lookup
 from tvmq.schedule.x86_isa import Isa
 
 PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
+PACK_BYTES = {"uint8": "llvm.x86.avx512.packuswb.512", "int8": "llvm.x86.avx512.packsswb.512"}
+PACK_WORDS = "llvm.x86.avx512.packssdw.512"
+
+
+PACK_BITS = 512  # where packing four registers to one beats what LLVM does, a saturating move for each
 
 
 def groups_per_step(spec: LinearSpec, isa: Isa) -> int:
-    """Return how many groups are requantized together: a table serves all bytes of a register at once."""
+    """Return how many groups are requantized together: as many as make one register of bytes, or one."""
     groups = isa.bits // (8 * LANES)
-    return groups if spec.table and spec.groups % groups == 0 else 1
+    return groups if (spec.table or packs(spec, isa)) and spec.groups % groups == 0 else 1
+
+
+def packs(spec: LinearSpec, isa: Isa) -> bool:
+    """Whether four registers of sums can be packed to one of bytes by the instructions that saturate."""
+    plain = not (spec.fixed_point or spec.residual)
+    return isa.bits == PACK_BITS and plain and spec.out_dtype in PACK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +140,30 @@ class Finish:
         per_step = self.per_step
         if per_step == 1:
             return self._group(row, step, residual)
+        if packs(self.spec, self.isa):
+            return self._packed([self._shifted(row, step * per_step + i) for i in range(per_step)])
         # The sums are read group by group, as they were written: wider loads would push them out of
         # their registers.
         return concat([self._group(row, step * per_step + i, None) for i in range(per_step)], LANES)
+
+    def _shifted(self, row: Any, group: Any) -> Any:
+        """Return the 16 requantized sums of a group, int32, before they are clipped."""
+        lanes = T.ramp(group * LANES, 1, LANES)
+        total = self.total[row, group, T.ramp(0, 1, LANES)] + self.arguments["bias"][lanes]
+        return T.shift_right(total, self.arguments["shift"][lanes])
+
+    def _packed(self, groups: list[Any]) -> Any:
+        """Return 64 requantized sums as clipped bytes; int16, between the two, holds both limits."""
+        dtype = self.spec.out_dtype
+        words = [T.call_llvm_pure_intrin("int16x32", PACK_WORDS, groups[at], groups[at + 1]) for at in (0, 2)]
+        packed = T.call_llvm_pure_intrin(f"{dtype}x64", PACK_BYTES[dtype], *words)
+        # The packs work inside lanes of 128 bits: dword 4*lane + m holds group m's channels from 4*lane on.
+        order = [4 * lane + m for m in range(4) for lane in range(4)]
+        values = T.reinterpret(f"{dtype}x64", shuffle([T.reinterpret("int32x16", packed)], order))
+        if self.spec.clip == INTEGER_RANGE[dtype]:
+            return values
+        low, high = (T.broadcast(tirx.const(limit, dtype), 64) for limit in self.spec.clip)
+        return T.max(T.min(values, high), low)
 
     def _group(self, row: Any, group: Any, residual: Any) -> Any:
         """Return 16 outputs before the table, in the output's dtype."""
@@ -143,7 +176,7 @@ class Finish:
             value = _fixed_point(total, channel["multiplier"], channel["shift"])
             value = value + _splat(self.spec.zero_point, "int64")
         else:
-            value = T.shift_right(total, channel["shift"])
+            value = self._shifted(row, group)
         wide = "int64" if self.spec.fixed_point else "int32"
         if residual is not None:
             value = value + T.cast(residual, f"{wide}x{LANES}")
