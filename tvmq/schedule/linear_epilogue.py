@@ -20,6 +20,7 @@ PACK_BYTES = {"uint8": "llvm.x86.avx512.packuswb.512", "int8": "llvm.x86.avx512.
 PACK_WORDS = "llvm.x86.avx512.packssdw.512"
 
 
+MOST_LINES = 4  # of weights that a row prefetches: more at once wait for each other, and for them the sums
 PACK_BITS = 512  # where packing four registers to one beats what LLVM does, a saturating move for each
 
 
@@ -114,10 +115,10 @@ class Finish:
         A model's weights do not stay in L2 from one run to the next: without this, the first rows of each
         tile wait for L3, 5 to 10 % of the whole kernel's time.
         """
-        if not self.ahead:
-            return
         weight, depths = self.arguments["weight"], self.spec.inputs // DEPTH
         share = ceil(depths / self.spec.rows)
+        if not self.ahead or share > MOST_LINES:
+            return
         for group in range(self.per_step):
             later = T.min(step * self.per_step + group + self.ahead, self.spec.groups - 1)
             for line in range(share):
