@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import mmap
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 128},
     "float32": {"out_dtype": "float32"},
 }
+Pack = Callable[[Any], Any]
 SMALL = LinearSpec(rows=5, inputs=8, outputs=20, out_dtype="uint8")
 
 
@@ -35,17 +39,19 @@ def compiled(spec: LinearSpec, name: str, decision: Decision | None = None, thre
 compiled_once = functools.cache(compiled)
 
 
-def random_case(spec: LinearSpec, seed: int = 0) -> tuple[list[Any], Any]:
-    """Return the kernel's arguments without out, and the output that numerics gives."""
+def random_case(
+    spec: LinearSpec, seed: int = 0, largest: int = 127, pack: Pack = pack_weight
+) -> tuple[list[Any], Any]:
+    """Return the kernel's arguments without out, and the output that numerics gives; |weight| <= largest."""
     random = np.random.default_rng(seed)
     x = random.integers(0, 256, (spec.rows, spec.inputs), "uint8")
-    weight = random.integers(-127, 128, (spec.inputs, spec.outputs), "int8")
+    weight = random.integers(-largest, largest + 1, (spec.inputs, spec.outputs)).astype("int8")
     bias = random.integers(-5000, 5000, spec.outputs, "int32")
     acc = x.astype("int64") @ weight.astype("int64") + bias
     per_channel, values = [bias], acc
     if spec.out_dtype == "float32":
         per_channel.append(random.random(spec.outputs, "float32"))
-        return _arguments(spec, x, weight, per_channel), acc.astype("float32") * per_channel[-1]
+        return _arguments(spec, x, pack(weight), per_channel), acc.astype("float32") * per_channel[-1]
     if spec.fixed_point:
         per_channel.append(random.integers(2**30, 2**31, spec.outputs).astype("int32"))
         per_channel.append(random.integers(34, 46, spec.outputs, "int32"))
@@ -54,7 +60,7 @@ def random_case(spec: LinearSpec, seed: int = 0) -> tuple[list[Any], Any]:
     else:
         per_channel.append(random.integers(0, 14, spec.outputs, "int32"))
         values = acc >> per_channel[1]
-    arguments = _arguments(spec, x, weight, per_channel)
+    arguments = _arguments(spec, x, pack(weight), per_channel)
     if spec.residual:
         arguments.append(random.integers(-32768, 32768, (spec.rows, spec.outputs)).astype("int16"))
         values = values + arguments[-1]
@@ -67,7 +73,7 @@ def random_case(spec: LinearSpec, seed: int = 0) -> tuple[list[Any], Any]:
 
 def _arguments(spec: LinearSpec, x: Any, weight: Any, per_channel: list[Any]) -> list[Any]:
     padded = spec.groups * LANES
-    return [x, pack_weight(weight), *(pad_channels(values, padded) for values in per_channel)]
+    return [x, weight, *(pad_channels(values, padded) for values in per_channel)]
 
 
 def check(kernel: Any, spec: LinearSpec) -> None:
@@ -76,3 +82,15 @@ def check(kernel: Any, spec: LinearSpec) -> None:
     out = tvm.runtime.tensor(np.full(expected.shape, 77, spec.out_dtype))
     kernel(*map(tvm.runtime.tensor, arguments), out)
     np.testing.assert_array_equal(out.numpy(), expected)
+
+
+def guarded(array: Any) -> Any:
+    """Return a copy that ends where the readable memory ends; its size is a multiple of 64 bytes."""
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert array.nbytes % 64 == 0
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
+    copy = np.frombuffer(memory, array.dtype, array.size, offset=size - array.nbytes).reshape(array.shape)
+    copy[...] = array
+    return copy

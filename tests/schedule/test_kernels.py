@@ -8,6 +8,7 @@ from tvmq.schedule.attention_spec import pack_bias
 from tvmq.schedule.float_linear import pack_float_weight
 from tvmq.schedule.kernels import UNPACK, find, unpack
 from tvmq.schedule.linear_spec import LANES, pack_weight, pad_channels
+from tvmq.schedule.saturation import pack_sorted
 from tvmq.target import load_profile
 
 LINEAR = {
@@ -18,6 +19,7 @@ SHAPES = [(5, 8), (8, 20), (20,), (20,)]
 
 PACK = {
     "linear16x4": pack_weight,
+    "sorted16x4": pack_sorted,
     "float16": pack_float_weight,
     "keys16": pack_bias,
     "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.schedule.isa_cases import ISA, NAMES
-from tests.schedule.linear_cases import EPILOGUES, SMALL, check, compiled, random_case
+from tests.schedule.linear_cases import EPILOGUES, SMALL, check, compiled, guarded, random_case
 from tests.schedule.pool import pool_of
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision
@@ -49,18 +46,6 @@ def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
         spec = LinearSpec(rows=197, inputs=96, outputs=320, out_dtype="uint8", table=True)
         assert default_decision(spec, 2, ISA[isa]).parallel
         check(compiled(spec, isa, threads=2), spec)
-
-
-def guarded(array: Any) -> Any:
-    """Return a copy that ends where the readable memory ends; its size is a multiple of 64 bytes."""
-    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert array.nbytes % 64 == 0
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
-    copy = np.frombuffer(memory, array.dtype, array.size, offset=size - array.nbytes).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @pytest.mark.parametrize("isa", NAMES)

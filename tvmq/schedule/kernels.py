@@ -6,6 +6,7 @@ A new kernel is a new entry in FAMILIES and the file it names; see CONTRIBUTING.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,13 +17,21 @@ import numpy.typing as npt
 from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
-from tvmq.schedule import attention_spec, depthwise, x86_attention, x86_layer_norm, x86_linear
+from tvmq.schedule import (
+    attention_spec,
+    depthwise,
+    x86_attention,
+    x86_layer_norm,
+    x86_linear,
+    x86_sorted_linear,
+)
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import Decision
+from tvmq.schedule.saturation import pack_sorted, unpack_sorted
 from tvmq.schedule.space import Decisions, Space
-from tvmq.schedule.x86_isa import isa_of
+from tvmq.schedule.x86_isa import Isa, isa_of
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
@@ -83,6 +92,7 @@ def _channels() -> Packing:
 UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
     {
         "linear16x4": lambda array, shape: unpack_weight(array, *shape),
+        "sorted16x4": lambda array, shape: unpack_sorted(array, *shape),
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
         "keys16": attention_spec.unpack_bias,
         "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
@@ -107,19 +117,26 @@ def _linear(
         **_clip(attrs, out_dtype),
     )
     isa = isa_of(profile)
-    if isa is None or supports_linear(spec) is not None:
+    if isa is None or (supports_linear if isa.vnni else x86_sorted_linear.supports)(spec) is not None:
         return None
     rescale = 2 if spec.fixed_point else 1
-    packing = (None, Packing("linear16x4", pack_weight), *[_channels()] * (1 + rescale))
+    weight = Packing("linear16x4", pack_weight) if isa.vnni else Packing("sorted16x4", pack_sorted)
+    packing = (None, weight, *[_channels()] * (1 + rescale))
     packing += (None,) * (len(shapes) - len(packing))
 
-    def build(**decisions: Any) -> tirx.PrimFunc:
-        decision = Decision(**decisions)
-        func = x86_linear.linear_prim_func(spec, isa, ahead=decision.ahead)
-        return x86_linear.schedule_linear(func, spec, decision, isa)
-
-    space = x86_linear.linear_space(spec, threads, isa)
+    if isa.vnni:
+        build = functools.partial(_tiled_linear, spec, isa)
+        space = x86_linear.linear_space(spec, threads, isa)
+    else:
+        build = functools.partial(x86_sorted_linear.sorted_linear_prim_func, spec, isa)
+        space = x86_sorted_linear.sorted_space(spec, threads, isa)
     return Kernel((spec, profile.name), f"linear_{rows}x{inputs}x{outputs}", packing, build, space)
+
+
+def _tiled_linear(spec: LinearSpec, isa: Isa, **decisions: Any) -> tirx.PrimFunc:
+    decision = Decision(**decisions)
+    func = x86_linear.linear_prim_func(spec, isa, ahead=decision.ahead)
+    return x86_linear.schedule_linear(func, spec, decision, isa)
 
 
 def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:

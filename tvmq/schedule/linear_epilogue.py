@@ -92,7 +92,8 @@ class Finish:
         """Store the first `width` channels of the step; whole vectors where nothing stands in the way."""
         self._prefetch(row, step)
         out, first = self.arguments["out"], step * self.width
-        values = self._values(row, step, self._residual(row, step, width))
+        residual = read_residual(self.spec, self.arguments, row, first, width, self.width)
+        values = self._values(row, step, residual)
         if self.spec.table:
             clipped = self._staged(values)
             values = lookup(self.isa, self.arguments["table"], clipped[T.ramp(0, 1, self.width)], self.width)
@@ -124,34 +125,16 @@ class Finish:
             for line in range(share):
                 prefetch(weight, (later, T.min(row * share + line, depths - 1), 0, 0))
 
-    def _residual(self, row: Any, step: Any, width: int) -> Any:
-        """Return the step's residual, int16 [self.width], without reading past its last channel."""
-        if not self.spec.residual:
-            return None
-        residual, first = self.arguments["residual"], step * self.width
-        if width == self.width:
-            return residual[row, T.ramp(first, 1, width)]
-        staged = T.sblock_alloc_buffer((self.width,), "int16")
-        T.buffer_store(staged, T.broadcast(T.int16(0), self.width), [T.ramp(0, 1, self.width)])
-        with T.serial(width) as lane:
-            T.buffer_store(staged, residual[row, first + lane], [lane])
-        return staged[T.ramp(0, 1, self.width)]
-
     def _values(self, row: Any, step: Any, residual: Any) -> Any:
         per_step = self.per_step
         if per_step == 1:
             return self._group(row, step, residual)
         if packs(self.spec, self.isa):
-            return self._packed([self._shifted(row, step * per_step + i) for i in range(per_step)])
+            groups = [step * per_step + i for i in range(per_step)]
+            return self._packed([shifted(self.arguments, g, self._sums(row, g)) for g in groups])
         # The sums are read group by group, as they were written: wider loads would push them out of
         # their registers.
         return concat([self._group(row, step * per_step + i, None) for i in range(per_step)], LANES)
-
-    def _shifted(self, row: Any, group: Any) -> Any:
-        """Return the 16 requantized sums of a group, int32, before they are clipped."""
-        lanes = T.ramp(group * LANES, 1, LANES)
-        total = self.total[row, group, T.ramp(0, 1, LANES)] + self.arguments["bias"][lanes]
-        return T.shift_right(total, self.arguments["shift"][lanes])
 
     def _packed(self, groups: list[Any]) -> Any:
         """Return 64 requantized sums as clipped bytes; int16, between the two, holds both limits."""
@@ -167,22 +150,51 @@ class Finish:
         return T.max(T.min(values, high), low)
 
     def _group(self, row: Any, group: Any, residual: Any) -> Any:
-        """Return 16 outputs before the table, in the output's dtype."""
-        lanes = T.ramp(group * LANES, 1, LANES)
-        channel = {name: self.arguments[name][lanes] for name in PER_CHANNEL if name in self.arguments}
-        total = self.total[row, group, T.ramp(0, 1, LANES)] + channel["bias"]
-        if self.spec.out_dtype == "float32":
-            return T.cast(total, f"float32x{LANES}") * channel["scale"]
-        if self.spec.fixed_point:
-            value = _fixed_point(total, channel["multiplier"], channel["shift"])
-            value = value + _splat(self.spec.zero_point, "int64")
-        else:
-            value = self._shifted(row, group)
-        wide = "int64" if self.spec.fixed_point else "int32"
-        if residual is not None:
-            value = value + T.cast(residual, f"{wide}x{LANES}")
-        low, high = (_splat(limit, wide) for limit in self.spec.clip)
-        return T.cast(T.max(T.min(value, high), low), f"{self.spec.out_dtype}x{LANES}")
+        return requantized(self.spec, self.arguments, group, self._sums(row, group), residual)
+
+    def _sums(self, row: Any, group: Any) -> Any:
+        return self.total[row, group, T.ramp(0, 1, LANES)]
+
+
+def read_residual(
+    spec: LinearSpec, arguments: dict[str, Any], row: Any, first: Any, width: int, padded: int = LANES
+) -> Any:
+    """Return int16 [padded] of the residual from channel `first` on, reading `width`; None without one."""
+    if not spec.residual:
+        return None
+    residual = arguments["residual"]
+    if width == padded:
+        return residual[row, T.ramp(first, 1, width)]
+    staged = T.sblock_alloc_buffer((padded,), "int16")
+    T.buffer_store(staged, T.broadcast(T.int16(0), padded), [T.ramp(0, 1, padded)])
+    with T.serial(width) as lane:
+        T.buffer_store(staged, residual[row, first + lane], [lane])
+    return staged[T.ramp(0, 1, padded)]
+
+
+def shifted(arguments: dict[str, Any], group: Any, sums: Any) -> Any:
+    """Return a group's 16 requantized sums, int32, before they are clipped."""
+    lanes = T.ramp(group * LANES, 1, LANES)
+    return T.shift_right(sums + arguments["bias"][lanes], arguments["shift"][lanes])
+
+
+def requantized(spec: LinearSpec, arguments: dict[str, Any], group: Any, sums: Any, residual: Any) -> Any:
+    """Return a group's 16 outputs before the table, in the output's dtype; sums int32x16, without bias."""
+    lanes = T.ramp(group * LANES, 1, LANES)
+    channel = {name: arguments[name][lanes] for name in PER_CHANNEL if name in arguments}
+    total = sums + channel["bias"]
+    if spec.out_dtype == "float32":
+        return T.cast(total, f"float32x{LANES}") * channel["scale"]
+    if spec.fixed_point:
+        value = _fixed_point(total, channel["multiplier"], channel["shift"])
+        value = value + _splat(spec.zero_point, "int64")
+    else:
+        value = shifted(arguments, group, sums)
+    wide = "int64" if spec.fixed_point else "int32"
+    if residual is not None:
+        value = value + T.cast(residual, f"{wide}x{LANES}")
+    low, high = (_splat(limit, wide) for limit in spec.clip)
+    return T.cast(T.max(T.min(value, high), low), f"{spec.out_dtype}x{LANES}")
 
 
 def _fixed_point(total: Any, multiplier: Any, shift: Any) -> Any:

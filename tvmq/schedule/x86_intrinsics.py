@@ -137,27 +137,45 @@ def _vpdpbusd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
         T.buffer_store(total, sums(first), [T.ramp(first, 1, lanes)])
 
 
-_PMADDWD = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}
-
-
 def _pmaddwd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
-    """Multiply the even and the odd bytes of each word as int16 pairs: no sum leaves its lane."""
     lanes = LANES // isa.parts
-    words, pairs = f"int16x{2 * lanes}", f"uint16x{2 * lanes}"
-    byte = T.broadcast(T.int16(8), 2 * lanes)
-    x_words = T.reinterpret(pairs, T.broadcast(T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)]), lanes))
-    x_even = T.reinterpret(words, T.bitwise_and(x_words, T.broadcast(T.uint16(255), 2 * lanes)))
-    x_odd = T.reinterpret(words, T.shift_right(x_words, T.broadcast(T.uint16(8), 2 * lanes)))
-
-    def dot(x_pairs: Any, weight_pairs: Any) -> Any:
-        name = f"llvm.x86.{_PMADDWD[isa.bits]}"
-        return T.call_llvm_pure_intrin(f"int32x{lanes}", name, x_pairs, weight_pairs)
-
-    def sums(first: int) -> Any:
-        both = T.reinterpret(words, weight[first, T.ramp(0, 1, lanes * DEPTH)])
-        even = T.shift_right(T.shift_left(both, byte), byte)
-        return dot(x_even, even) + dot(x_odd, T.shift_right(both, byte))
+    x_word = T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)])
 
     for first in range(0, LANES, lanes):
         at = T.ramp(first, 1, lanes)
-        T.buffer_store(total, total[at] + sums(first), [at])
+        dot = widened_dot(isa, x_word, weight[first, T.ramp(0, 1, lanes * DEPTH)])
+        T.buffer_store(total, total[at] + dot, [at])
+
+
+def widened_dot(isa: Isa, x_word: Any, weight: Any) -> Any:
+    """Return the sums of four of the uint8 in x_word times a register of int8, exact for all of them.
+
+    The even and the odd bytes are multiplied as int16 pairs: no sum leaves its lane.
+    """
+    lanes = LANES // isa.parts
+    words, pairs = f"int16x{2 * lanes}", f"uint16x{2 * lanes}"
+    byte = T.broadcast(T.int16(8), 2 * lanes)
+    x_words = T.reinterpret(pairs, T.broadcast(x_word, lanes))
+    x_even = T.reinterpret(words, T.bitwise_and(x_words, T.broadcast(T.uint16(255), 2 * lanes)))
+    x_odd = T.reinterpret(words, T.shift_right(x_words, T.broadcast(T.uint16(8), 2 * lanes)))
+    both = T.reinterpret(words, weight)
+    even = T.shift_right(T.shift_left(both, byte), byte)
+    return pmaddwd(isa, x_even, even) + pmaddwd(isa, x_odd, T.shift_right(both, byte))
+
+
+def saturating_dot(isa: Isa, x_word: Any, weight: Any) -> Any:
+    """Return what widened_dot does, exact where `saturation` says so."""
+    lanes = LANES // isa.parts
+    x_bytes = T.reinterpret(f"uint8x{DEPTH * lanes}", T.broadcast(x_word, lanes))
+    pairs = T.call_llvm_pure_intrin(f"int16x{2 * lanes}", f"llvm.x86.{_PMADDUBSW[isa.bits]}", x_bytes, weight)
+    return pmaddwd(isa, pairs, T.broadcast(T.int16(1), 2 * lanes))
+
+
+_PMADDUBSW = {128: "ssse3.pmadd.ub.sw.128", 256: "avx2.pmadd.ub.sw", 512: "avx512.pmaddubs.w.512"}
+_PMADDWD = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}
+
+
+def pmaddwd(isa: Isa, left: Any, right: Any) -> Any:
+    """Return the sums of two products of int16, for a register of each."""
+    name = f"llvm.x86.{_PMADDWD[isa.bits]}"
+    return T.call_llvm_pure_intrin(f"int32x{LANES // isa.parts}", name, left, right)

@@ -18,7 +18,6 @@ from tvmq.schedule.linear_epilogue import Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
 from tvmq.schedule.register_tiles import (
     HEAP_ACCUMULATORS,
-    MAX_ACCUMULATORS,
     SLACK_GROUPS,
     SLACK_ROWS,
     Decision,
@@ -29,23 +28,17 @@ from tvmq.schedule.register_tiles import (
 from tvmq.schedule.space import Space
 from tvmq.schedule.x86_isa import Isa
 
-# Groups of sums in a tile of registers narrower than 512 bits, by (bits, vnni). Without vpdpbusd some sums
-# are spilled, and it still measures best: each unpacked weight serves more rows.
-NARROW_ACCUMULATORS = {(256, True): 6, (256, False): 10, (128, False): 6}
-
 
 def default_decision(spec: LinearSpec, threads: int, isa: Isa) -> Decision:
     """Return tiles that come close to the multiplier's peak without tuning."""
     step = groups_per_step(spec, isa)
-    narrow = isa.parts > 1
-    accumulators = NARROW_ACCUMULATORS[isa.bits, isa.vnni] if narrow else MAX_ACCUMULATORS
     return choose_tiles(
         spec.rows,
         spec.groups,
         spec.inputs // DEPTH,
         groups_per_step=step,
-        accumulators=accumulators,
-        widest=step if narrow else MAX_ACCUMULATORS,
+        accumulators=isa.accumulators,
+        widest=step if isa.parts > 1 else isa.accumulators,
         threads=threads,
     )
 
