@@ -35,6 +35,20 @@ def test_outputs_stay_when_the_next_call_comes(program):
         np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_no_output_shares_memory_with_the_input(program, in_place):
+    # again is the input passed through, which the program read in place if it was aligned.
+    place = runtime.aligned_empty((tiny_program.an_input().size + 64,), "uint8")
+    x = place[0 if in_place else 1 :][: tiny_program.an_input().size].reshape(tiny_program.an_input().shape)
+    x[...] = tiny_program.an_input()
+    _, again = program.run(x)
+    assert runtime.is_aligned(x) == in_place
+    assert not np.may_share_memory(again, x)
+    np.testing.assert_array_equal(again, x.ravel())
+    x[...] = 0
+    np.testing.assert_array_equal(again, tiny_program.an_input().ravel())
+
+
 def test_strided_inputs_are_read_right(program):
     x = np.asfortranarray(tiny_program.an_input())
     np.testing.assert_array_equal(program.run(x)[0], tiny_program.expected(x))

@@ -6,6 +6,7 @@ wheel neither.
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import importlib.util
 import os
@@ -61,7 +62,8 @@ class Program:
         self._kept = [aligned(constant.array) for constant in built.constants]
         self._params = self._ffi.Array([self._ffi.from_dlpack(array) for array in self._kept])
         self._staging = [aligned_empty(spec.shape, spec.dtype) for spec in built.inputs]
-        self._arguments = [self._ffi.from_dlpack(buffer) for buffer in self._staging]
+        self._staged = [self._ffi.from_dlpack(buffer) for buffer in self._staging]
+        self._own = _Spans([*self._staging, *self._kept])
         self._outputs, self._sites = built.outputs, built.sites
         self._lock = threading.Lock()
         self._main = self._machine(POOLED_ALLOCATOR)["main"]
@@ -116,15 +118,14 @@ class Program:
 
     def _call(self, function: Any, arrays: Sequence[Array], wanted: Sequence[Any]) -> tuple[Array, ...]:
         tensors = self._tensors(function, arrays, wanted)
-        return tuple(self._owned(np.from_dlpack(tensor)) for tensor in tensors)
+        return tuple(self._released(np.from_dlpack(tensor), arrays) for tensor in tensors)
 
     def _tensors(self, function: Any, arrays: Sequence[Array], wanted: Sequence[Any]) -> list[Any]:
         """Return what function gives, one tensor for each description in wanted."""
         use_threads(self.threads, at_most=True)
-        for buffer, array in zip(self._staging, arrays, strict=True):
-            np.copyto(buffer, array, casting="no")
+        arguments = [self._argument(i, array) for i, array in enumerate(arrays)]
         try:
-            result = function(*self._arguments, self._params)
+            result = function(*arguments, self._params)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:  # TVM checks all it is given
             why = str(error).partition("\n")[0]
             raise ArtifactError(
@@ -138,9 +139,20 @@ class Program:
             )
         return tensors
 
-    def _owned(self, output: Array) -> Array:
-        # An output may be an input or a constant passed through (a reshape is a view to the VM).
-        shared = any(np.may_share_memory(output, other) for other in (*self._staging, *self._kept))
+    def _argument(self, index: int, array: Array) -> Any:
+        """Return the array as it is where generated code can read it, else the staging buffer with a copy."""
+        staging = self._staging[index]
+        if array.dtype == staging.dtype and array.shape == staging.shape and is_aligned(array):
+            return self._ffi.from_dlpack(array)
+        np.copyto(staging, array, casting="no")
+        return self._staged[index]
+
+    def _released(self, output: Array, inputs: Sequence[Array]) -> Array:
+        """Return an output that shares no memory with the program, nor with what the caller passed in.
+
+        One may be an input or a constant passed through: a reshape is a view to the VM.
+        """
+        shared = self._own.overlap(output) or any(np.may_share_memory(output, x) for x in inputs)
         return output.copy() if shared else output
 
     def _site_names(self, arrays: Sequence[Array], calls: Sequence[_Call]) -> list[str]:
@@ -151,6 +163,20 @@ class Program:
         tensors = self._tensors(machine["trace"], arrays, self._sites)
         addresses = [tensor.data_ptr() for tensor in tensors]
         return name_calls(calls, recorder.calls, dict(zip(addresses, self._sites, strict=True)))
+
+
+class _Spans:
+    """The memory of some arrays; asked after every run, so the answer takes a bisection only."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        spans = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
+        self._starts, self._ends = [start for start, _ in spans], [end for _, end in spans]
+
+    def overlap(self, array: Array) -> bool:
+        """Whether a contiguous array lies in part in this memory."""
+        start = array.ctypes.data
+        before = bisect.bisect_left(self._starts, start + array.nbytes)
+        return before > 0 and self._ends[before - 1] > start
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +321,14 @@ def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     return raw[start : start + size].view(kind).reshape(shape)
 
 
+def is_aligned(array: Array) -> bool:
+    """Whether generated code can read array in place."""
+    return bool(array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable)
+
+
 def aligned(array: Array) -> Array:
     """Return array itself if generated code can read it in place, else a copy that can be."""
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous and array.flags.writeable:
+    if is_aligned(array):
         return array
     copy = aligned_empty(array.shape, array.dtype)
     np.copyto(copy, array)
