@@ -100,3 +100,38 @@ def test_outputs_that_only_compare_floats_are_exact():
     assert (result.ok, result.outputs, result.inexact) == (True, 2, ())
     assert [spec.dtype for spec in compiled.outputs] == ["int64", "bool"]
     assert (compiled(samples[0])[1] == (linear(samples[0]) > 0)).float().mean() > 0.95
+
+
+def test_a_text_model_is_integer_from_its_ids_on_and_holds_no_float_table():
+    torch.manual_seed(0)
+
+    class Text(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.kinds = torch.nn.Embedding(5000, WIDTH), torch.nn.Embedding(2, WIDTH)
+            self.norm, self.m = torch.nn.LayerNorm(WIDTH), Attentive(one_attention)
+            self.words.weight.data[4999] = 9.0  # a row that calibration does not see
+
+        def forward(self, ids: Tensor, kinds: Tensor, seen: Tensor) -> Tensor:
+            x = self.norm(self.words(ids) + self.kinds(kinds))
+            q, k, v = (heads(layer(x)) for layer in (self.m.q, self.m.k, self.m.v))
+            mask = torch.where(seen[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
+            return self.m.o(merged(F.scaled_dot_product_attention(q, k, v, mask)))
+
+    def sample(high: int = 4999, batch: int = 2) -> tuple[Tensor, ...]:
+        ids, kinds = torch.randint(0, high, (batch, TOKENS)), torch.randint(0, 2, (batch, TOKENS))
+        seen = (torch.rand(batch, TOKENS) > 0.3).long()
+        seen[:, 0] = 1
+        return ids, kinds, seen
+
+    model, given = Text().eval(), sample()
+    compiled = tvmq.compile(model, example_inputs=given, calibration=[sample() for _ in range(8)])
+    assert all(row.integer for row in compiled.coverage.rows)
+    given[0][0, 1] = 4999
+    result = compiled.verify(given)
+    assert (result.ok, result.inexact) == (True, ())
+    with torch.no_grad():
+        wanted = model(*given)
+    assert F.cosine_similarity(compiled(*given).flatten(), wanted.flatten(), 0) > 0.99
+    tables = [c for c in compiled._built.constants if c.logical_shape == (5000, WIDTH)]
+    assert [str(c.array.dtype) for c in tables] == ["int16"]

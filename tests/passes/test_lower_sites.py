@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from tvm import relax
 from tvm.relax import op
 
 from tests.passes.qdq_graphs import (
@@ -17,7 +19,7 @@ from tests.passes.qdq_graphs import (
     kernels,
     random_input,
 )
-from tvmq import reference
+from tvmq import numerics, reference
 from tvmq.formats import QuantParams
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.rebuild import bindings, op_name
@@ -93,3 +95,16 @@ def test_a_sum_in_unequal_steps_is_a_float_sum(a, b, out):
     make, x = QdqBuilder(), float_input(3, 8)
     total = make.bind("sum", op.add(make.stored("a", x, a), make.stored("b", x, b)))
     assert "clip" not in lowered(make, make.stored("y", total, out), x, 0.0)[1]
+
+
+@pytest.mark.parametrize("out", [TRUNK, NORMED])
+def test_rows_of_a_float_table_are_taken_from_an_integer_one(out):
+    make, ids = QdqBuilder(), relax.Var("ids", relax.TensorType((3,), "int32"))
+    table = make.constant(5, 8)
+    y = make.stored("words", make.bind("words", op.take(table, ids, axis=0, mode="fast")), out)
+    after = LowerInteger()(make.module([ids], y))
+    assert [op_name(b.value) for b in bindings(after["main"])][:2] == ["take", "dequantize"]
+    (taken,) = reference.run(after, [torch.tensor([4, 0, 4], dtype=torch.int32)])
+    low, high = numerics.INTEGER_RANGE[out.dtype]
+    codes = np.clip(np.floor(table.value.numpy() / out.scale + 0.5) + out.zero_point, low, high)
+    np.testing.assert_allclose(taken, ((codes - out.zero_point) * out.scale)[[4, 0, 4]], rtol=1e-6)

@@ -40,6 +40,16 @@ def test_what_is_added_to_scores_is_no_value_of_attention():
     assert nodes["other"].kind == nodes["unknown"].kind == "other"
 
 
+def test_rows_of_a_constant_table_are_an_embedding():
+    make = ModuleBuilder(np.random.default_rng(0))
+    ids = relax.Var("ids", relax.TensorType((3,), "int32"))
+    make.bind("words", op.take(make.constant(5, 8), ids, axis=0, mode="fast"))
+    make.bind("columns", op.take(make.constant(5, 8), ids, axis=1, mode="fast"))
+    make.bind("few", op.take(make.constant(5), ids, axis=0, mode="fast"))
+    nodes = index(make.module([ids], ids)).by_name
+    assert [nodes[name].kind for name in ("words", "columns", "few")] == ["embedding", "other", "other"]
+
+
 def test_only_one_consumer_counts_as_the_sole_one():
     nodes = tiny_transformer.nodes()
     assert nodes.sole_consumer("blocks.0.fc1").name == "blocks.0.fc1.bias"

@@ -208,6 +208,10 @@ def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     return None
 
 
+def _take(emit: Emitter, source: QdqCall) -> Stored | Pending | None:
+    return lower_views.view(emit, source) or lower_sites.embedding(emit, source)
+
+
 def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     """Let a clip join the operation before it, or be a table."""
     value = source.operands[0]
@@ -225,9 +229,8 @@ HANDLERS: Mapping[str, Handler] = {
     **{f"nn.{name}": lower_sites.unary for name in UNARY_FUNCTIONS},
     **{name: lower_sites.unary for name in UNARY_FUNCTIONS},
     **dict.fromkeys(("nn.relu", "clip"), _bounded),
-    **dict.fromkeys(
-        ("reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take"), lower_views.view
-    ),
+    **dict.fromkeys(("reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice"), lower_views.view),
+    "take": _take,
     "concat": lower_views.concat,
     "dequantize": _dequantize,
     "quantize": _quantize,
@@ -247,4 +250,5 @@ QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]]
     "attention": lower_attention.quantize_attention,
     "unary": lower_sites.quantize_unary,
     "add": lower_sites.quantize_add,
+    "embedding": lower_sites.quantize_embedding,
 }

@@ -1,4 +1,4 @@
-"""Lower layer norm, unary functions and the addition of two stored values.
+"""Lower layer norm, unary functions, embeddings and the addition of two stored values.
 
 Each operation has two functions: one says whether its operands let it be an integer operation, the other
 emits it once a quantize has given the storage of its result (None: not as integers after all).
@@ -13,6 +13,7 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.formats import QuantParams
 from tvmq.passes import composites
+from tvmq.passes.constants import array_of
 from tvmq.passes.integer_parameters import norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
@@ -105,3 +106,23 @@ def quantize_add(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | 
     low, high = clip_range(out, pending.bounds)
     stored = emit(op.astype(emit(op.clip(total, low, high)), "int16"), source.name)
     return Stored(out, layout, rows_var=stored) if same else Stored(out, layout, dense_var=stored)
+
+
+def embedding(emit: Emitter, source: QdqCall) -> Pending | None:
+    """Return the pending rows of a constant table."""
+    table = array_of(source.operands[0])
+    float_rows = table is not None and table.ndim == 2 and table.dtype == np.float32
+    return Pending("embedding", source) if float_rows and source.call.attrs.axis is not None else None
+
+
+def quantize_embedding(emit: Emitter, pending: Pending, out: QuantParams) -> Stored:
+    """Take the rows from a table that is stored as the result is."""
+    source = pending.source
+    table, index = source.operands
+    low, high = numerics.INTEGER_RANGE[out.dtype]
+    rows = table.value.numpy().astype(np.float64)
+    steps = np.floor(rows / float(np.float32(out.scale)) + 0.5) + out.zero_point
+    stored = constant(np.clip(steps, low, high).astype(out.dtype))
+    attrs = source.call.attrs
+    taken = emit(op.take(stored, index, axis=int(attrs.axis), mode=attrs.mode), source.name)
+    return Stored(out, channels_last(source.shape), dense_var=taken)

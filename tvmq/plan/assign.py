@@ -131,7 +131,8 @@ def achieved(coverage: Coverage, integer: tvm.IRModule, *, strict: bool = False)
     """Return coverage with the sites that the integer module computes in float; strict refuses any.
 
     A product, an attention or a norm is integer if a composite computes it; a unary function may have been
-    swallowed by one, so it is float only if its operator still stands under its name.
+    swallowed by one, and an embedding is a take of integers, so these are float only if their float operator
+    still stands under its name.
     """
     sites_done = {attributes(func).get("site", "") for func in integer.functions.values()}
     # A transposed convolution is one product per phase.
@@ -139,9 +140,9 @@ def achieved(coverage: Coverage, integer: tvm.IRModule, *, strict: bool = False)
     standing = {str(b.var.name) for b in bindings(integer["main"]) if op_name(b.value) and _is_float(b.var)}
     rows = []
     for row in coverage.rows:
-        unary = row.kind in UNARY_FUNCTIONS
-        done = row.site not in standing if unary else row.site in composites
-        reason = STORAGE["unary"] if unary else STORAGE.get(row.kind, STORAGE[""])
+        plain = row.kind in UNARY_FUNCTIONS or row.kind == "embedding"
+        done = row.site not in standing if plain else row.site in composites
+        reason = STORAGE["unary"] if plain else STORAGE.get(row.kind, STORAGE[""])
         rows.append(replace(row, integer=False, reason=reason) if row.integer and not done else row)
     return _accepted(Coverage(tuple(rows)), strict)
 

@@ -74,7 +74,9 @@ def integer_nodes(nodes: Nodes, is_integer: Callable[[str], bool]) -> frozenset[
     """Return the nodes computed in integers: the planned sites, and the adds and views between them."""
     found: set[str] = set()
     for name, node in nodes.by_name.items():
-        if node.kind in WANTS and node.kind != "add":
+        if node.kind == "embedding" and is_integer(name):
+            found.add(name)
+        elif node.kind in WANTS and node.kind != "add":
             # A table pays only where its input is integer already.
             if is_integer(name) and (node.kind != "unary" or node.inputs[0] in found):
                 found.add(name)
@@ -130,6 +132,8 @@ def _accumulates(nodes: Nodes, node: Node) -> bool:
 
 def _storage(node: Node | None, wishes: set[str], integer: bool, direct: bool) -> str | None:
     wanted = wishes - {FLOAT}
+    if node is not None and node.kind == "embedding" and integer:
+        return "int16"  # one scale holds rows that calibration never saw
     if not wanted:
         # An accumulator becomes float directly; what is 8 bits inside is stored before it becomes float.
         if node is None or not integer or direct:

@@ -19,7 +19,9 @@ from tvmq.unary import UNARY_FUNCTIONS, unary_name
 CLIPS = {"relu", "relu6"}
 VIEWS = {"reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take", "concat"}
 MULTIPLYING = ("linear", "conv2d", "depthwise", "conv2d_transpose")
-SITE_KINDS = {"linear", "conv2d", "depthwise", "conv2d_transpose", "attention", "layer_norm", "unary"}
+SITE_KINDS = {
+    "linear", "conv2d", "depthwise", "conv2d_transpose", "attention", "layer_norm", "unary", "embedding"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Node:
     """One binding of main."""
 
     name: str
-    kind: str  # linear conv2d depthwise conv2d_transpose bias attention layer_norm unary add view other
+    kind: str  # of SITE_KINDS, or: bias add view other
     op: str  # the Relax op's short name: "matmul", "gelu"
     inputs: tuple[str, ...]  # the float values it reads, constants left out
     shape: tuple[int, ...]
@@ -102,6 +104,8 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
         return "unary"
     if op == "add":
         return _kind_of_add(call, earlier)
+    if op == "take" and _is_weight(call.args[0], 2) and call.attrs.axis is not None:
+        return "embedding" if int(call.attrs.axis) == 0 and _is_float(call.args[0]) else "other"
     if op in VIEWS and (op != "take" or isinstance(call.args[1], tvm.ir.GenericConst)):
         return "view"
     return "other"
@@ -159,8 +163,8 @@ def _is_weight(expr: relax.Expr, rank: int) -> bool:
     return isinstance(expr, tvm.ir.GenericConst) and len(expr.ty.shape) == rank
 
 
-def _is_float(var: relax.Var) -> bool:
-    ty = var.ty
+def _is_float(expr: relax.Expr) -> bool:
+    ty = expr.ty
     return isinstance(ty, relax.TensorType) and str(ty.dtype) == "float32"
 
 

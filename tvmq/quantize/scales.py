@@ -33,8 +33,9 @@ def choose_scales(
     for name, fmt in formats.values.items():
         regions.setdefault(fmt.region, []).append(name)
     chosen: dict[str, QuantParams] = {}
+    tables = {name: _largest(node) for name, node in nodes.by_name.items() if node.kind == "embedding"}
     for members in regions.values():
-        chosen |= _region(members, formats.values, calibration.values, method)
+        chosen |= _region(members, formats.values, calibration.values, tables, method)
     _tie_logits(nodes, chosen)
     also = {
         name: _as_uint8(calibration.values[name], chosen[name], method)
@@ -48,13 +49,18 @@ def _region(
     members: list[str],
     formats: Mapping[str, ValueFormat],
     stats: Mapping[str, ValueStats],
+    tables: Mapping[str, float],
     method: str,
 ) -> dict[str, QuantParams]:
-    """Return one storage for all values of a region; the widest range decides."""
+    """Return one storage for all values of a region; the widest range decides.
+
+    tables: the largest absolute number of each embedding, of which calibration sees a few rows.
+    """
     dtype = max((formats[name].dtype for name in members), key=_width)
     if dtype == "int16":
         reach = max(max(-stats[n].histogram.minimum, stats[n].histogram.maximum) for n in members)
-        scale = _float32(max(reach, 1e-30) * TRUNK_HEADROOM / 32767)
+        reach = max(reach * TRUNK_HEADROOM, *(tables.get(n, 0.0) for n in members), 1e-30)
+        scale = _float32(reach / 32767)
         return {name: QuantParams(scale, 0, dtype) for name in members}
     symmetric = dtype == "int8"
     ranges = [observer_for(method, stats[name].histogram).range(8, symmetric) for name in members]
@@ -64,6 +70,10 @@ def _region(
     step, zero = affine_parameters(np.array([low, high]), 8, symmetric)
     params = QuantParams(_float32(float(step)), int(zero), dtype)
     return dict.fromkeys(members, params)
+
+
+def _largest(embedding: Node) -> float:
+    return float(np.abs(embedding.call.args[0].value.numpy()).max(initial=0.0))
 
 
 def _width(dtype: str) -> int:
