@@ -24,9 +24,14 @@ from tvmq.compiled import Benchmark, CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
 from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
+from tvmq.tune.results import TunedKernel, TuningInterrupted
 from tvmq.verification import Verification
 
 COVERAGE = Coverage((CoverageRow("fc", "linear", True, "w8a8", 10),))
+TUNED = [
+    TunedKernel("linear_5x8x20", "('a',)", 10, 20.0, 18.0, 9, {"row_tile": 5}).to_json(),
+    TunedKernel("layer_norm_5x8", "('b',)", 1, None, None, 0, None).to_json(),
+]
 
 
 class StubModel:
@@ -35,6 +40,7 @@ class StubModel:
     inputs = (TensorSpec("x", (1, 3, 8, 8), "float32"),)
     outputs = (TensorSpec("y", (1, 1, 8, 8), "float32"),)
     coverage = COVERAGE
+    manifest = SimpleNamespace(description=SimpleNamespace(recipe={"tuned": TUNED}))
     mismatches: tuple[str, ...] = ()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -109,6 +115,32 @@ def test_compile_without_json_prints_tables(
     out = capsys.readouterr().out
     assert "1 of 1 sites and 100.0 % of the multiplications are integer." in out
     assert "calibrated on" in out
+
+
+def test_tune_is_compile_with_a_search(
+    model_file: Path, compile_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    search = "--trials 9 --minutes 2.5 --database d.jsonl"
+    assert main(["tune", str(model_file), "--calibration", str(model_file.parent), *search.split()]) == 0
+    (call,) = compile_calls
+    assert call["tune"] == tvmq.Tune(trials=9, minutes=2.5, database=Path("d.jsonl"))
+    assert "1 of 2 kernels were measured; together they take 0.18 ms, by default 0.20 ms." in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    assert main(["tune", str(model_file), "--calibration", str(model_file.parent), "--minutes", "-1"]) == 2
+    assert "minutes=-1.0, a number over 0" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_tuning_says_what_is_kept(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise TuningInterrupted("interrupted; the 5 trials so far are kept in d.jsonl")
+
+    monkeypatch.setitem(vars(tvmq), "compile", interrupted)
+    assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
+    assert capsys.readouterr().err == "tvmq: interrupted; the 5 trials so far are kept in d.jsonl\n"
+    assert not model_file.with_suffix(".tvmq").exists()
 
 
 def test_ctrl_c_during_compile_leaves_nothing_behind(

@@ -28,6 +28,7 @@ STAGES = (
     ("exactness",),
     ("build",),
     ("runtime",),
+    ("tune",),
     ("golden", "container", "manifest", "inputs", "verification"),
     ("artifact",),
     ("compiled",),

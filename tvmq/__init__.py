@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tvmq.compiled import CompiledModel as CompiledModel
     from tvmq.compiled import load as load
     from tvmq.errors import TvmqError as TvmqError
+    from tvmq.tune.options import Tune as Tune
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOME = {
     "Verification": "tvmq.compiled",
     "Coverage": "tvmq.spec",
     "Plan": "tvmq.spec",
+    "Tune": "tvmq.tune.options",
     "TvmqError": "tvmq.errors",
     "mend_torchvision": "tvmq.frontend.torch",
 }

@@ -9,7 +9,7 @@ integer output, so that an artifact can be checked site by site on the machine i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from tvmq.progress import Progress, silent
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.schedule.kernels import unpack
+from tvmq.schedule.space import Decisions
 from tvmq.spec import ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
 from tvmq.target import TargetProfile
 
@@ -34,16 +36,27 @@ PLAIN = "plain"
 
 
 def build(
-    mod: tvm.IRModule, profile: TargetProfile, *, threads: int = 1, progress: Progress = silent
+    mod: tvm.IRModule,
+    profile: TargetProfile,
+    *,
+    threads: int = 1,
+    decisions: Mapping[str, Decisions] = NO_DECISIONS,
+    progress: Progress = silent,
 ) -> Built:
-    """Return the compiled program of an integer-level module with constants in the graph."""
+    """Return the compiled program of an integer-level module with constants in the graph.
+
+    decisions: by kernel, what tuning found (tvmq.tune); the others are built by their default.
+    """
     linker = require_linker(str(profile.tvm_target["mtriple"]))
     progress("schedule", 0, 1)
     exactness = analyse(mod)
     sites = traced_values(mod, exactness)
     traced = with_trace(mod, [var for var, _ in sites])
     constants = constants_of(traced["main"])
-    dispatch = (DispatchKernels(profile, threads), DispatchFloatLinears(profile, threads))
+    dispatch = (
+        DispatchKernels(profile, threads, decisions),
+        DispatchFloatLinears(profile, threads, decisions),
+    )
     scheduled = tvm.transform.Sequential(list(dispatch))(traced)
     by_kernel = dispatch[0].packed | dispatch[1].packed
     packed = [by_kernel.get(c, Packed(c, PLAIN)) for c in constants]

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,6 +58,30 @@ Mean = Annotated[
 ]
 Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: ImageNet's.")]
 
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")]
+CalibrationData = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...].",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write. Default: MODEL with suffix .tvmq.")
+]
+Target = Annotated[
+    str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
+]
+Bits = Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
+]
+Rescaling = Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")]
+Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
+Samples = Annotated[int, typer.Option(min=2, help="Use at most this many calibration samples.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
 
 @app.callback(invoke_without_command=True)
 def common(
@@ -72,49 +96,63 @@ def common(
 
 @app.command()
 def compile(  # noqa: A001  the command's name; the builtin is not used here
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")
-    ],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...]."
-        ),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write. Default: MODEL with suffix .tvmq.")
-    ] = None,
-    target: Annotated[
-        str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
-    ] = "native",
-    bits: Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")] = 8,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated."),
-    ] = None,
-    requantize: Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")] = Requantize.POT,
-    observer: Annotated[Observer, typer.Option(help="How activation ranges are chosen.")] = Observer.MSE,
-    samples: Annotated[int, typer.Option(min=2, help="Use at most this many calibration samples.")] = 128,
+    model: Model,
+    calibration: CalibrationData,
+    output: Output = None,
+    target: Target = "native",
+    bits: Bits = 8,
+    ignore: Ignore = None,
+    requantize: Rescaling = Requantize.POT,
+    observer: Ranges = Observer.MSE,
+    samples: Samples = 128,
     mean: Mean = "",
     std: Std = "",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    strict: Strict = False,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> int:
     """Calibrate, quantize and compile a model into one file."""
     from tvmq import cli_compile
 
-    options = {
-        "target": target,
-        "bits": bits,
-        "ignored": tuple(ignore or ()),
-        "requantize": requantize.value,
-        "observer": observer.value,
-        "strict": strict,
-        "seed": seed,
-    }
+    options = _options(target, bits, ignore, requantize, observer, strict, seed)
+    data = cli_compile.Data(calibration, samples, mean, std)
+    return cli_compile.compile_model(model, data, output, options, as_json=as_json)
+
+
+@app.command()
+def tune(
+    model: Model,
+    calibration: CalibrationData,
+    output: Output = None,
+    trials: Annotated[
+        int, typer.Option(min=0, help="Variants to try of each kernel; 0: only use the database.")
+    ] = 32,
+    minutes: Annotated[float | None, typer.Option(help="Stop searching after so long.")] = None,
+    database: Annotated[
+        Path | None, typer.Option(help="What was measured. Default: tvmq/tuning.jsonl in the cache folder.")
+    ] = None,
+    target: Target = "native",
+    bits: Bits = 8,
+    ignore: Ignore = None,
+    requantize: Rescaling = Requantize.POT,
+    observer: Ranges = Observer.MSE,
+    samples: Samples = 128,
+    mean: Mean = "",
+    std: Std = "",
+    strict: Strict = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> int:
+    """Compile like `compile`, and measure on this machine what makes each kernel fastest.
+
+    Every measurement goes to the database at once: after Ctrl-C or a crash, the same command goes on from
+    there.
+    """
+    from tvmq import cli_compile
+    from tvmq.tune.options import Tune
+
+    options = _options(target, bits, ignore, requantize, observer, strict, seed)
+    options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
@@ -231,6 +269,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_and_exit() -> None:
     """Be the console script."""
     sys.exit(main())
+
+
+def _options(
+    target: str,
+    bits: int,
+    ignore: list[str] | None,
+    requantize: Requantize,
+    observer: Observer,
+    strict: bool,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "target": target,
+        "bits": bits,
+        "ignored": tuple(ignore or ()),
+        "requantize": requantize.value,
+        "observer": observer.value,
+        "strict": strict,
+        "seed": seed,
+    }
 
 
 def _refuse(given: Sequence[str], kind: str, message: str, code: int) -> int:

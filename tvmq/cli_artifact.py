@@ -132,7 +132,11 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
         "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",
     }
-    return facts | {f"recipe {name}": _listed(value) for name, value in description.recipe.items()}
+    recipe = dict(description.recipe)
+    tuned = recipe.pop("tuned", ())
+    chosen = sum(kernel["decisions"] is not None for kernel in tuned)
+    facts |= {f"recipe {name}": _listed(value) for name, value in recipe.items()}
+    return facts | {"tuned kernels": f"{chosen} of {len(tuned)} not by default" if tuned else "none"}
 
 
 def _listed(value: Any) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
-from tvmq.errors import UsageError
+from tvmq.errors import InterruptedRunError, UsageError
 from tvmq.images import load_calibration, preprocessing_from_text
 from tvmq.model_file import open_model
 from tvmq.progress import StageClock
 from tvmq.target import load_profile
+from tvmq.tune.results import TunedKernel, TuningInterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,15 @@ def compile_model(
 
     with StageDisplay() as display:
         clock = StageClock(display)
-        compiled = tvmq.compile(model, calibration=batches, progress=clock, **options)
+        try:
+            compiled = tvmq.compile(model, calibration=batches, progress=clock, **options)
+        except TuningInterrupted as error:
+            raise InterruptedRunError(str(error)) from None
         clock("save", 0, 1)
         compiled.save(output)
         clock("save", 1, 1)
         clock.finish()
+    tuned = compiled.manifest.description.recipe["tuned"] if options.get("tune") else []
     summary = {
         "artifact": str(output),
         "bytes": output.stat().st_size,
@@ -53,6 +58,7 @@ def compile_model(
         "calibration_samples": batches.samples,
         "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
         "coverage": compiled.coverage.as_json(),
+        "tuned": tuned,
     }
     facts = {
         "artifact": output,
@@ -63,6 +69,7 @@ def compile_model(
     show(
         summary,
         report.coverage_summary(compiled.coverage),
+        *([report.tuning([TunedKernel.from_json(row) for row in tuned])] if tuned else []),
         report.stages(clock.seconds),
         report.facts("Compiled", facts),
         as_json=as_json,

@@ -7,7 +7,8 @@
     ├── UnsupportedModelError   exit 3   the model holds something tvmq cannot import or compile
     ├── ArtifactError           exit 4   an artifact is damaged, foreign, or not for this machine
     ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
-    └── VerificationError       exit 6   compiled output differs from the reference
+    ├── VerificationError       exit 6   compiled output differs from the reference
+    └── InterruptedRunError     exit 130 Ctrl-C in a command that keeps what it has done so far
 
 Messages are one sentence: where, what is, what is wanted, the way out.
 """
@@ -59,3 +60,9 @@ class VerificationError(TvmqError):
     """Compiled output that is not bit for bit the reference's."""
 
     exit_code = 6
+
+
+class InterruptedRunError(TvmqError):
+    """Ctrl-C in a command that says what it keeps."""
+
+    exit_code = 130

@@ -44,6 +44,9 @@ from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.spec import Coverage, Description, Plan
 from tvmq.target import NATIVE, TargetProfile, load_profile
+from tvmq.tune.options import Tune
+from tvmq.tune.results import decisions_of
+from tvmq.tune.tuner import tune as tuned_kernels
 
 REQUANTIZE = ("pot", "fixed_point")
 # Balancing rounds its factors to powers of two: what 16 samples say of channel ranges is settled by then, and
@@ -68,6 +71,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     strict: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    tune: Tune | None = None,
     progress: Progress = silent,
 ) -> CompiledModel:
     """Return model as an integer program for target.
@@ -82,6 +86,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
     seed: recorded in the artifact; every stage of this version is deterministic.
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
+    tune: measure on this machine which decisions make the kernels fastest, or use what a database says of
+    them; None: the default decisions, whatever was measured before. The bits are the same.
 
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
@@ -107,9 +113,10 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     coverage = achieved(coverage, integer, strict=strict)
     verify(integer, "integer", float_sites=[row.site for row in coverage.rows if not row.integer])
     threads = threads or default_threads()
-    built = build(integer, profile, threads=threads, progress=progress)
+    tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
+    built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
     options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
-    options |= {"seed": seed, "threads": threads}
+    options |= {"seed": seed, "threads": threads, "tuned": [kernel.to_json() for kernel in tuned]}
     description = describe(profile, coverage, plan, numbers, seen, options)
     return CompiledModel(built, description, samples=random_like([t.numpy() for t in batches[0]]))
 

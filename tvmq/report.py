@@ -13,6 +13,7 @@ from rich.text import Text
 from tvmq.doctor import Diagnosis, State
 from tvmq.spec import Coverage, CoverageRow, Scale
 from tvmq.target import TargetProfile
+from tvmq.tune.results import TunedKernel, written
 
 if TYPE_CHECKING:
     from tvmq.compiled import Benchmark
@@ -158,6 +159,26 @@ def kernels(times: Sequence[KernelTime], most: int = 25) -> Table:
         spent, part = sum(kernel.us for kernel in rest), sum(kernel.share for kernel in rest)
         table.add_row(f"{len(rest)} others", f"{spent:.1f}", f"{100 * part:.1f} %", bar(part))
     return table
+
+
+def tuning(tuned: Sequence[TunedKernel]) -> RenderableType:
+    """Return what tuning won, kernel by kernel, the most first, and over the whole model."""
+    table = Table(title="Tuning", title_justify="left")
+    for column in ("kernel", "calls", "default us", "best us", "gain", "trials"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    table.add_column("decisions", overflow="fold")
+    measured = [(kernel, kernel.default_us, kernel.us) for kernel in tuned if kernel.default_us and kernel.us]
+    for kernel, default_us, us in sorted(measured, key=lambda m: -m[0].calls * (m[1] - m[2])):
+        gain = f"{100 * (1 - us / default_us):.1f} %"
+        numbers = (str(kernel.calls), f"{default_us:.1f}", f"{us:.1f}", gain, str(kernel.trials))
+        decisions = written(kernel.decisions) if kernel.decisions else "default"
+        table.add_row(Text(kernel.name), *numbers, decisions)
+    before = sum(kernel.calls * default_us for kernel, default_us, _ in measured)
+    after = sum(kernel.calls * us for kernel, _, us in measured)
+    said = f"{len(measured)} of {len(tuned)} kernels were measured"
+    if before:
+        said += f"; together they take {after / 1e3:.2f} ms, by default {before / 1e3:.2f} ms"
+    return Group(table, Text(f"{said}."))
 
 
 def targets(profiles: Iterable[TargetProfile], native: str | None) -> Table:

@@ -39,21 +39,22 @@ class KernelTable:
         self.uses: dict[str, Use] = {}
         self._builder = builder
         self._decisions = decisions
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[Any, Any] = {}  # Kernel.key -> GlobalVar
 
     def call(self, kernel: Kernel, arguments: Sequence[Any]) -> Any:
         """Return the GlobalVar of kernel for a call with these arguments."""
         name = kernel.semantics
         if name in self.uses:
             self.uses[name] = replace(self.uses[name], calls=self.uses[name].calls + 1)
-            return self._functions[name]
-        constants = tuple(a.value.numpy() if isinstance(a, tvm.ir.GenericConst) else None for a in arguments)
-        self.uses[name] = Use(kernel, 1, constants)
-        found = self._decisions.get(name)
-        func = kernel.function(found if found in kernel.space else None)
-        func = private(func).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
-        self._functions[name] = self._builder.add_func(func, kernel.name)
-        return self._functions[name]
+        else:
+            constants = (a.value.numpy() if isinstance(a, tvm.ir.GenericConst) else None for a in arguments)
+            self.uses[name] = Use(kernel, 1, tuple(constants))
+        if kernel.key not in self._functions:
+            found = self._decisions.get(name)
+            func = kernel.function(found if found in kernel.space else None)
+            func = private(func).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
+            self._functions[kernel.key] = self._builder.add_func(func, kernel.name)
+        return self._functions[kernel.key]
 
 
 def private(func: Any) -> Any:

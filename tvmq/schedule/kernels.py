@@ -57,11 +57,12 @@ class Kernel:
     packing: tuple[Packing | None, ...]  # per argument; None: as it is
     build: Callable[..., tirx.PrimFunc]  # called with the decisions of a point of space
     space: Space = EMPTY
+    tuned_as: Any = None  # what of key decides the speed; kernels that share it are tuned once. None: all
 
     @property
     def semantics(self) -> str:
-        """Return key as text: the same in every process."""
-        return repr(self.key)
+        """Return what tuning knows this kernel by: the same text in every process."""
+        return repr(self.key if self.tuned_as is None else self.tuned_as)
 
     def function(self, decisions: Decisions | None = None) -> tirx.PrimFunc:
         """Return the PrimFunc, by the default decisions if none are given."""

@@ -72,8 +72,3 @@ class Space:
             if changed != decisions and self.valid(changed):
                 return MappingProxyType(changed)
         return decisions
-
-
-def written(decisions: Decisions) -> str:
-    """Return decisions for people: "row_tile 6, outer rows"; "-" for none."""
-    return ", ".join(f"{name} {value}" for name, value in decisions.items()) or "-"

@@ -1,0 +1,1 @@
+"""Find, by measuring, the decisions that make the kernels of a model fastest on this machine."""

@@ -1,0 +1,195 @@
+"""What was measured, one JSON line each, in a file that is only ever appended to.
+
+Every line holds all that its number depends on, so files of several machines may be joined by `cat`, and
+lines of another kernel, target, CPU, thread count or version are never used. A line is on the disk before
+the next trial begins; one that was torn by a crash is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tvmq.environment import cpu_name, versions
+from tvmq.errors import UsageError
+from tvmq.record import Record
+from tvmq.schedule.space import Decisions
+from tvmq.target import TargetProfile
+
+START = b'{"event": "'  # of every line
+CRASHES = 2  # a trial that was begun so often and never ended took its process with it
+KERNEL_SOURCES = Path(__file__).parents[1] / "schedule"
+
+
+class Event(StrEnum):
+    """What a line tells."""
+
+    BEGAN = "began"  # a trial that may crash the process
+    MEASURED = "measured"
+    FAILED = "failed"  # it cannot be built, or computes other bits
+    CHOSEN = "chosen"  # the best of `trials` decisions, after a last comparison with the default
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Record):
+    """What all lines of one tuning have in common."""
+
+    target: str
+    cpu: str
+    threads: int
+    versions: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Record):
+    """One line of the file; times are in microseconds, NaN is never written."""
+
+    event: Event
+    kernel: str  # Kernel.semantics
+    setting: Setting
+    decisions: Mapping[str, Any]
+    us: float | None = None
+    default_us: float | None = None  # of the default decisions, measured in turns with these
+    trials: int | None = None
+    why: str | None = None
+
+
+Point = tuple[tuple[str, Any], ...]
+
+
+def point(decisions: Decisions) -> Point:
+    """Return decisions as a key."""
+    return tuple(sorted(decisions.items()))
+
+
+@dataclass(slots=True)
+class History:
+    """What is known of one kernel."""
+
+    measured: dict[Point, Line] = field(default_factory=dict)
+    failed: set[Point] = field(default_factory=set)
+    begun: dict[Point, int] = field(default_factory=dict)
+    chosen: Line | None = None
+
+    def add(self, line: Line) -> None:
+        """Take in a line. The order of lines does not matter: the least time stays, and a failure does."""
+        at = point(line.decisions)
+        if line.event is Event.BEGAN:
+            self.begun[at] = self.begun.get(at, 0) + 1
+        elif line.event is Event.FAILED:
+            self.failed.add(at)
+            self.measured.pop(at, None)
+        elif line.event is Event.MEASURED:
+            old = self.measured.get(at)
+            if at not in self.failed and (old is None or ratio(line) < ratio(old)):
+                self.measured[at] = line
+        elif self.chosen is None or _rank(line) > _rank(self.chosen):
+            self.chosen = line
+
+    @property
+    def tried(self) -> set[Point]:
+        """Return the decisions that need no other trial: measured, failed, or ends of their process."""
+        crashed = {at for at, times in self.begun.items() if times >= CRASHES}
+        return self.failed | self.measured.keys() | crashed
+
+    def best(self, count: int) -> list[Decisions]:
+        """Return the decisions that were measured to be fastest against the default."""
+        ordered = sorted(self.measured.values(), key=lambda line: (ratio(line), point(line.decisions)))
+        return [line.decisions for line in ordered[:count]]
+
+
+def ratio(line: Line) -> float:
+    """Return the time relative to the default's."""
+    return line.us / line.default_us if line.us and line.default_us else math.inf
+
+
+def _rank(line: Line) -> tuple[int, float]:
+    return line.trials or 0, -ratio(line)
+
+
+class Database:
+    """The lines of one setting in a file; reading skips what it cannot use."""
+
+    def __init__(self, path: Path, setting: Setting) -> None:
+        self.path = path
+        self.setting = setting
+        self._histories: dict[str, History] = {}
+        for line in self._read():
+            if line.setting == setting:
+                self.history(line.kernel).add(line)
+
+    def history(self, kernel: str) -> History:
+        """Return what is known of a kernel; it grows with append."""
+        return self._histories.setdefault(kernel, History())
+
+    def append(self, event: Event, kernel: str, decisions: Decisions, **facts: Any) -> None:
+        """Write one line and wait until it is on the disk."""
+        line = Line(event, kernel, self.setting, dict(decisions), **facts)
+        self.history(kernel).add(line)
+        text = json.dumps(line.to_json(), ensure_ascii=False, allow_nan=False)
+        try:
+            self._write(text.encode())
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be written ({error.strerror}); give another database"
+            ) from error
+
+    def _write(self, text: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            # One write per line: several processes may append to one file.
+            os.write(handle, b"\n" * torn + text + b"\n")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _read(self) -> Iterator[Line]:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be read as a tuning database ({error.strerror})"
+            ) from error
+        readable = 0
+        for text in content.splitlines():
+            try:
+                yield Line.from_json(json.loads(text))
+                readable += 1
+            except (UsageError, ValueError, RecursionError):  # torn, or of another version
+                continue
+        if not readable and content[: len(START)] != START[: len(content)]:
+            raise UsageError(f"{self.path}: not one line of it is a tuning record; give another database")
+
+
+def setting_of(profile: TargetProfile, threads: int) -> Setting:
+    """Return the setting of this machine and these versions."""
+    target = json.dumps(profile.to_dict()["tvm_target"], sort_keys=True)
+    found = "".join(f"{name} {version}, " for name, version in versions().items())
+    return Setting(f"{profile.name} {target}", cpu_name(), threads, f"{found}kernels {_digest(_sources())}")
+
+
+@cache
+def _sources() -> tuple[Path, ...]:
+    return tuple(sorted(KERNEL_SOURCES.glob("*.py")))
+
+
+@cache
+def _digest(paths: Iterable[Path]) -> str:
+    """Return a digest of what builds the kernels: a number of older code says nothing of today's."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Build candidates in this process, check their bits, and time them in turns with the default kernel."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from tvmq.runtime import aligned, aligned_empty
+from tvmq.schedule.kernel_table import Use
+from tvmq.schedule.space import Decisions
+from tvmq.target import TargetProfile
+
+SECONDS = 0.05  # of running, for one comparison
+MIN_ROUNDS, MAX_ROUNDS = 6, 150
+BLOCKS = 4  # parts of a last comparison: a winner wins in the middle of them, too
+# In a model, other kernels run between two calls, and constants come from beyond the second cache level.
+EVICTING_CACHES = 4
+MAX_COPIES = 16
+
+Array = npt.NDArray[Any]
+Times = list[list[float]]  # per function, seconds in order of the rounds
+
+
+class BrokenCandidateError(Exception):
+    """A kernel that cannot be built, does not run, or computes other bits than the default one."""
+
+
+class Bench(Protocol):
+    """Times decisions of one kernel."""
+
+    def trial(self, decisions: Decisions) -> tuple[float, float]:
+        """Return the seconds of these decisions and of the default; raise BrokenCandidateError."""
+
+    def final(self, finalists: Sequence[Decisions]) -> list[float]:
+        """Return the seconds of the default, then of the finalists, from a longer comparison."""
+
+
+class KernelBench:
+    """The Bench of a kernel on this machine. The calling thread's pool runs it: see runtime.use_threads."""
+
+    def __init__(self, use: Use, profile: TargetProfile, *, seed: int = 0) -> None:
+        self._kernel = use.kernel
+        self._target = profile.tvm()
+        default = use.kernel.function()
+        self._shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in default.params]
+        self._default = self._compiled(default)
+        arguments = _arguments(use, self._shapes[:-1], np.random.default_rng(seed))
+        constant = sum(c.nbytes for c in use.arguments if c is not None)
+        copies = math.ceil(EVICTING_CACHES * profile.machine.l2_bytes / max(constant, 1))
+        self._sets = [
+            [tvm.runtime.from_dlpack(a) for a in copied]
+            for copied in _copies(arguments, use.arguments, min(max(copies, 2), MAX_COPIES))
+        ]
+        self._out = aligned_empty(*self._shapes[-1])
+        self._result = tvm.runtime.from_dlpack(self._out)
+        self._expected = self._run(self._default)
+
+    def trial(self, decisions: Decisions) -> tuple[float, float]:
+        """Return the seconds of these decisions and of the default; raise BrokenCandidateError."""
+        default, candidate = self._timed([self._default, self._checked(decisions)], SECONDS)
+        return min(candidate), min(default)
+
+    def final(self, finalists: Sequence[Decisions]) -> list[float]:
+        """Return the seconds of the default, then of the finalists, from a longer comparison."""
+        functions = [self._default, *(self._checked(decisions) for decisions in finalists)]
+        return [settled(times) for times in self._timed(functions, BLOCKS * SECONDS)]
+
+    def _compiled(self, func: Any) -> Callable[..., None]:
+        module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+        compiled: Callable[..., None] = tvm.compile(module, self._target)["main"]
+        return compiled
+
+    def _checked(self, decisions: Decisions) -> Callable[..., None]:
+        try:
+            function = self._compiled(self._kernel.function(decisions))
+            found = self._run(function)
+        except Exception as error:  # TVM and LLVM have no common class for what they refuse
+            said = " ".join(str(error).split())
+            raise BrokenCandidateError(f"{type(error).__name__}: {said[-200:]}") from error
+        if found != self._expected:
+            raise BrokenCandidateError("other bits than the default kernel's")
+        return function
+
+    def _run(self, function: Callable[..., None]) -> bytes:
+        self._out.view(np.uint8).fill(0x55)
+        function(*self._sets[0], self._result)
+        return self._out.tobytes()
+
+    def _timed(self, functions: Sequence[Callable[..., None]], seconds: float) -> Times:
+        """Run all functions in turns, each round on other constants than the last."""
+        times: Times = [[] for _ in functions]
+        first = sum(self._once(function, 0) for function in functions)
+        rounds = min(max(round(seconds / first), MIN_ROUNDS), MAX_ROUNDS)
+        for number in range(rounds):
+            for turn in range(len(functions)):
+                which = (number + turn) % len(functions)
+                # Half of the sets lie between two functions' turns on the same constants.
+                at = number + turn * (len(self._sets) // len(functions) or 1)
+                times[which].append(self._once(functions[which], at % len(self._sets)))
+        return times
+
+    def _once(self, function: Callable[..., None], at: int) -> float:
+        arguments, result = self._sets[at], self._result
+        began = time.perf_counter()
+        function(*arguments, result)
+        return time.perf_counter() - began
+
+
+def settled(times: Sequence[float]) -> float:
+    """Return the middle one of the least times of BLOCKS parts: a lucky run counts once."""
+    size = math.ceil(len(times) / BLOCKS)
+    return float(np.median([min(times[i : i + size]) for i in range(0, len(times), size)]))
+
+
+def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: Any) -> list[Array]:
+    """Return the model's own constants, and for what it computes random values of the whole dtype."""
+    arguments = []
+    for (shape, dtype), constant in zip(shapes, use.arguments, strict=True):
+        array = aligned_empty(shape, dtype)
+        if constant is not None:
+            array[...] = constant
+        elif np.issubdtype(array.dtype, np.floating):
+            array[...] = chance.standard_normal(shape)
+        else:
+            info = np.iinfo(array.dtype)
+            array[...] = chance.integers(info.min, info.max, shape, array.dtype, endpoint=True)
+        arguments.append(array)
+    return arguments
+
+
+def _copies(arguments: Sequence[Array], constants: Sequence[Array | None], count: int) -> list[list[Array]]:
+    """Return count argument lists with constants of their own; what the model computes is shared."""
+    return [
+        [a if c is None else aligned(a.copy()) for a, c in zip(arguments, constants, strict=True)]
+        for _ in range(count)
+    ]

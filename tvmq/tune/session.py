@@ -1,0 +1,217 @@
+"""Tune the kernels of one model: share out the trials, measure, write down, choose.
+
+Trials go in batches to the kernel where most time can be won. Whatever ends a session, what it measured is
+in the database, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tvmq.progress import Progress, silent
+from tvmq.schedule.kernel_table import Use
+from tvmq.schedule.space import Decisions
+from tvmq.tune.cost_model import CostModel, Family, family, require_xgboost
+from tvmq.tune.database import Database, Event, History, point, ratio
+from tvmq.tune.measure import Bench, BrokenCandidateError
+from tvmq.tune.options import Tune
+from tvmq.tune.results import TunedKernel, TuningInterrupted
+from tvmq.tune.search import propose
+
+BATCH = 8  # trials between two looks at the cost model and at the other kernels
+FINALISTS = 3
+MARGIN = 0.01  # a winner is so much faster than the default, else the default stays
+
+Benches = Callable[[Use], Bench]
+
+
+@dataclass(slots=True)
+class _Task:
+    use: Use
+    history: History
+    chance: random.Random
+    model: CostModel
+    wanted: int  # trials
+    bench: Bench | None = None
+    gain: float = 1.0  # what the last batch won, relative
+    queue: list[Decisions] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return max(self.wanted - len(self.history.tried), 0)
+
+    @property
+    def promise(self) -> float:
+        """How many microseconds of the model another batch may win, by rule of thumb."""
+        times = [line.default_us or 0.0 for line in self.history.measured.values()]
+        per_call = min(times) if times else 1e6  # what was never measured comes first
+        return self.use.calls * per_call * (self.gain + BATCH / (BATCH + len(self.history.tried)) ** 2)
+
+
+class Session:
+    """Tunes the kernels in uses; benches makes what measures one of them."""
+
+    def __init__(
+        self,
+        uses: Mapping[str, Use],
+        options: Tune,
+        database: Database,
+        benches: Benches,
+        progress: Progress = silent,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database, self._benches, self._progress, self._now = database, benches, progress, now
+        self._uses = uses
+        self._ends = now() + 60 * options.minutes if options.minutes else float("inf")
+        models: dict[Family, CostModel] = {}
+        self._tasks = [
+            _Task(
+                use,
+                database.history(name),
+                random.Random(name),
+                models.setdefault(family(use.kernel), CostModel()),
+                min(options.trials, use.kernel.space.bound),
+            )
+            for name, use in uses.items()
+            if use.kernel.space.bound > 1
+        ]
+        self._total = max(sum(task.left for task in self._tasks), 1)
+
+    def run(self) -> tuple[TunedKernel, ...]:
+        """Tune; raise TuningInterrupted on Ctrl-C."""
+        self._progress("tune", 0, self._total)
+        if any(task.left for task in self._tasks):
+            require_xgboost()
+            self._learn()
+        with _interruptible() as interrupted:
+            while not interrupted() and self._now() < self._ends:
+                open_tasks = [task for task in self._tasks if task.left]
+                if not open_tasks:
+                    break
+                self._batch(max(open_tasks, key=lambda task: task.promise), interrupted)
+            for task in self._tasks:
+                if not interrupted():
+                    self._choose(task)
+            if interrupted():
+                raise TuningInterrupted(self._kept())
+        self._progress("tune", self._total, self._total)
+        return self.results()
+
+    def results(self) -> tuple[TunedKernel, ...]:
+        """Return what is known of every kernel, in the order of the model."""
+        return tuple(_result(use, self._database.history(name)) for name, use in self._uses.items())
+
+    def _learn(self) -> None:
+        for task in self._tasks:
+            space = task.use.kernel.space
+            for line in task.history.measured.values():
+                if line.decisions in space:
+                    task.model.learn(task.use.kernel, line.decisions, ratio(line))
+
+    def _batch(self, task: _Task, interrupted: Callable[[], bool]) -> None:
+        history, kernel = task.history, task.use.kernel
+        candidates = propose(
+            kernel.space,
+            history.tried,
+            [d for d in history.best(FINALISTS) if d in kernel.space],
+            lambda several: task.model.predict(kernel, several),
+            min(BATCH, task.left),
+            task.chance,
+        )
+        if not candidates:
+            task.wanted = len(history.tried)  # the whole space was tried
+        before = _least(history)
+        for decisions in candidates:
+            if interrupted() or self._now() >= self._ends:
+                return
+            self._trial(task, decisions)
+        task.gain = max(1 - _least(history) / before, 0.0)
+
+    def _trial(self, task: _Task, decisions: Decisions) -> None:
+        kernel = task.use.kernel
+        name, append = kernel.semantics, self._database.append
+        append(Event.BEGAN, name, decisions)
+        try:
+            task.bench = task.bench or self._benches(task.use)
+            us, default_us = (1e6 * seconds for seconds in task.bench.trial(decisions))
+        except BrokenCandidateError as error:
+            append(Event.FAILED, name, decisions, why=str(error))
+            task.model.learn(kernel, decisions, float("inf"))
+        else:
+            append(Event.MEASURED, name, decisions, us=us, default_us=default_us)
+            task.model.learn(kernel, decisions, us / default_us)
+        left = sum(task.left for task in self._tasks)
+        self._progress("tune", min(max(self._total - left, 0), self._total), self._total)
+
+    def _choose(self, task: _Task) -> None:
+        """Compare the best trials with the default once more, and write the winner down."""
+        history, name = task.history, task.use.kernel.semantics
+        finalists = [d for d in history.best(FINALISTS) if d in task.use.kernel.space]
+        chosen = history.chosen
+        if not finalists or not task.wanted or (chosen and (chosen.trials or 0) >= len(history.tried)):
+            return
+        default = task.use.kernel.space.default
+        winner, us, default_us = default, 1.0, 1.0
+        try:
+            task.bench = task.bench or self._benches(task.use)
+            seconds = task.bench.final(finalists)
+        except BrokenCandidateError:  # it worked before: nothing here is to be trusted
+            finalists, seconds = [], [1e-6]
+        us = default_us = 1e6 * seconds[0]
+        for decisions, spent in zip(finalists, seconds[1:], strict=True):
+            if 1e6 * spent < min(us, (1 - MARGIN) * default_us):
+                winner, us = decisions, 1e6 * spent
+        facts = {"us": us, "default_us": default_us, "trials": len(history.tried)}
+        self._database.append(Event.CHOSEN, name, winner, **facts)
+
+    def _kept(self) -> str:
+        trials = sum(len(task.history.tried) for task in self._tasks)
+        return (
+            f"interrupted; the {trials} trials so far are kept in {self._database.path}, "
+            f"the same call goes on from there"
+        )
+
+
+def _result(use: Use, history: History) -> TunedKernel:
+    kernel, chosen = use.kernel, history.chosen
+    if chosen is None or chosen.decisions not in kernel.space:
+        return TunedKernel(kernel.name, kernel.semantics, use.calls, None, None, len(history.tried), None)
+    same = point(chosen.decisions) == point(kernel.space.default)
+    return TunedKernel(
+        kernel.name,
+        kernel.semantics,
+        use.calls,
+        chosen.default_us,
+        chosen.us,
+        len(history.tried),
+        None if same else chosen.decisions,
+    )
+
+
+def _least(history: History) -> float:
+    return min((ratio(line) for line in history.measured.values()), default=1.0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C end the trial that runs, not cut it; a second one interrupts at once."""
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen.is_set
+        return
+
+    def stop(number: int, frame: object) -> None:
+        seen.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

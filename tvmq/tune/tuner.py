@@ -1,0 +1,62 @@
+"""Tune an integer module on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tvm
+
+from tvmq.environment import cpu_features
+from tvmq.errors import UsageError
+from tvmq.progress import Progress, silent
+from tvmq.runtime import use_threads
+from tvmq.schedule.dispatch import DispatchKernels
+from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.kernel_table import Use
+from tvmq.target import TargetProfile
+from tvmq.tune.database import Database, setting_of
+from tvmq.tune.measure import Bench, KernelBench
+from tvmq.tune.options import Tune
+from tvmq.tune.results import TunedKernel
+from tvmq.tune.session import Session
+
+
+def tune(
+    mod: tvm.IRModule,
+    profile: TargetProfile,
+    options: Tune,
+    *,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> tuple[TunedKernel, ...]:
+    """Return what was found for each kernel of an integer-level module.
+
+    Raises UsageError where this machine cannot run the profile's code or so many threads, and
+    TuningInterrupted on Ctrl-C.
+    """
+    uses = kernels_of(mod, profile, threads)
+    if options.trials:
+        _require_machine(profile)
+        use_threads(threads)
+
+    def bench(use: Use) -> Bench:
+        return KernelBench(use, profile)
+
+    database = Database(options.path, setting_of(profile, threads))
+    return Session(uses, options, database, bench, progress).run()
+
+
+def kernels_of(mod: tvm.IRModule, profile: TargetProfile, threads: int) -> Mapping[str, Use]:
+    """Return the distinct kernels of a module with constants in the graph, in order of first use."""
+    dispatch = (DispatchKernels(profile, threads), DispatchFloatLinears(profile, threads))
+    tvm.transform.Sequential(list(dispatch))(mod)
+    return {**dispatch[0].uses, **dispatch[1].uses}
+
+
+def _require_machine(profile: TargetProfile) -> None:
+    lacking = profile.missing(cpu_features())
+    if lacking:
+        raise UsageError(
+            f"tune: this machine lacks {', '.join(lacking)}, which {profile.name!r} needs, and tuning "
+            f"measures here; tune on such a machine, or compile without tuning"
+        )
