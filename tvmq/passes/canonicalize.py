@@ -8,6 +8,7 @@ from tvmq.passes.drop_softmax_guard import DropSoftmaxGuard
 from tvmq.passes.fold_batch_norm import FoldBatchNorm
 from tvmq.passes.fold_constants import FoldConstants
 from tvmq.passes.fold_scale_and_shift import FoldScaleAndShift
+from tvmq.passes.move_rows_to_attention import MoveRowsToAttention
 from tvmq.passes.name_values import NameValues
 from tvmq.passes.raise_activations import RaiseActivations
 from tvmq.passes.raise_attention import RaiseAttention
@@ -35,6 +36,7 @@ def passes() -> tuple[tvm.ir.transform.Pass, ...]:
         # What raising left behind: permutations that cancel, linears that lost their reshape.
         RemoveNoOps(),
         RestoreLinearRank(),
+        MoveRowsToAttention(),
         RemoveNoOps(),
         FoldScaleAndShift(),
         NameValues(),

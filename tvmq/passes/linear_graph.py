@@ -1,4 +1,4 @@
-"""Walk between values and the linears that make or take them, reshapes looked through."""
+"""Walk between values and the linears that make or take them, reshapes and takes of rows looked through."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class LinearGraph:
         return op_name(self.values[var]) if var in self.values else ""
 
     def linears(self, var: Var) -> list[Var] | None:
-        """Return the matmuls by a constant that read var, through reshapes that keep its channels last."""
+        """Return the matmuls by a constant that read var, through what keeps its channels."""
         if var in self.outputs or not self.readers.get(var):
             return None
         found: list[Var] = []
         for reader in self.readers[var]:
             call = self.values[reader]
-            if self.op(reader) == "reshape" and _keeps_channels(call):
+            if self._moves_rows(reader):
                 nested = self.linears(reader)
                 if nested is None:
                     return None
@@ -48,11 +48,26 @@ class LinearGraph:
         if self.op(var) != "reshape" or self.only_reader(var) is None:
             return None
         var, bias = self.values[var].args[0], None
+        while self._moves_rows(var):
+            if self.only_reader(var) is None:
+                return None
+            var = self.values[var].args[0]
         if self.op(var) == "add" and is_channel_constant(self.values[var]):
             var, bias = self.values[var].args[0], var
         made = (var,) if bias is None else (var, bias)
         alone = all(self.only_reader(each) is not None for each in made)
         return (var, bias) if alone and var in self.values and is_linear(self.values[var]) else None
+
+    def _moves_rows(self, var: Var) -> bool:
+        """Tell whether var is a reshape or a take of another variable that keeps its channels last."""
+        if self.op(var) not in ("reshape", "take"):
+            return False
+        call = self.values[var]
+        return (
+            isinstance(call.args[0], relax.Var)
+            and _keeps_channels(call)
+            and (self.op(var) == "reshape" or _takes_rows(call))
+        )
 
     def only_reader(self, var: Var) -> Var | None:
         """Return the one reader of var, None where there are more, or the function returns it."""
@@ -77,6 +92,11 @@ def is_channel_constant(call: Expr) -> bool:
     return math.prod(shape) == shape[-1] == (shape_of(call) or (None,))[-1]
 
 
-def _keeps_channels(reshape: Expr) -> bool:
-    before, after = shape_of(reshape.args[0]), shape_of(reshape)
+def _keeps_channels(call: Expr) -> bool:
+    before, after = shape_of(call.args[0]), shape_of(call)
     return before is not None and after is not None and before[-1:] == after[-1:]
+
+
+def _takes_rows(take: Expr) -> bool:
+    axis, rank = take.attrs.axis, len(shape_of(take.args[0]) or ())
+    return axis is not None and int(axis) % rank != rank - 1 and is_constant(take.args[1])

@@ -107,8 +107,9 @@ def _attention_name(value: Expr, values: dict[Var, Expr], names: dict[Var, str])
 
 
 def _path_of(expr: Expr, values: dict[Var, Expr], names: dict[Var, str]) -> str | None:
-    """Return the path of the linear that expr comes from, through its bias and reshapes."""
-    while isinstance(expr, relax.Var) and op_name(values.get(expr)) in ("reshape", "add", "permute_dims"):
+    """Return the path of the linear that expr comes from, through its bias and what moves rows."""
+    through = ("reshape", "add", "permute_dims", "take")
+    while isinstance(expr, relax.Var) and op_name(values.get(expr)) in through:
         expr = values[expr].args[0]
     name = names.get(expr)
     return name if name is not None and _is_path(name, values.get(expr)) else None
