@@ -16,6 +16,7 @@ from tvmq.passes.raise_layer_norm import RaiseLayerNorm
 from tvmq.passes.remove_no_ops import RemoveNoOps
 from tvmq.passes.restore_linear_rank import RestoreLinearRank
 from tvmq.passes.split_fused_linear import SplitFusedLinear
+from tvmq.passes.take_rows_into_norm import TakeRowsIntoNorm
 
 
 def passes() -> tuple[tvm.ir.transform.Pass, ...]:
@@ -37,6 +38,7 @@ def passes() -> tuple[tvm.ir.transform.Pass, ...]:
         RemoveNoOps(),
         RestoreLinearRank(),
         MoveRowsToAttention(),
+        TakeRowsIntoNorm(),
         RemoveNoOps(),
         FoldScaleAndShift(),
         NameValues(),

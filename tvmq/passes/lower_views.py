@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import tvm
 from tvm import relax
 from tvm.relax import op
 
 from tvmq.passes.layouts import RowsLayout, channels_last
 from tvmq.passes.lower_float import float_value
-from tvmq.passes.lowering_values import Emitter, QdqCall, Stored
+from tvmq.passes.lowering_values import Emitter, QdqCall, Rows, Stored
+from tvmq.passes.rebuild import op_name
 
 
 def view(emit: Emitter, source: QdqCall) -> Stored | None:
@@ -19,10 +22,27 @@ def view(emit: Emitter, source: QdqCall) -> Stored | None:
         return None
     layout = _seen_as(x.layout, source)
     if layout is not None:
-        return Stored(x.params, layout, rows_var=emit.rows(x))
+        return Stored(x.params, layout, rows_var=emit.stored_rows(x), order=x.order)
+    order = _permutation_of_rows(x, source)
+    if order is not None:
+        order = order if x.order is None else x.order[order]
+        moves = not np.array_equal(order, np.arange(order.size))
+        rows = emit.stored_rows(x)
+        return Stored(x.params, channels_last(source.shape), rows_var=rows, order=order if moves else None)
     args = [emit.dense(x), *(float_value(emit, other) for other in others)]
     moved = emit(relax.Call(source.call.op, args, source.call.attrs))
     return Stored(x.params, channels_last(source.shape), dense_var=moved)
+
+
+def _permutation_of_rows(x: Stored, source: QdqCall) -> Rows | None:
+    """Return the rows, each once, that a take from stored rows asks for; None for any other op."""
+    call = source.call
+    if op_name(call) != "take" or call.attrs.axis is None or int(call.attrs.axis) != 0:
+        return None
+    if x.layout != channels_last(x.layout.matrix) or not isinstance(source.operands[1], tvm.ir.GenericConst):
+        return None
+    index: Rows = source.operands[1].value.numpy().ravel().astype(np.int32)
+    return index if np.array_equal(np.sort(index), np.arange(x.layout.matrix[0])) else None
 
 
 def concat(emit: Emitter, source: QdqCall) -> Stored | None:

@@ -21,6 +21,7 @@ from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.rebuild import live, sequence
 
 Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int32]
 Expr = Any  # relax.Expr; tvm ships no types
 
 
@@ -28,7 +29,8 @@ Expr = Any  # relax.Expr; tvm ships no types
 class Stored:
     """A quantized value: a tensor of params.dtype, as rows of channels, in its logical shape, or both.
 
-    A value whose producer is still pending has neither; `force` emits it on first use.
+    A value whose producer is still pending has neither; `force` emits it on first use. With an order, row i
+    of the value is row order[i] of rows_var: a permutation that nothing has carried out yet.
     """
 
     params: QuantParams
@@ -39,6 +41,7 @@ class Stored:
     force: Callable[[], Expr] | None = None
     pending: PendingLinear | None = None
     seen: Expr | None = None  # of an attention: the mask; rows that see no key are zero
+    order: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: each is emitted once
@@ -144,6 +147,14 @@ class Emitter:
 
     def rows(self, value: Stored) -> Expr:
         """Return the value as [rows, channels]."""
+        stored = self.stored_rows(value)
+        if value.order is not None:
+            value.rows_var = self(op.take(stored, relax.const(value.order), axis=0, mode="fast"))
+            value.order = None
+        return value.rows_var
+
+    def stored_rows(self, value: Stored) -> Expr:
+        """Return [rows, channels] as they lie in memory: row i of the value is row value.order[i] of them."""
         if value.rows_var is None:
             if value.force is not None:
                 value.rows_var = value.force()
@@ -168,7 +179,7 @@ class Emitter:
         if value.layout == layout:
             return value
         if value.layout.matrix == layout.matrix and value.layout.is_channels_last and layout.is_channels_last:
-            return Stored(value.params, layout, rows_var=self.rows(value))
+            return Stored(value.params, layout, rows_var=self.stored_rows(value), order=value.order)
         return Stored(value.params, layout, dense_var=self.dense(value))
 
     def _to_rows(self, dense: Expr, layout: RowsLayout) -> Expr:

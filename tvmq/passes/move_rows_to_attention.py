@@ -54,7 +54,7 @@ def take_into_attention(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
 
 
 def take_out_of_attention(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
-    """moved(linear(reshape(attention))) -> linear(take(reshape(attention)))."""
+    """moved(linear(reshape(attention))) -> linear(take(reshape(attention))); one reshape where rows stay."""
     after = row_move(graph, value) if op_name(value) in MOVES else None
     linear = None if after is None else _linear_behind(graph, after)
     if after is None or linear is None:
@@ -63,17 +63,20 @@ def take_out_of_attention(graph: Rebuild, var: Var, value: Expr) -> Expr | None:
     if before is None or op_name(graph.value(before.source)) not in ATTENTIONS:
         return None
     move = before.then(after.index)
-    if not move.moves or not move.is_permutation:
+    if not move.is_permutation:
         return None
-    index = constant(move.index.reshape((shape_of(value) or ())[:-1]))
-    rows = take_rows(graph, before.source, _inputs(linear), index)
+    shape = (shape_of(value) or ())[:-1]
+    if move.moves:
+        rows = take_rows(graph, before.source, _inputs(linear), constant(move.index.reshape(shape)))
+    else:
+        rows = graph.emit(relax.op.reshape(before.source, (*shape, _inputs(linear))))
     return _linear(graph, linear, after.source, rows)
 
 
 def _moved_before_linear(graph: Rebuild, operand: Expr) -> tuple[Affine, Expr, RowMove] | None:
     """Return the linear that makes an operand of attention, its output, and the rows it should read where."""
     shape = shape_of(operand)
-    after = None if shape is None else row_move(graph, operand, shape[-2] * shape[-1])
+    after = None if shape is None else row_move(graph, operand)
     linear = None if after is None else _linear_behind(graph, after)
     if after is None or linear is None:
         return None

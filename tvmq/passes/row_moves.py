@@ -52,15 +52,15 @@ class RowMove:
 def row_move(graph: Rebuild, value: Expr, width: int | None = None) -> RowMove | None:
     """Return where the rows of a value (a variable or a call) come from; None if channels move too.
 
-    width: how many channels a row has, where that is not the value's last axis.
+    width: how many channels a row has, where that is not the source's last axis.
     """
     walk = _Walk(graph)
     found = walk.elements(value)
     if found is None:
         return None
     source, elements = found
-    width = width or elements.shape[-1]
-    size = math.prod(shape_of(source) or ())
+    shape = shape_of(source) or (1,)
+    width, size = width or shape[-1], math.prod(shape)
     if elements.numel() % width or size % width:
         return None
     rows = elements.reshape(-1, width)
