@@ -115,8 +115,8 @@ def depthwise(
     return Case(func, (x, weight, bias, *args), np.clip(y, low, high).astype(out_dtype))
 
 
-def layer_norm(out_dtype: str) -> Case:
-    """Return a norm of constant, extreme and ordinary rows of 12 channels."""
+def layer_norm(out_dtype: str, pieces: int = 0) -> Case:
+    """Return a norm of constant, extreme and ordinary rows of 12 channels, whole or in scattered pieces."""
     rng = np.random.default_rng(4)
     extreme = np.where(np.arange(12) == 5, 32767, -32768)
     x = np.stack([np.full(12, -7), extreme, *rng.integers(-900, 900, (3, 12))]).astype(np.int16)
@@ -125,9 +125,20 @@ def layer_norm(out_dtype: str) -> Case:
     low, high = numerics.INTEGER_RANGE[out_dtype]
     numbers = {"gain_shift": 18, "epsilon": 5000, "limit": numerics.layer_norm_limit(12)}
     func = composites.layer_norm(
-        "site", rows=5, channels=12, out_dtype=out_dtype, low=low, high=high, **numbers
+        "site", rows=5, channels=12, out_dtype=out_dtype, low=low, high=high, pieces=pieces, **numbers
     )
-    return Case(func, (x, gain, offset), numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers))
+    expected = numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers)
+    if not pieces:
+        return Case(func, (x, gain, offset), expected)
+    index = rng.permutation(5 * pieces).astype(np.int32)
+    return Case(func, (scattered(x.reshape(len(index), -1), index), gain, offset, index), expected)
+
+
+def scattered(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return rows so that index takes them back."""
+    result = np.empty_like(rows)
+    result[index] = rows
+    return result
 
 
 def attention(
@@ -136,10 +147,12 @@ def attention(
     zero_point: int,
     biases: Sequence[tuple[int, int]] = (),
     mask: tuple[int, int] | None = None,
+    *,
+    indexed: bool = False,
 ) -> Case:
     """Return 2 heads of 4 queries over 7 keys, twice; with a mask, a row that sees no key."""
     rng = np.random.default_rng(5)
-    batch, heads, queries, keys, depth = 2, 2, 4, 7, 8
+    batch, heads, queries, keys, depth = 2, 2, 7 if indexed else 4, 7, 8
     q, k, v = (
         rng.integers(-128, 128, (batch * n, heads * depth)).astype(np.int8) for n in (queries, keys, keys)
     )
@@ -167,10 +180,15 @@ def attention(
         out_dtype=out_dtype,
         biases=biases,
         mask=mask,
+        indexed=indexed,
         **numbers,
     )
     expected = mixed.transpose(0, 2, 1, 3).reshape(batch * queries, heads * depth)
-    return Case(func, (q, k, v, table, *added, *shown), expected)
+    if not indexed:
+        return Case(func, (q, k, v, table, *added, *shown), expected)
+    index = rng.permutation(batch * queries).astype(np.int32)
+    q, k, v, expected = (scattered(x, index) for x in (q, k, v, expected))
+    return Case(func, (q, k, v, table, *added, *shown, index, np.argsort(index).astype(np.int32)), expected)
 
 
 def lookup() -> Case:
@@ -196,11 +214,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "depthwise, fixed point": lambda: depthwise("uint8", fixed_point=True),
     "layer norm to uint8": lambda: layer_norm("uint8"),
     "layer norm to int16": lambda: layer_norm("int16"),
+    "layer norm of pieces": lambda: layer_norm("uint8", 3),
     "attention": lambda: attention(6, "uint8", 128),
     "attention of large logits": lambda: attention(-3, "int8", 0),
     "attention without shift": lambda: attention(0, "int8", 0),
     "attention with a bias": lambda: attention(9, "int8", 0, [(1, 2)]),
     "attention in windows": lambda: attention(9, "uint8", 128, [(1, 2), (2, 1)]),
+    "attention in another order": lambda: attention(9, "uint8", 128, [(2, 2)], mask=(1, 7), indexed=True),
     "attention with hidden keys": lambda: attention(9, "uint8", 128, mask=(2, 1)),
     "attention with hidden pairs": lambda: attention(9, "int8", 0, [(2, 2)], mask=(1, 4)),
     "table": lookup,

@@ -15,6 +15,7 @@ def test_the_attributes_count_what_is_added_to_the_scores():
         "attention without shift": (0, 0),
         "attention with a bias": (1, 0),
         "attention in windows": (2, 0),
+        "attention in another order": (1, 1),
         "attention with hidden keys": (0, 1),
         "attention with hidden pairs": (1, 1),
     }

@@ -1,4 +1,6 @@
+from tests.passes.windows import windowed
 from tests.strategies import transformer_block
+from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.linear_graph import LinearGraph
 
 
@@ -11,3 +13,11 @@ def test_reshapes_are_looked_through_both_ways():
     assert graph.linear_before(named["merge"]) is None  # an attention made it
     assert graph.linears(named["attn.proj.bias"]) is None  # the residual addition reads it
     assert graph.only_reader(named["norm1"]) is None
+
+
+def test_takes_of_rows_are_looked_through_both_ways():
+    graph = LinearGraph(canonicalize(windowed(shift=1))["main"])
+    (mixed,) = (var for var in graph.values if graph.op(var) == "nn.attention_bias")
+    found = [graph.linear_before(operand) for operand in graph.values[mixed].args[:3]]
+    assert all(each is not None and each[1] is not None for each in found)
+    assert len(graph.linears(graph.only_reader(mixed))) == 1

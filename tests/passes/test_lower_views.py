@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 from tvm.relax import op
 
-from tests.passes.qdq_graphs import ACTIVATED, NORMED, QdqBuilder, float_input, random_input
+from tests.passes.qdq_graphs import ACTIVATED, NORMED, TRUNK, QdqBuilder, float_input, random_input
 from tvmq import reference
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.rebuild import bindings, dtype_of, op_name
@@ -47,6 +47,49 @@ def test_a_view_that_keeps_the_storage_costs_nothing_between_two_sites():
     first_call, second_call = (c for c in calls if not op_name(c))
     outputs = {b.value: b.var for b in bindings(lowered["main"])}
     assert second_call.args[0].same_as(outputs[first_call])
+
+
+def rows_of(make, emit_to, index):
+    """Return rows of a stored value, of 16 rows in all, that index names."""
+    return make.bind("rows", op.take(emit_to, relax.const(index.astype(np.int32)), axis=0, mode="fast"))
+
+
+def lowered_moves(make, x, result):
+    """Return (ops, results equal) of the lowered module that returns result."""
+    qdq = make.module([x], result)
+    lowered = LowerInteger()(qdq)
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, lowered)]
+    np.testing.assert_array_equal(*values)
+    return [op_name(b.value) for b in bindings(lowered["main"])]
+
+
+def test_a_permutation_of_rows_and_its_inverse_move_nothing():
+    make, x, index = QdqBuilder(), float_input(12, 8), np.random.default_rng(0).permutation(12)
+    there = rows_of(make, make.stored("x", x, NORMED), index.reshape(3, 4))
+    flat = make.bind("flat", op.reshape(there, (12, 8)))
+    ops = lowered_moves(make, x, rows_of(make, flat, np.argsort(index)))
+    assert "take" not in ops
+
+
+def test_a_permutation_of_rows_is_carried_out_where_somebody_wants_the_rows():
+    make, x, index = QdqBuilder(), float_input(12, 8), np.random.default_rng(0).permutation(12)
+    taken = rows_of(make, make.stored("x", x, NORMED), index.reshape(3, 4))
+    product = make.bind("site", op.matmul(taken, make.weight((8, 8), 1)))
+    assert "take" in lowered_moves(make, x, product)
+
+
+def test_rows_that_repeat_are_taken_at_once():
+    make, x = QdqBuilder(), float_input(12, 8)
+    repeated = rows_of(make, make.stored("x", x, NORMED), np.arange(12) // 2)
+    assert "take" in lowered_moves(make, x, repeated)
+
+
+def test_a_norm_reads_the_pieces_of_its_rows_where_they_lie():
+    make, x, index = QdqBuilder(), float_input(12, 8), np.random.default_rng(0).permutation(12)
+    pieces = rows_of(make, make.stored("x", x, TRUNK), index.reshape(3, 4))
+    joined = make.bind("joined", op.reshape(pieces, (3, 32)))
+    normed = make.stored("norm", make.layer_norm("norm", joined, 0.3), NORMED)
+    assert "take" not in lowered_moves(make, x, normed)
 
 
 def test_parts_of_different_scales_are_joined_as_floats():

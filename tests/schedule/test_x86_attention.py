@@ -68,7 +68,7 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any, *others: Any) -> Any:
         zero_point=spec.zero_point,
         dtype=spec.out_dtype,
         biases=others[: len(spec.biases)],
-        mask=others[-1] if spec.mask else None,
+        mask=others[len(spec.biases)] if spec.mask else None,
     )
     return result.swapaxes(1, 2).reshape(q.shape)
 
@@ -81,9 +81,19 @@ def check(spec: AttentionSpec, cpu: str, *batches: list[Any], threads: int = 1) 
     for q, k, v, *others in batches:
         out = tvm.runtime.tensor(np.full(q.shape, 77, spec.out_dtype))
         packed = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
-        inputs = (q, k, v, numerics.softmax_table(), *packed)
-        kernel(*map(tvm.runtime.tensor, inputs), out)
-        np.testing.assert_array_equal(out.numpy(), expected(spec, q, k, v, *others))
+        order = np.random.default_rng(2).permutation(len(q)).astype("int32")
+        moved = [_moved(x, order) if spec.indexed else x for x in (q, k, v)]
+        index = [order, np.argsort(order).astype("int32")] if spec.indexed else []
+        kernel(*map(tvm.runtime.tensor, (*moved, numerics.softmax_table(), *packed, *index)), out)
+        result = out.numpy()[order] if spec.indexed else out.numpy()
+        np.testing.assert_array_equal(result, expected(spec, q, k, v, *others))
+
+
+def _moved(x: Any, order: Any) -> Any:
+    """Return the rows of x where order says."""
+    moved = np.empty_like(x)
+    moved[order] = x
+    return moved
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -172,6 +182,25 @@ def test_any_bias_and_mask_is_exact(
         mask=mask and (batch if mask[0] else 1, queries if mask[1] else 1),
     )
     check(spec, cpu, random_inputs(spec))
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@settings(max_examples=6, deadline=None)
+@given(
+    batch=st.sampled_from([1, 2, 4]),
+    heads=st.integers(1, 3),
+    tokens=st.one_of(st.integers(1, 70), st.just(49)),
+    threads=st.sampled_from([1, 2]),
+    masked=st.booleans(),
+)
+def test_rows_in_another_order_are_exact(
+    cpu: str, batch: int, heads: int, tokens: int, threads: int, masked: bool
+) -> None:
+    spec = AttentionSpec(
+        batch, heads, tokens, tokens, 32, 8, 1 << 28, 24, zero_point=9, out_dtype="uint8", indexed=True
+    )
+    spec = replace(spec, biases=((1, heads), (batch, 1)), mask=(batch, 1) if masked else None)
+    check(spec, cpu, random_inputs(spec), threads=threads)
 
 
 def test_extreme_biases_and_rows_that_see_nothing() -> None:

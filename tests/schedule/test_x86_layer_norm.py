@@ -34,7 +34,13 @@ def check(spec: LayerNormSpec, cpu: str, *inputs: Any) -> None:
     kernel = tvm.compile(layer_norm_prim_func(spec), target=tvm.target.Target({"kind": "llvm", "mcpu": name}))
     for x in inputs:
         out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))
-        kernel(*(tvm.runtime.tensor(a) for a in (x, gain, offset)), out)
+        arguments = [x, gain, offset]
+        if spec.pieces:  # the pieces in a random order, and the index that takes them back
+            order = random.permutation(spec.rows * spec.pieces).astype("int32")
+            arguments[0] = np.empty((len(order), spec.channels // spec.pieces), "int16")
+            arguments[0][order] = x.reshape(arguments[0].shape)
+            arguments.append(order)
+        kernel(*map(tvm.runtime.tensor, arguments), out)
         wanted = numerics.layer_norm(
             x,
             gain,
@@ -60,12 +66,14 @@ def normal_rows(spec: LayerNormSpec, spread: float) -> Any:
     gain_shift=st.integers(0, 20),
     epsilon=st.sampled_from([0, 1, 300, 2**30]),
     out_dtype=st.sampled_from(["uint8", "int8", "int16"]),
+    pieces=st.sampled_from([0, 1, 4]),
 )
 def test_any_shape_is_exact(
-    cpu: str, rows: int, channels: int, gain_shift: int, epsilon: int, out_dtype: str
+    cpu: str, rows: int, channels: int, gain_shift: int, epsilon: int, out_dtype: str, pieces: int
 ) -> None:
+    channels *= pieces or 1
     limit = numerics.layer_norm_limit(channels)
-    spec = LayerNormSpec(rows, channels, gain_shift, epsilon, limit, out_dtype)
+    spec = LayerNormSpec(rows, channels, gain_shift, epsilon, limit, out_dtype, pieces)
     check(spec, cpu, *(normal_rows(spec, spread) for spread in (0.2, 3, 900, 20_000)))
 
 

@@ -26,11 +26,14 @@ def attention(
     out_dtype: str,
     biases: Sequence[tuple[int, int]] = (),
     mask: tuple[int, int] | None = None,
+    indexed: bool = False,
 ) -> relax.Function:
-    """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128][, biases...][, mask]).
+    """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128][, biases...][, mask]...).
 
     biases: the first two sizes of each int16 [P, 1 or heads, queries, keys]. mask: the first two of uint8
     [1 or batch, 1 or queries, keys]. All as numerics.attention takes them.
+    indexed: two last parameters, index and inverse, int32 [batch * queries]. Token i of the batches is row
+    index[i] of q, k, v and of the result; inverse[index[i]] is i.
     """
     width = heads * head_dim
     q = relax.Var("q", tensor_type((batch * queries, width), "int8"))
@@ -40,7 +43,10 @@ def attention(
     params = [q, k, v, table]
     body = Body()
 
+    index = [relax.Var(n, tensor_type((batch * queries,), "int32")) for n in ("index", "inverse")]
+
     def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
+        x = body(op.take(x, index[0], axis=0, mode="fast")) if indexed else x
         return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
 
     logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
@@ -60,6 +66,9 @@ def attention(
     y = body(op.clip(body(op.add(y, integer(zero_point, "int64"))), low, high))
     y = body(op.permute_dims(body(op.astype(y, out_dtype)), [0, 2, 1, 3]))
     y = body(op.reshape(y, (batch * queries, width)))
+    if indexed:
+        params += index
+        y = body(op.take(y, index[1], axis=0, mode="fast"))
     attrs = {
         "batch": batch,
         "heads": heads,
@@ -73,6 +82,7 @@ def attention(
         "out_dtype": out_dtype,
         "biases": len(biases),
         "mask": int(mask is not None),
+        "indexed": int(indexed),
     }
     return body.finish(params, y, "attention", site, attrs)
 

@@ -136,13 +136,23 @@ def layer_norm(
     gain_shift: int,
     epsilon: int,
     limit: int,
+    pieces: int = 0,
 ) -> relax.Function:
-    """Return f(x int16 [rows, channels], gain, offset int32 [channels]): numerics.layer_norm."""
-    x = relax.Var("x", tensor_type((rows, channels), "int16"))
+    """Return f(x int16 [rows, channels], gain, offset int32 [channels]): numerics.layer_norm.
+
+    pieces: x is [rows * pieces, channels / pieces], and a last parameter index, int32 [rows * pieces], says
+    which of its rows lie side by side in each row of the norm.
+    """
+    x = relax.Var("x", tensor_type((rows * (pieces or 1), channels // (pieces or 1)), "int16"))
     gain = relax.Var("gain", tensor_type((channels,), "int32"))
     offset = relax.Var("offset", tensor_type((channels,), "int32"))
+    params, joined = [x, gain, offset], x
     body = Body()
-    clipped = _normalised(body, x, epsilon, limit)
+    if pieces:
+        params.append(relax.Var("index", tensor_type((rows * pieces,), "int32")))
+        taken = body(op.take(x, params[-1], axis=0, mode="fast"))
+        joined = body(op.reshape(taken, (rows, channels)))
+    clipped = _normalised(body, joined, epsilon, limit)
     y = body(op.add(body(op.multiply(clipped, gain)), offset))
     y = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
     y = body(op.astype(y, out_dtype))
@@ -153,8 +163,9 @@ def layer_norm(
         "gain_shift": gain_shift,
         "epsilon": epsilon,
         "limit": limit,
+        "pieces": pieces,
     }
-    return body.finish([x, gain, offset], y, "layer_norm", site, attrs)
+    return body.finish(params, y, "layer_norm", site, attrs)
 
 
 def table(site: str, *, shape: Sequence[int]) -> relax.Function:

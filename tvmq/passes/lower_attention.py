@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm.relax import op
 
 from tvmq import numerics
@@ -11,7 +12,7 @@ from tvmq.passes.constants import scalar_of
 from tvmq.passes.hidden_rows import rows_shown
 from tvmq.passes.integer_parameters import attention_parameters
 from tvmq.passes.layouts import channels_last
-from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Stored, constant
+from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Rows, Stored, constant
 from tvmq.passes.rebuild import shape_of
 from tvmq.passes.score_terms import logit_biases, score_terms
 
@@ -50,6 +51,7 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
         return None
     biases = logit_biases(terms.constant, (batch, heads, queries, keys))
     mask = None if terms.seen is None else _mask(emit, terms.seen)
+    order = _common_order(q, k, v)
     func = attention_composite(
         source.name,
         batch=batch,
@@ -64,10 +66,21 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
         out_dtype=out.dtype,
         biases=[(bias.shape[0], bias.shape[1]) for bias in biases],
         mask=None if mask is None else (int(mask.ty.shape[0]), int(mask.ty.shape[1])),
+        indexed=order is not None,
     )
-    args = [*(emit.rows(x) for x in (q, k, v)), constant(numerics.softmax_table()), *map(constant, biases)]
+    rows = emit.rows if order is None else emit.stored_rows
+    args = [*map(rows, (q, k, v)), constant(numerics.softmax_table()), *map(constant, biases)]
     args += [] if mask is None else [mask]
-    return Stored(out, q.layout, rows_var=emit.composite(func, args, source.name), seen=terms.seen)
+    args += [] if order is None else [constant(order), constant(np.argsort(order).astype(np.int32))]
+    mixed = emit.composite(func, args, source.name)
+    return Stored(out, q.layout, rows_var=mixed, seen=terms.seen, order=order)
+
+
+def _common_order(*operands: Stored) -> Rows | None:
+    """Return the order that all operands lie in, None where they lie in their own or in different ones."""
+    orders = [x.order for x in operands if x.order is not None]
+    same = len(orders) == len(operands) and all(np.array_equal(order, orders[0]) for order in orders)
+    return orders[0] if same else None
 
 
 def _mask(emit: Emitter, seen: Expr) -> Expr:

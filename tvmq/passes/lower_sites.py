@@ -56,8 +56,10 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
         gain_shift=numbers.gain_shift,
         epsilon=numbers.epsilon,
         limit=numbers.limit,
+        pieces=0 if x.order is None else len(x.order) // rows,
     )
-    args = [emit.rows(x), constant(numbers.gain), constant(numbers.offset)]
+    args = [emit.stored_rows(x), constant(numbers.gain), constant(numbers.offset)]
+    args += [] if x.order is None else [constant(x.order)]
     return Stored(out, x.layout, rows_var=emit.composite(func, args, source.name))
 
 

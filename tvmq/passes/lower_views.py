@@ -20,7 +20,7 @@ def view(emit: Emitter, source: QdqCall) -> Stored | None:
     x, *others = source.operands
     if not isinstance(x, Stored):
         return None
-    layout = _seen_as(x.layout, source)
+    layout = _seen_as(x.layout, source) or _joined(x, source)
     if layout is not None:
         return Stored(x.params, layout, rows_var=emit.stored_rows(x), order=x.order)
     order = _permutation_of_rows(x, source)
@@ -32,6 +32,14 @@ def view(emit: Emitter, source: QdqCall) -> Stored | None:
     args = [emit.dense(x), *(float_value(emit, other) for other in others)]
     moved = emit(relax.Call(source.call.op, args, source.call.attrs))
     return Stored(x.params, channels_last(source.shape), dense_var=moved)
+
+
+def _joined(x: Stored, source: QdqCall) -> RowsLayout | None:
+    """Return the layout in which rows that an order takes side by side are one row, None for other ops."""
+    joined = channels_last(source.shape)
+    whole = joined.matrix[1] % x.layout.matrix[1] == 0
+    is_reshape = op_name(source.call) == "reshape" and x.layout.is_channels_last
+    return joined if x.order is not None and is_reshape and whole else None
 
 
 def _permutation_of_rows(x: Stored, source: QdqCall) -> Rows | None:

@@ -29,8 +29,8 @@ Expr = Any  # relax.Expr; tvm ships no types
 class Stored:
     """A quantized value: a tensor of params.dtype, as rows of channels, in its logical shape, or both.
 
-    A value whose producer is still pending has neither; `force` emits it on first use. With an order, row i
-    of the value is row order[i] of rows_var: a permutation that nothing has carried out yet.
+    A value whose producer is still pending has neither; `force` emits it on first use. With an order, the
+    value is rows_var[order], seen as its layout says: a permutation that nothing has carried out yet.
     """
 
     params: QuantParams
@@ -149,12 +149,14 @@ class Emitter:
         """Return the value as [rows, channels]."""
         stored = self.stored_rows(value)
         if value.order is not None:
-            value.rows_var = self(op.take(stored, relax.const(value.order), axis=0, mode="fast"))
+            taken = self(op.take(stored, relax.const(value.order), axis=0, mode="fast"))
+            matrix = value.layout.matrix
+            value.rows_var = taken if tuple(taken.ty.shape) == matrix else self(op.reshape(taken, matrix))
             value.order = None
         return value.rows_var
 
     def stored_rows(self, value: Stored) -> Expr:
-        """Return [rows, channels] as they lie in memory: row i of the value is row value.order[i] of them."""
+        """Return rows as they lie in memory, which value.order puts into the value's order."""
         if value.rows_var is None:
             if value.force is not None:
                 value.rows_var = value.force()

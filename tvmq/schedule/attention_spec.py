@@ -38,6 +38,7 @@ class AttentionSpec:
     out_dtype: str
     biases: tuple[tuple[int, int], ...] = ()  # the first two sizes of each: (P, 1 or heads)
     mask: tuple[int, int] | None = None  # the first two sizes: (1 or batch, 1 or queries)
+    indexed: bool = False  # q, k, v and the result lie in another order of rows, which an index names
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def supports(spec: AttentionSpec) -> str | None:
         (spec.out_dtype in ("uint8", "int8"), f"out_dtype {spec.out_dtype!r} is not uint8 or int8"),
         (len(spec.biases) <= MAX_BIASES, f"{len(spec.biases)} biases are over {MAX_BIASES}"),
         (fits, f"biases {spec.biases} do not divide {spec.batch} batches of {spec.heads} heads"),
+        (not spec.indexed or spec.queries == spec.keys, "an index serves queries and keys alike"),
         (masks, f"mask {spec.mask} is not for {spec.batch} batches of {spec.queries} queries"),
     )
     return next((reason for holds, reason in checks if not holds), None)

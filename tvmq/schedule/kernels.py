@@ -151,11 +151,12 @@ def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:
 def _layer_norm(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    rows, channels = shapes[0]
+    pieces, (channels,) = int(attrs["pieces"]), shapes[1]
+    rows = shapes[0][0] // (pieces or 1)
     if (int(attrs["low"]), int(attrs["high"])) != INTEGER_RANGE[str(attrs["out_dtype"])]:
         return None
     spec = x86_layer_norm.LayerNormSpec(
-        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype")
+        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces")
     )
     if x86_layer_norm.supports(spec) is not None:
         return None
@@ -171,23 +172,26 @@ def _attention(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     count = int(attrs["biases"])
-    biases, mask = shapes[ATTENTION_INPUTS:][:count], shapes[ATTENTION_INPUTS + count :]
-    optional = ("biases", "mask")
+    biases = shapes[ATTENTION_INPUTS:][:count]
+    mask = shapes[ATTENTION_INPUTS + count :][: int(attrs["mask"])]
+    optional = ("biases", "mask", "indexed")
     names = [f.name for f in dataclasses.fields(attention_spec.AttentionSpec) if f.name not in optional]
     spec = attention_spec.AttentionSpec(
         **_fields(attrs, *names),
         biases=tuple((shape[0], shape[1]) for shape in biases),
         mask=(mask[0][0], mask[0][1]) if mask else None,
+        indexed=bool(attrs["indexed"]),
     )
     isa = isa_of(profile)
     if isa is None or not (isa.vnni and isa.bits == 512) or attention_spec.supports(spec) is not None:
         return None
     vbmi, decision = isa.vbmi, attention_spec.default_decision(spec, threads)
     packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
+    packing += [None] * (len(shapes) - len(packing))
     return Kernel(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
-        (*packing, *[None] * len(mask)),
+        tuple(packing),
         lambda: x86_attention.attention_prim_func(spec, decision, vbmi=vbmi),
     )
 

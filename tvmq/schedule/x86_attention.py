@@ -40,11 +40,11 @@ GROUP = 64  # keys whose weights are looked up at once: one byte vector
 
 
 def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, *, vbmi: bool) -> tirx.PrimFunc:
-    """Return the kernel (q, k, v, table[, biases...][, mask], out) of spec for a target with avx512vnni.
+    """Return the kernel (q, k, v, table[, biases...][, mask][, index, inverse], out) for avx512vnni.
 
     q int8 [batch*queries, heads*head_dim]; k, v int8 [batch*keys, heads*head_dim]; table uint8 [128]; biases
-    as pack_bias gives them; mask uint8; out spec.out_dtype, shaped like q. vbmi: the target also has
-    avx512vbmi. Raises ValueError where supports(spec) gives a reason.
+    as pack_bias gives them; mask uint8; index, inverse int32 [batch*queries]; out spec.out_dtype, shaped like
+    q. vbmi: the target also has avx512vbmi. Raises ValueError where supports(spec) gives a reason.
     """
     reason = supports(spec)
     if reason is not None:
@@ -60,6 +60,8 @@ def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, *, vbm
         shapes[f"bias{number}"] = ((*sizes, spec.queries, padded), "int16")
     if spec.mask is not None:
         shapes["mask"] = ((*spec.mask, spec.keys), "uint8")
+    if spec.indexed:
+        shapes |= dict.fromkeys(("index", "inverse"), ((spec.batch * spec.queries,), "int32"))
     shapes["out"] = ((spec.batch * spec.queries, width), spec.out_dtype)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attention")
@@ -78,7 +80,8 @@ class _Kernel:
         self.spec, self.vbmi = spec, vbmi
         self.q, self.k, self.v, self.table, *others, self.out = buffers
         self.biases = others[: len(spec.biases)]
-        self.mask = others[-1] if spec.mask is not None else None
+        self.mask = others[len(spec.biases)] if spec.mask is not None else None
+        self.index = others[-2] if spec.indexed else None
         self.inputs = buffers[:-1]
         self.rows, self.vectors, self.splits = decision.rows, decision.vectors, decision.splits
         self.tiles = -(-spec.queries // self.rows)
@@ -107,7 +110,7 @@ class _Kernel:
                 # A last tile that does not fit is moved up: it computes some rows twice, to the same bytes.
                 first = (index % self.splits * per_split + step) * self.rows
                 self.query = T.bind(T.min(first, spec.queries - self.rows))
-                self.row = T.bind(self.query + self.batch * spec.queries)
+                self.row_of = [T.bind(self._row(self.query + i, spec.queries)) for i in range(self.rows)]
                 self._load_queries()
                 if self.mask is not None and self.mask.shape[1] > 1:
                     for i in range(self.rows):
@@ -135,18 +138,18 @@ class _Kernel:
         self.acc = [T.sblock_alloc_buffer((16,), "int32") for _ in range(count)]
         self.maxima = [T.sblock_alloc_buffer((16,), "int32") for _ in range(self.rows)]
 
-    def _source_row(self, key: Expr) -> Expr:
-        return T.min(key, self.spec.keys - 1) + self.batch * self.spec.keys
+    def _row(self, token: Expr, tokens: int) -> Expr:
+        """Where a token of the batch lies in q, k, v and out."""
+        row = T.min(token, tokens - 1) + self.batch * tokens
+        return row if self.index is None else self.index[row]
 
     def _pack_keys(self) -> None:
         """packed_k [block, dim/4, 16 keys, 4 dims], and half - 128 * sum(k) of every key."""
         with T.serial(self.blocks) as block:
             store(self.total, 0, splat(0, "int32x16"))
+            rows = [T.bind(self._row(block * 16 + key, self.spec.keys)) for key in range(16)]
             with T.serial(self.chunks) as chunk:
-                loads = [
-                    load(self.k, (self._source_row(block * 16 + key), self.column + chunk * 16), 16)
-                    for key in range(16)
-                ]
+                loads = [load(self.k, (row, self.column + chunk * 16), 16) for row in rows]
                 # Lane group l of stripe j holds key 4*l + j, so a 4x4 transpose inside each group of
                 # four dwords puts one dword of all 16 keys, in order, into each vector.
                 stripes = [T.bind(concat(loads[j::4], "int32x4")) for j in range(4)]
@@ -164,12 +167,11 @@ class _Kernel:
     def _pack_values(self) -> None:
         """packed_v [keys/4, dim/16, 16 dims, 4 keys]; rows past the last key repeat it, at weight 0."""
         order = [16 * key + lane for lane in range(16) for key in range(4)]
-        with T.serial(self.quads) as quad, T.serial(self.chunks) as chunk:
-            loads = [
-                load(self.v, (self._source_row(quad * 4 + key), self.column + chunk * 16), 16)
-                for key in range(4)
-            ]
-            store(self.packed_v, (quad, chunk, 0), shuffle(loads, order))
+        with T.serial(self.quads) as quad:
+            rows = [T.bind(self._row(quad * 4 + key, self.spec.keys)) for key in range(4)]
+            with T.serial(self.chunks) as chunk:
+                loads = [load(self.v, (row, self.column + chunk * 16), 16) for row in rows]
+                store(self.packed_v, (quad, chunk, 0), shuffle(loads, order))
 
     def _limit(self, mask: Buffer, place: int, row: Expr) -> None:
         """limit[place]: the most that the scores of a mask's row may be, HIDDEN_LOGIT where it hides."""
@@ -190,7 +192,7 @@ class _Kernel:
     def _load_queries(self) -> None:
         for i in range(self.rows):
             with T.serial(self.chunks) as chunk:
-                signed = load(self.q, (self.row + i, self.column + chunk * 16), 16)
+                signed = load(self.q, (self.row_of[i], self.column + chunk * 16), 16)
                 flipped = T.bitwise_xor(T.reinterpret("uint8x16", signed), splat(128, "uint8x16"))
                 store(self.unsigned_q, (i, chunk * 16), flipped)
 
@@ -288,5 +290,5 @@ class _Kernel:
             shifted = T.shift_right(product + half, splat(spec.norm_shift, "int64x16"))
             value = shifted + splat(spec.zero_point, "int64x16")
             clipped = T.max(T.min(value, splat(high, "int64x16")), splat(low, "int64x16"))
-            place = (self.row + i, self.column + (first + j) * 16)
+            place = (self.row_of[i], self.column + (first + j) * 16)
             store(self.out, place, T.cast(clipped, f"{spec.out_dtype}x16"))

@@ -17,6 +17,7 @@ so floor(a / b) is the integer division. Vectors of them cost a tenth of 64-bit 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -54,6 +55,7 @@ class LayerNormSpec:
     epsilon: int
     limit: int
     out_dtype: str
+    pieces: int = 0  # of a row, each a row of x that an index names; 0: rows as they lie
 
 
 def supports(spec: LayerNormSpec) -> str | None:
@@ -65,16 +67,18 @@ def supports(spec: LayerNormSpec) -> str | None:
         (0 <= spec.gain_shift <= 31, f"gain_shift {spec.gain_shift} is outside 0..31"),
         (0 <= spec.epsilon < MAX_EPSILON, f"epsilon {spec.epsilon} is outside 0..2**52-1"),
         (0 < spec.limit < 2**31, f"limit {spec.limit} is outside 1..2**31-1"),
+        (spec.pieces == 0 or channels % spec.pieces == 0, f"{channels} channels in {spec.pieces} pieces"),
         (out in ("uint8", "int8", "int16"), f"out_dtype {out!r} is not an 8 or 16 bit integer"),
     )
     return next((reason for holds, reason in checks if not holds), None)
 
 
 def layer_norm_prim_func(spec: LayerNormSpec) -> tirx.PrimFunc:
-    """Return the kernel (x, gain, offset, out) of spec.
+    """Return the kernel (x, gain, offset[, index], out) of spec.
 
-    x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels].
-    Raises ValueError where supports(spec) gives a reason.
+    x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels]. With pieces,
+    x is [rows * pieces, channels / pieces], index int32 [rows * pieces]. Raises ValueError where
+    supports(spec) gives a reason.
     """
     reason = supports(spec)
     if reason is not None:
@@ -82,22 +86,26 @@ def layer_norm_prim_func(spec: LayerNormSpec) -> tirx.PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("layer_norm")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
-        shape = (spec.rows, spec.channels)
-        x = T.arg("x", T.buffer(shape, "int16"))
-        gain = T.arg("gain", T.buffer(shape[1:], "int32"))
-        offset = T.arg("offset", T.buffer(shape[1:], "int32"))
-        out = T.arg("out", T.buffer(shape, spec.out_dtype))
-        _Kernel(spec, x, gain, offset, out).emit()
+        shape, pieces = (spec.rows, spec.channels), spec.pieces or 1
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "x": ((spec.rows * pieces, spec.channels // pieces), "int16")
+        }
+        shapes |= dict.fromkeys(("gain", "offset"), (shape[1:], "int32"))
+        if spec.pieces:
+            shapes["index"] = ((spec.rows * pieces,), "int32")
+        shapes["out"] = (shape, spec.out_dtype)
+        _Kernel(spec, {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}).emit()
     return builder.get()
 
 
 class _Kernel:
     """Emits the statements of one layer norm; sizes and scratch buffers are its fields."""
 
-    def __init__(self, spec: LayerNormSpec, x: Buffer, gain: Buffer, offset: Buffer, out: Buffer) -> None:
-        self.spec = spec
-        self.x, self.gain, self.offset, self.out = x, gain, offset, out
-        self.lanes = math.gcd(spec.channels, MAX_LANES)
+    def __init__(self, spec: LayerNormSpec, buffers: Mapping[str, Buffer]) -> None:
+        self.spec, self.buffers = spec, buffers
+        self.x, self.gain, self.offset, self.out = (buffers[n] for n in ("x", "gain", "offset", "out"))
+        self.width = int(self.x.shape[1])  # channels that lie together
+        self.lanes = math.gcd(self.width, MAX_LANES)
         # No value lies more than sqrt(channels) standard deviations from the mean. Where the reciprocal is
         # under 2**31 the standard deviation is over 2**9 units and right to two: a limit of 1.5 times that
         # bound is never reached.
@@ -109,9 +117,9 @@ class _Kernel:
         blocks = -(-spec.rows // BLOCK_ROWS)
         with T.parallel(blocks) as block, T.sblock("rows"):
             index = T.axis.spatial(blocks, block)
-            whole = (slice(0, spec.rows), slice(0, spec.channels))
-            T.reads(self.x[whole], self.gain[whole[1:]], self.offset[whole[1:]])
-            T.writes(self.out[whole])
+            *inputs, out = (b[tuple(slice(0, n) for n in b.shape)] for b in self.buffers.values())
+            T.reads(*inputs)
+            T.writes(out)
             self.mean = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
             self.variance = T.sblock_alloc_buffer((BLOCK_ROWS,), "float64")
             self.reciprocal = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
@@ -125,17 +133,26 @@ class _Kernel:
             with T.serial(count) as row:
                 self._normalise(first + row, row)
 
+    def _pieces(self, row: Expr) -> list[tuple[Expr, int]]:
+        """The rows of x that a row of the norm is made of, each with its first channel."""
+        if not self.spec.pieces:
+            return [(row, 0)]
+        first = row * self.spec.pieces
+        rows = [T.bind(self.buffers["index"][first + piece]) for piece in range(self.spec.pieces)]
+        return [(x_row, piece * self.width) for piece, x_row in enumerate(rows)]
+
     def _moments(self, source: Expr, row: Expr, sums: list[Buffer]) -> None:
         """mean[row] and variance[row]; sums: lanes of sum(x), and of x**2's low and high 16 bits."""
         channels, wide = self.spec.channels, vector_type("int32", self.lanes)
         for total in sums:
             store(total, 0, splat(0, wide))
-        pairs = channels // (2 * self.lanes)
-        with T.serial(pairs) as step:
-            self._add_pair(source, step * 2 * self.lanes, sums)
-        if channels > pairs * 2 * self.lanes:
-            x = T.bind(T.cast(load(self.x, (source, pairs * 2 * self.lanes), self.lanes), wide))
-            self._add_terms(sums, x, T.reinterpret(_unsigned(wide), x * x))
+        pairs = self.width // (2 * self.lanes)
+        for x_row, _ in self._pieces(source):
+            with T.serial(pairs) as step:
+                self._add_pair(x_row, step * 2 * self.lanes, sums)
+            if self.width > pairs * 2 * self.lanes:
+                x = T.bind(T.cast(load(self.x, (x_row, pairs * 2 * self.lanes), self.lanes), wide))
+                self._add_terms(sums, x, T.reinterpret(_unsigned(wide), x * x))
         x_sum, low_sum, high_sum = (
             T.bind(T.cast(reduce_lanes("add", load(total, 0, self.lanes)), "int64")) for total in sums
         )
@@ -197,12 +214,13 @@ class _Kernel:
     def _normalise_wide(self, source: Expr, reciprocal: Expr, constant: Expr) -> None:
         spec, lanes = self.spec, self.lanes
         wide, narrow = vector_type("int64", lanes), vector_type("int32", lanes)
-        with T.serial(spec.channels // lanes) as step:
-            x = T.cast(load(self.x, (source, step * lanes), lanes), wide)
-            product = x * repeat(reciprocal, lanes) + repeat(constant, lanes)
-            normal = T.shift_right(product, splat(PRODUCT_SHIFT, wide))
-            bounded = T.max(T.min(normal, splat(spec.limit, wide)), splat(-spec.limit, wide))
-            self._store_scaled(source, step * lanes, T.cast(bounded, narrow))
+        for x_row, first in self._pieces(source):
+            with T.serial(self.width // lanes) as step:
+                x = T.cast(load(self.x, (x_row, step * lanes), lanes), wide)
+                product = x * repeat(reciprocal, lanes) + repeat(constant, lanes)
+                normal = T.shift_right(product, splat(PRODUCT_SHIFT, wide))
+                bounded = T.max(T.min(normal, splat(spec.limit, wide)), splat(-spec.limit, wide))
+                self._store_scaled(source, first + step * lanes, T.cast(bounded, narrow))
 
     def _normalise_narrow(self, source: Expr, reciprocal: Expr, constant: Expr) -> None:
         """The same for reciprocal < 2**31: the even and the odd channels in the two halves of 64 bits."""
@@ -211,18 +229,19 @@ class _Kernel:
         # Sign-extending what fits 32 bits anyway tells LLVM to multiply 32 by 32 bits.
         factor = T.bind(repeat(T.cast(T.cast(reciprocal, "int32"), "int64"), lanes // 2))
         addend = T.bind(repeat(constant, lanes // 2))
-        with T.serial(spec.channels // lanes) as step:
-            x = T.cast(load(self.x, (source, step * lanes), lanes), narrow)
-            both = T.bind(T.reinterpret(pairs, x))
-            even = T.shift_right(T.shift_left(both, splat(32, pairs)), splat(32, pairs))
-            odd = T.shift_right(both, splat(32, pairs))
-            low = T.shift_right(even * factor + addend, splat(PRODUCT_SHIFT, pairs))
-            high = T.shift_left(odd * factor + addend, splat(32 - PRODUCT_SHIFT, pairs))
-            halves = [T.reinterpret(narrow, half) for half in (low, high)]
-            normal = shuffle(halves, [lane + lane % 2 * lanes for lane in range(lanes)])
-            if not self.bounded:
-                normal = T.max(T.min(normal, splat(spec.limit, narrow)), splat(-spec.limit, narrow))
-            self._store_scaled(source, step * lanes, normal)
+        for x_row, first in self._pieces(source):
+            with T.serial(self.width // lanes) as step:
+                x = T.cast(load(self.x, (x_row, step * lanes), lanes), narrow)
+                both = T.bind(T.reinterpret(pairs, x))
+                even = T.shift_right(T.shift_left(both, splat(32, pairs)), splat(32, pairs))
+                odd = T.shift_right(both, splat(32, pairs))
+                low = T.shift_right(even * factor + addend, splat(PRODUCT_SHIFT, pairs))
+                high = T.shift_left(odd * factor + addend, splat(32 - PRODUCT_SHIFT, pairs))
+                halves = [T.reinterpret(narrow, half) for half in (low, high)]
+                normal = shuffle(halves, [lane + lane % 2 * lanes for lane in range(lanes)])
+                if not self.bounded:
+                    normal = T.max(T.min(normal, splat(spec.limit, narrow)), splat(-spec.limit, narrow))
+                self._store_scaled(source, first + step * lanes, normal)
 
     def _store_scaled(self, source: Expr, column: Expr, normal: Expr) -> None:
         spec, lanes, narrow = self.spec, self.lanes, vector_type("int32", self.lanes)
