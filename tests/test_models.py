@@ -12,6 +12,7 @@ from torch import nn
 import tvmq
 from tvmq.artifact import graph_text
 from tvmq.build import integer_module
+from tvmq.passes.rebuild import bindings, op_name
 from tvmq.passes.verify_level import verify
 
 PRODUCTS = {"linear", "conv2d", "depthwise", "conv2d_transpose", "attention"}
@@ -89,6 +90,28 @@ def timm_model(name: str, **options: object) -> Callable[[], nn.Module]:
         return timm.create_model(name, pretrained=False, **options)
 
     return create
+
+
+def small_swin(size: int) -> nn.Module:
+    """Two stages of two blocks, of windows of 7 x 7 patches."""
+    shape = {"img_size": size, "depths": (2, 2), "embed_dim": 32, "num_heads": (1, 2), "num_classes": 10}
+    return timm_model("swin_tiny_patch4_window7_224", **shape)()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "batch", "moves"), [(56, 1, 0), (56, 2, 0), (60, 1, 8)])
+def test_windows_are_read_where_they_lie_unless_they_are_padded(size: int, batch: int, moves: int) -> None:
+    torch.manual_seed(0)
+    module = small_swin(size).eval()
+    model, x = compiled(module, batch, 3, size, size)
+    assert model.verify(x).mismatches == ()
+    assert {row.kind for row in model.coverage.rows if not row.integer} <= {"mean", "pad"}
+    graph = integer_module(graph_text(model._built), model._built.constants)
+    ops = [op_name(b.value) for b in bindings(graph["main"])]
+    assert ops.count("permute_dims") <= 1  # the image's patches
+    assert ops.count("take") == moves
+    with torch.no_grad():
+        assert cosine(model(x), module(x)) > 0.99
 
 
 def bert() -> nn.Module:

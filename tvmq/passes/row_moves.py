@@ -36,7 +36,7 @@ class RowMove:
 
     @property
     def moves(self) -> bool:
-        """Whether any row is not where it was."""
+        """Whether any row is not where it was, or missing."""
         return not np.array_equal(self.index, np.arange(self.rows))
 
     @property
