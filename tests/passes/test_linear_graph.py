@@ -1,5 +1,9 @@
+import numpy as np
+from tvm import relax
+from tvm.relax import op
+
 from tests.passes.windows import windowed
-from tests.strategies import transformer_block
+from tests.strategies import ModuleBuilder, transformer_block
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.linear_graph import LinearGraph
 
@@ -15,9 +19,17 @@ def test_reshapes_are_looked_through_both_ways():
     assert graph.only_reader(named["norm1"]) is None
 
 
-def test_takes_of_rows_are_looked_through_both_ways():
+def test_permutations_of_rows_are_looked_through_both_ways():
     graph = LinearGraph(canonicalize(windowed(shift=1))["main"])
     (mixed,) = (var for var in graph.values if graph.op(var) == "nn.attention_bias")
     found = [graph.linear_before(operand) for operand in graph.values[mixed].args[:3]]
     assert all(each is not None and each[1] is not None for each in found)
     assert len(graph.linears(graph.only_reader(mixed))) == 1
+
+
+def test_a_take_of_some_rows_is_no_permutation():
+    make, x = ModuleBuilder(np.random.default_rng(0)), relax.Var("x", relax.TensorType((1, 5, 8), "float32"))
+    normed = make.layer_norm("norm", x, 0.0)
+    first = make.bind("first", op.take(normed, relax.const(0, "int64"), axis=1))
+    graph = LinearGraph(make.module([x], make.linear("head", first, 4))["main"])
+    assert graph.linears(normed) is None

@@ -1,12 +1,14 @@
-"""Walk between values and the linears that make or take them, reshapes and takes of rows looked through."""
+"""Walk between values and the linears that make or take them, reshapes and moved rows looked through."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import tvm
 from tvm import relax
 
+from tvmq.passes.constants import array_of
 from tvmq.passes.rebuild import Expr, Var, bindings, op_name, shape_of, used_vars
 
 
@@ -59,14 +61,14 @@ class LinearGraph:
         return (var, bias) if alone and var in self.values and is_linear(self.values[var]) else None
 
     def _moves_rows(self, var: Var) -> bool:
-        """Tell whether var is a reshape or a take of another variable that keeps its channels last."""
+        """Tell whether var is another variable's rows, all of them, with their channels last."""
         if self.op(var) not in ("reshape", "take"):
             return False
         call = self.values[var]
         return (
             isinstance(call.args[0], relax.Var)
             and _keeps_channels(call)
-            and (self.op(var) == "reshape" or _takes_rows(call))
+            and (self.op(var) == "reshape" or _permutes_rows(call))
         )
 
     def only_reader(self, var: Var) -> Var | None:
@@ -97,6 +99,10 @@ def _keeps_channels(call: Expr) -> bool:
     return before is not None and after is not None and before[-1:] == after[-1:]
 
 
-def _takes_rows(take: Expr) -> bool:
-    axis, rank = take.attrs.axis, len(shape_of(take.args[0]) or ())
-    return axis is not None and int(axis) % rank != rank - 1 and is_constant(take.args[1])
+def _permutes_rows(take: Expr) -> bool:
+    """Tell whether take picks every entry of an axis that is not the last exactly once, by a constant."""
+    shape, index = shape_of(take.args[0]), array_of(take.args[1])
+    if shape is None or index is None or take.attrs.axis is None:
+        return False
+    axis = int(take.attrs.axis) % len(shape)
+    return axis != len(shape) - 1 and np.array_equal(np.sort(index, axis=None), np.arange(shape[axis]))
