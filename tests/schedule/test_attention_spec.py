@@ -15,6 +15,7 @@ from tvmq.schedule.attention_spec import (
     unpack_bias,
 )
 from tvmq.schedule.x86_attention import attention_prim_func
+from tvmq.schedule.x86_isa import ISAS
 
 SPEC = AttentionSpec(2, 3, 197, 197, 64, 9, 1 << 28, 24, zero_point=128, out_dtype="uint8")
 
@@ -34,7 +35,7 @@ def test_what_the_kernel_cannot_do_is_said(changed, reason):
     wrong = replace(SPEC, **changed)
     assert reason in str(supports(wrong))
     with pytest.raises(ValueError, match="ask supports"):
-        attention_prim_func(wrong, default_decision(wrong, 1), vbmi=True)
+        attention_prim_func(wrong, default_decision(wrong, 1, 4), ISAS[0])
 
 
 def test_biases_and_masks_of_every_form_are_taken():
@@ -47,7 +48,7 @@ def test_biases_and_masks_of_every_form_are_taken():
     ("queries", "threads", "cut"), [(197, 1, (6, 1)), (49, 1, (5, 1)), (3, 1, (3, 1)), (197, 4, (6, 2))]
 )
 def test_the_default_cut_repeats_few_rows_and_balances_threads(queries, threads, cut):
-    decision = default_decision(replace(SPEC, queries=queries), threads)
+    decision = default_decision(replace(SPEC, queries=queries), threads, 4)
     assert (decision.rows, decision.splits) == cut
 
 

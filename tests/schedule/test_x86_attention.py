@@ -1,9 +1,8 @@
-"""The attention kernel equals numerics.attention bit for bit, on CPUs with and without VBMI."""
+"""The attention kernel equals numerics.attention bit for bit, on every instruction set."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.schedule.isa_cases import ISA, NAMES, target_of
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.schedule.attention_spec import AttentionSpec, default_decision, pack_bias
-from tvmq.schedule.x86_attention import attention_prim_func
+from tvmq.schedule.x86_attention import TILE_VECTORS, attention_prim_func
 
-CPUS = {"znver4": True, "cascadelake": False}  # whether the byte permute (VBMI) is there
 DEIT = AttentionSpec(
     batch=1,
     heads=2,
@@ -30,12 +29,6 @@ DEIT = AttentionSpec(
     zero_point=128,
     out_dtype="uint8",
 )
-
-
-def runs_here(cpu: str) -> bool:
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line), "")
-    wanted = {"avx512_vnni", "avx512bw"} | ({"avx512_vbmi", "avx512vbmi"} if CPUS[cpu] else set())
-    return len(wanted & set(flags.split())) >= 2 + CPUS[cpu]
 
 
 def random_inputs(spec: AttentionSpec, seed: int = 0) -> list[Any]:
@@ -73,11 +66,10 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any, *others: Any) -> Any:
     return result.swapaxes(1, 2).reshape(q.shape)
 
 
-def check(spec: AttentionSpec, cpu: str, *batches: list[Any], threads: int = 1) -> None:
-    if not runs_here(cpu):
-        pytest.skip(f"this machine cannot run code for {cpu}")
-    func = attention_prim_func(spec, default_decision(spec, threads), vbmi=CPUS[cpu])
-    kernel = tvm.compile(func, target=tvm.target.Target({"kind": "llvm", "mcpu": cpu}))
+def check(spec: AttentionSpec, isa: str, *batches: list[Any], threads: int = 1) -> None:
+    decision = default_decision(spec, threads, TILE_VECTORS[ISA[isa].bits])
+    func = attention_prim_func(spec, decision, ISA[isa])
+    kernel = tvm.compile(func, target=target_of(ISA[isa]))
     for q, k, v, *others in batches:
         out = tvm.runtime.tensor(np.full(q.shape, 77, spec.out_dtype))
         packed = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
@@ -96,8 +88,8 @@ def _moved(x: Any, order: Any) -> Any:
     return moved
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-@settings(max_examples=8, deadline=None)
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=5, deadline=None)
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
@@ -109,7 +101,7 @@ def _moved(x: Any, order: Any) -> Any:
     out=st.sampled_from([("uint8", 128), ("int8", 0)]),
 )
 def test_any_shape_is_exact(
-    cpu: str,
+    isa: str,
     batch: int,
     heads: int,
     queries: int,
@@ -122,38 +114,40 @@ def test_any_shape_is_exact(
     spec = AttentionSpec(
         batch, heads, queries, keys, head_dim, score_shift, 1 << 28, 24, zero_point=out[1], out_dtype=out[0]
     )
-    check(spec, cpu, random_inputs(spec), threads=threads)
+    check(spec, isa, random_inputs(spec), threads=threads)
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-def test_the_table_is_looked_up_at_every_distance(cpu: str) -> None:
+@pytest.mark.parametrize("isa", NAMES)
+def test_the_table_is_looked_up_at_every_distance(isa: str) -> None:
     # One query of ones against keys whose only non-zero dim counts down: distances 0, 1, 2, ... 200.
     spec = replace(DEIT, heads=1, queries=1, keys=201, head_dim=16, score_shift=0, numerator=3 * 10**8)
     q, k, _ = (np.zeros_like(x) for x in random_inputs(spec))
     q[:, :2] = 1
     k[:, 0] = np.maximum(100 - np.arange(201), -100)
     k[:, 1] = 0
-    check(spec, cpu, [q, k, random_inputs(spec)[2]])
+    check(spec, isa, [q, k, random_inputs(spec)[2]])
 
 
-def test_extreme_values() -> None:
+@pytest.mark.parametrize("isa", NAMES)
+def test_extreme_values(isa: str) -> None:
     spec = replace(DEIT, queries=50, keys=50, head_dim=80, score_shift=6, numerator=2**31 - 1, norm_shift=30)
     low, high = ([np.full_like(x, value) for x in random_inputs(spec)] for value in (-128, 127))
     outlier = [np.zeros_like(x) for x in random_inputs(spec)]
     for x in outlier:
         x[49, :] = 127
-    check(spec, "znver4", low, high, [low[0], high[1], low[2]], [high[0], low[1], high[2]], outlier)
+    check(spec, isa, low, high, [low[0], high[1], low[2]], [high[0], low[1], high[2]], outlier)
 
 
+@pytest.mark.parametrize("isa", NAMES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
+def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
     spec = replace(DEIT, heads=3)
     with pool_of(threads):
-        check(spec, "znver4", random_inputs(spec), threads=2)
+        check(spec, isa, random_inputs(spec), threads=2)
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=5, deadline=None)
 @given(
     batch=st.sampled_from([1, 2, 4]),
     heads=st.integers(1, 3),
@@ -164,7 +158,7 @@ def test_both_thread_counts_give_the_same_bytes(threads: int) -> None:
     mask=st.none() | st.tuples(st.booleans(), st.booleans()),
 )
 def test_any_bias_and_mask_is_exact(
-    cpu: str,
+    isa: str,
     batch: int,
     heads: int,
     queries: int,
@@ -181,11 +175,11 @@ def test_any_bias_and_mask_is_exact(
         biases=tuple((min(period, batch), heads if each else 1) for period, each in biases),
         mask=mask and (batch if mask[0] else 1, queries if mask[1] else 1),
     )
-    check(spec, cpu, random_inputs(spec))
+    check(spec, isa, random_inputs(spec))
 
 
-@pytest.mark.parametrize("cpu", CPUS)
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=4, deadline=None)
 @given(
     batch=st.sampled_from([1, 2, 4]),
     heads=st.integers(1, 3),
@@ -194,23 +188,24 @@ def test_any_bias_and_mask_is_exact(
     masked=st.booleans(),
 )
 def test_rows_in_another_order_are_exact(
-    cpu: str, batch: int, heads: int, tokens: int, threads: int, masked: bool
+    isa: str, batch: int, heads: int, tokens: int, threads: int, masked: bool
 ) -> None:
     spec = AttentionSpec(
         batch, heads, tokens, tokens, 32, 8, 1 << 28, 24, zero_point=9, out_dtype="uint8", indexed=True
     )
     spec = replace(spec, biases=((1, heads), (batch, 1)), mask=(batch, 1) if masked else None)
-    check(spec, cpu, random_inputs(spec), threads=threads)
+    check(spec, isa, random_inputs(spec), threads=threads)
 
 
-def test_extreme_biases_and_rows_that_see_nothing() -> None:
+@pytest.mark.parametrize("isa", NAMES)
+def test_extreme_biases_and_rows_that_see_nothing(isa: str) -> None:
     spec = replace(DEIT, batch=2, queries=9, keys=37, head_dim=16, score_shift=-11, biases=((1, 2), (2, 1)))
     spec = replace(spec, mask=(2, 1))
     inputs = random_inputs(spec)
     for x in inputs[3:5]:
         x[...] = np.where(x < 0, -(2**15), 2**15 - 1)
     inputs[5][:] = [[[0]], [[1]]]
-    check(spec, "znver4", inputs)
+    check(spec, isa, inputs)
     same, sign = np.full_like(inputs[0], -128), np.full_like(inputs[0], 127)
-    check(spec, "znver4", [same, np.full_like(inputs[1], -128), *inputs[2:]])
-    check(spec, "znver4", [sign, np.full_like(inputs[1], -128), *inputs[2:]])
+    check(spec, isa, [same, np.full_like(inputs[1], -128), *inputs[2:]])
+    check(spec, isa, [sign, np.full_like(inputs[1], -128), *inputs[2:]])

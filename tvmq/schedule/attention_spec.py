@@ -14,8 +14,7 @@ from tvmq.numerics import least_score_shift
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
 MAX_KEYS = (2**31 - 1) // (255 * 128)  # the sum of weight * value fits int32
 KEY_BLOCK = 16  # keys are padded to a multiple of this
-TILE_ROWS = (6, 5, 4)  # rows of a register tile: times 4 vectors at most 24 accumulators of 32 registers
-TILE_VECTORS = 4
+TILE_ROWS = (6, 5, 4)  # rows of a register tile
 MAX_IMBALANCE = 8  # stop splitting heads at this many units per thread
 MAX_BIASES = 2
 
@@ -72,11 +71,14 @@ def supports(spec: AttentionSpec) -> str | None:
     return next((reason for holds, reason in checks if not holds), None)
 
 
-def default_decision(spec: AttentionSpec, threads: int) -> AttentionDecision:
-    """Return a cut that is good untuned: the fewest rows computed twice, equal work for threads."""
+def default_decision(spec: AttentionSpec, threads: int, vectors: int) -> AttentionDecision:
+    """Return a cut that is good untuned: the fewest rows computed twice, equal work for threads.
+
+    vectors: how many vectors of 16 sums the machine's registers hold per row of a tile.
+    """
     rows = tile_rows(spec.queries)
     splits = _splits(spec.batch * spec.heads, -(-spec.queries // rows), threads)
-    return AttentionDecision(rows, TILE_VECTORS, splits)
+    return AttentionDecision(rows, vectors, splits)
 
 
 def tile_rows(queries: int) -> int:

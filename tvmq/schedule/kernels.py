@@ -183,16 +183,16 @@ def _attention(
         indexed=bool(attrs["indexed"]),
     )
     isa = isa_of(profile)
-    if isa is None or not (isa.vnni and isa.bits == 512) or attention_spec.supports(spec) is not None:
+    if isa is None or attention_spec.supports(spec) is not None:
         return None
-    vbmi, decision = isa.vbmi, attention_spec.default_decision(spec, threads)
+    decision = attention_spec.default_decision(spec, threads, x86_attention.TILE_VECTORS[isa.bits])
     packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
     packing += [None] * (len(shapes) - len(packing))
     return Kernel(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         tuple(packing),
-        lambda: x86_attention.attention_prim_func(spec, decision, vbmi=vbmi),
+        lambda: x86_attention.attention_prim_func(spec, decision, isa),
     )
 
 

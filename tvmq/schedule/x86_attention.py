@@ -1,13 +1,15 @@
-"""Integer attention as one x86 kernel (AVX-512 VNNI): q.k, softmax weights, p.v and the division.
+"""Integer attention as one x86 kernel: q.k, softmax weights, p.v and the division.
 
 Per (batch, head) the kernel packs k and v into the layout of the dot instruction, in scratch that stays
 in the first two cache levels, then walks over tiles of query rows:
 
-    scores   [rows, keys]  int32   u8 x s8 dots; q is made unsigned by +128, which each key's own constant
-                                   (half a rounding unit - 128 * sum(k)) takes back out; plus the biases, and
-                                   at most the limit that a mask gives each key
-    weights  [rows, keys]  uint8   table[min(rowmax - score, 127)] by a byte permute, 64 keys at a time
-    output   [rows, dim]           u8 x s8 dots of weights and v, times one reciprocal per row
+    scores   [rows, keys]  int32   dots of q and k, plus the biases, and at most the limit that a mask gives
+                                   each key
+    weights  [rows, keys]          table[min(rowmax - score, 127)] by byte permutes, 64 keys at a time
+    output   [rows, dim]           dots of weights and v, times one reciprocal per row
+
+Where the dot takes uint8 by int8, q is made unsigned by +128, which each key's own constant (half a rounding
+unit - 128 * sum(k)) takes back out. Where it takes int16, all operands are widened as they are packed.
 
 Keys are padded to blocks of 16 by repeating the last key: a repeated score cannot raise the row's
 maximum, and its weight is taken to zero. The result is numerics.attention, bit for bit.
@@ -26,25 +28,36 @@ from tvm.tirx import const
 from tvmq.numerics import HIDDEN_LOGIT, INTEGER_RANGE, SOFTMAX_TABLE_SIZE
 from tvmq.schedule.attention_spec import KEY_BLOCK, AttentionDecision, AttentionSpec, supports
 from tvmq.schedule.vectors import Buffer, Expr, concat, load, reduce_lanes, shuffle, splat, store
-from tvmq.schedule.x86_avx512 import (
-    broadcast_quad,
+from tvmq.schedule.x86_intrinsics import lookup
+from tvmq.schedule.x86_isa import Isa
+from tvmq.schedule.x86_vectors import (
+    broadcast_word,
     clipped_bytes,
+    cut,
+    depth,
     dot,
-    in_order,
-    lookup128,
+    left,
+    ones,
+    pieces,
+    right,
     transpose_dwords,
     valid_bytes,
+    widened,
 )
 
 GROUP = 64  # keys whose weights are looked up at once: one byte vector
+TILE_VECTORS = {512: 4, 256: 1, 128: 1}  # per row of a tile, by the width of a register
+
+Tile = list[tuple[int, int, Buffer]]  # row, vector, their 16 sums
+Places = list[tuple[Expr, ...]]
 
 
-def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, *, vbmi: bool) -> tirx.PrimFunc:
-    """Return the kernel (q, k, v, table[, biases...][, mask][, index, inverse], out) for avx512vnni.
+def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, isa: Isa) -> tirx.PrimFunc:
+    """Return the kernel (q, k, v, table[, biases...][, mask][, index, inverse], out) for a target with isa.
 
     q int8 [batch*queries, heads*head_dim]; k, v int8 [batch*keys, heads*head_dim]; table uint8 [128]; biases
     as pack_bias gives them; mask uint8; index, inverse int32 [batch*queries]; out spec.out_dtype, shaped like
-    q. vbmi: the target also has avx512vbmi. Raises ValueError where supports(spec) gives a reason.
+    q. Raises ValueError where supports(spec) gives a reason.
     """
     reason = supports(spec)
     if reason is not None:
@@ -67,7 +80,7 @@ def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, *, vbm
         T.func_name("attention")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
         buffers = {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}
-        _Kernel(spec, decision, vbmi, list(buffers.values())).emit()
+        _Kernel(spec, decision, isa, list(buffers.values())).emit()
     return builder.get()
 
 
@@ -75,9 +88,9 @@ class _Kernel:
     """Emits the statements of one attention kernel; sizes and scratch buffers are its fields."""
 
     def __init__(
-        self, spec: AttentionSpec, decision: AttentionDecision, vbmi: bool, buffers: Sequence[Buffer]
+        self, spec: AttentionSpec, decision: AttentionDecision, isa: Isa, buffers: Sequence[Buffer]
     ) -> None:
-        self.spec, self.vbmi = spec, vbmi
+        self.spec, self.isa, self.depth = spec, isa, depth(isa)
         self.q, self.k, self.v, self.table, *others, self.out = buffers
         self.biases = others[: len(spec.biases)]
         self.mask = others[len(spec.biases)] if spec.mask is not None else None
@@ -86,7 +99,7 @@ class _Kernel:
         self.rows, self.vectors, self.splits = decision.rows, decision.vectors, decision.splits
         self.tiles = -(-spec.queries // self.rows)
         self.blocks = -(-spec.keys // KEY_BLOCK)
-        self.quads = -(-spec.keys // 4)
+        self.words = -(-spec.keys // self.depth)
         self.chunks = spec.head_dim // 16
         self.groups = -(-spec.keys // GROUP)
 
@@ -121,12 +134,13 @@ class _Kernel:
 
     def _allocate(self) -> None:
         dim = self.spec.head_dim
-        self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // 4, 64), "int8")
-        self.packed_v = T.sblock_alloc_buffer((self.quads, self.chunks, 64), "int8")
+        operand, width = right(self.isa), 16 * self.depth
+        self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // self.depth, width), operand)
+        self.packed_v = T.sblock_alloc_buffer((self.words, self.chunks, width), operand)
         self.key_constant = T.sblock_alloc_buffer((self.blocks * KEY_BLOCK,), "int32")
-        self.unsigned_q = T.sblock_alloc_buffer((self.rows, dim), "uint8")
+        self.left_q = T.sblock_alloc_buffer((self.rows, dim), left(self.isa))
         self.score = T.sblock_alloc_buffer((self.rows, self.blocks * KEY_BLOCK), "int32")
-        self.weight = T.sblock_alloc_buffer((self.rows, self.groups * GROUP), "uint8")
+        self.weight = T.sblock_alloc_buffer((self.rows, self.groups * GROUP), left(self.isa))
         self.row_max = T.sblock_alloc_buffer((self.rows, 16), "int32")
         self.reciprocal = T.sblock_alloc_buffer((self.rows,), "int32")
         self.total = T.sblock_alloc_buffer((16,), "int32")
@@ -144,34 +158,45 @@ class _Kernel:
         return row if self.index is None else self.index[row]
 
     def _pack_keys(self) -> None:
-        """packed_k [block, dim/4, 16 keys, 4 dims], and half - 128 * sum(k) of every key."""
+        """packed_k [block, words of dims, 16 keys, dims of a word], and what every key's dots start from."""
         with T.serial(self.blocks) as block:
             store(self.total, 0, splat(0, "int32x16"))
             rows = [T.bind(self._row(block * 16 + key, self.spec.keys)) for key in range(16)]
             with T.serial(self.chunks) as chunk:
                 loads = [load(self.k, (row, self.column + chunk * 16), 16) for row in rows]
-                # Lane group l of stripe j holds key 4*l + j, so a 4x4 transpose inside each group of
-                # four dwords puts one dword of all 16 keys, in order, into each vector.
-                stripes = [T.bind(concat(loads[j::4], "int32x4")) for j in range(4)]
-                for dword, vector in enumerate(transpose_dwords(stripes)):
-                    packed = T.bind(T.reinterpret("int8x64", vector))
-                    store(self.packed_k, (block, chunk * 4 + dword, 0), packed)
-                    total = dot(load(self.total, 0, 16), splat(128, "uint8x64"), packed)
-                    store(self.total, 0, total)
-            constant = splat(self._half(), "int32x16") - load(self.total, 0, 16)
+                by_key = [pieces(self.isa, each) for each in loads]
+                for number, piece in enumerate(zip(*by_key, strict=True)):
+                    self._pack_piece(block, chunk * len(by_key[0]) + number, piece)
+            constant = splat(self._half(), "int32x16")
+            if self.isa.vnni:
+                constant = constant - load(self.total, 0, 16)
             store(self.key_constant, block * 16, constant)
+
+    def _pack_piece(self, block: Expr, piece: Expr, keys: Sequence[Expr]) -> None:
+        """Pack four words of 16 keys; total collects 128 * sum(k) where q is made unsigned."""
+        # Lane group l of stripe j holds key 4*l + j, so a 4x4 transpose inside each group of four dwords
+        # puts one dword of all 16 keys, in order, into each vector.
+        stripes = [T.bind(concat(keys[j::4], "int32x4")) for j in range(4)]
+        for dword, vector in enumerate(transpose_dwords(stripes)):
+            packed = T.bind(T.reinterpret(f"{right(self.isa)}x{16 * self.depth}", vector))
+            store(self.packed_k, (block, piece * 4 + dword, 0), packed)
+            if self.isa.vnni:
+                store(self.total, 0, self._dot(load(self.total, 0, 16), splat(128, "uint8x64"), packed))
+
+    def _dot(self, acc: Expr, first: Expr, second: Expr) -> Expr:
+        return dot(self.isa, acc, first, second)
 
     def _half(self) -> int:
         return 1 << (self.spec.score_shift - 1) if self.spec.score_shift > 0 else 0
 
     def _pack_values(self) -> None:
-        """packed_v [keys/4, dim/16, 16 dims, 4 keys]; rows past the last key repeat it, at weight 0."""
-        order = [16 * key + lane for lane in range(16) for key in range(4)]
-        with T.serial(self.quads) as quad:
-            rows = [T.bind(self._row(quad * 4 + key, self.spec.keys)) for key in range(4)]
+        """packed_v [words of keys, dim/16, 16 dims, keys of a word]; a padded key repeats the last one."""
+        order = [16 * key + lane for lane in range(16) for key in range(self.depth)]
+        with T.serial(self.words) as word:
+            rows = [T.bind(self._row(word * self.depth + key, self.spec.keys)) for key in range(self.depth)]
             with T.serial(self.chunks) as chunk:
                 loads = [load(self.v, (row, self.column + chunk * 16), 16) for row in rows]
-                store(self.packed_v, (quad, chunk, 0), shuffle(loads, order))
+                store(self.packed_v, (word, chunk, 0), widened(self.isa, shuffle(loads, order)))
 
     def _limit(self, mask: Buffer, place: int, row: Expr) -> None:
         """limit[place]: the most that the scores of a mask's row may be, HIDDEN_LOGIT where it hides."""
@@ -194,7 +219,7 @@ class _Kernel:
             with T.serial(self.chunks) as chunk:
                 signed = load(self.q, (self.row_of[i], self.column + chunk * 16), 16)
                 flipped = T.bitwise_xor(T.reinterpret("uint8x16", signed), splat(128, "uint8x16"))
-                store(self.unsigned_q, (i, chunk * 16), flipped)
+                store(self.left_q, (i, chunk * 16), flipped if self.isa.vnni else widened(self.isa, signed))
 
     def _scores(self) -> None:
         full, rest = divmod(self.blocks, self.vectors)
@@ -213,15 +238,20 @@ class _Kernel:
         tile = [(i, j, self.acc[i * vectors + j]) for i in range(self.rows) for j in range(vectors)]
         for _, j, acc in tile:
             store(acc, 0, load(self.key_constant, (block + j) * 16, 16))
-        with T.serial(self.spec.head_dim // 4) as quad:
-            queries = [T.bind(broadcast_quad(self.unsigned_q, i, quad)) for i in range(self.rows)]
-            keys = [T.bind(load(self.packed_k, (block + j, quad, 0), 64)) for j in range(vectors)]
-            for i, j, acc in tile:
-                store(acc, 0, dot(load(acc, 0, 16), queries[i], keys[j]))
+        with T.serial(self.spec.head_dim // self.depth) as word:
+            places = [(block + j, word, 0) for j in range(vectors)]
+            self._products(tile, self.left_q, word, self.packed_k, places)
         for i, j, acc in tile:
             score = T.bind(self._finished(load(acc, 0, 16), i, (block + j) * 16))
             store(self.score, (i, (block + j) * 16), score)
             store(self.maxima[i], 0, T.max(load(self.maxima[i], 0, 16), score))
+
+    def _products(self, tile: Tile, lefts: Buffer, word: Expr, rights: Buffer, places: Places) -> None:
+        """Add the dots of one word to all sums of a tile; places: where each vector of `rights` is."""
+        words = [T.bind(broadcast_word(self.isa, lefts, i, word)) for i in range(self.rows)]
+        vectors = [T.bind(load(rights, place, 16 * self.depth)) for place in places]
+        for i, j, acc in tile:
+            store(acc, 0, self._dot(load(acc, 0, 16), words[i], vectors[j]))
 
     def _finished(self, product: Expr, i: int, key: Expr) -> Expr:
         """Scores of row i and 16 keys from key on: shifted, plus the biases, limited by the mask."""
@@ -257,14 +287,17 @@ class _Kernel:
         vectors = -(-count // 16)
         peak = T.broadcast(row_max, 16)
         distances = [T.bind(peak - load(self.score, (i, key + m * 16), 16)) for m in range(vectors)]
-        packed = clipped_bytes([distances[min(m, vectors - 1)] for m in range(4)])
-        index = T.bind(T.min(packed, splat(SOFTMAX_TABLE_SIZE - 1, "uint8x64")))
-        dwords = in_order(lookup128(self.table, index, vbmi=self.vbmi))
+        clipped = clipped_bytes(self.isa, [distances[min(m, vectors - 1)] for m in range(4)])
+        index = T.bind(T.min(clipped, splat(SOFTMAX_TABLE_SIZE - 1, "uint8x64")))
+        weights = lookup(self.isa, self.table, index, GROUP)
         if count < GROUP:
-            dwords = T.bitwise_and(dwords, valid_bytes(count))
-        ordered = T.bind(T.reinterpret("uint8x64", dwords))
-        store(self.weight, (i, key), ordered)
-        store(self.total, 0, dot(load(self.total, 0, 16), ordered, splat(1, "int8x64")))
+            valid = T.bitwise_and(T.reinterpret("int32x16", weights), valid_bytes(count))
+            weights = T.reinterpret("uint8x64", valid)
+        stored = T.bind(weights if self.isa.vnni else T.cast(weights, "int16x64"))
+        store(self.weight, (i, key), stored)
+        for at in range(0, GROUP, 16 * self.depth):
+            words = cut(stored, at, 16 * self.depth)
+            store(self.total, 0, self._dot(load(self.total, 0, 16), words, ones(self.isa)))
 
     def _output(self) -> None:
         parts = -(-self.chunks // self.vectors)
@@ -276,11 +309,9 @@ class _Kernel:
         tile = [(i, j, self.acc[i * vectors + j]) for i in range(self.rows) for j in range(vectors)]
         for _, _, acc in tile:
             store(acc, 0, splat(0, "int32x16"))
-        with T.serial(self.quads) as quad:
-            weights = [T.bind(broadcast_quad(self.weight, i, quad)) for i in range(self.rows)]
-            values = [T.bind(load(self.packed_v, (quad, first + j, 0), 64)) for j in range(vectors)]
-            for i, j, acc in tile:
-                store(acc, 0, dot(load(acc, 0, 16), weights[i], values[j]))
+        with T.serial(self.words) as word:
+            places = [(word, first + j, 0) for j in range(vectors)]
+            self._products(tile, self.weight, word, self.packed_v, places)
         spec = self.spec
         low, high = INTEGER_RANGE[spec.out_dtype]
         for i, j, acc in tile:

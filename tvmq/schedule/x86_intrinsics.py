@@ -125,13 +125,8 @@ def _vpdpbusd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
     x_bytes = T.reinterpret(f"uint8x{lanes * DEPTH}", T.broadcast(x_word, lanes))
 
     def sums(first: int) -> Any:
-        return T.call_llvm_pure_intrin(
-            f"int32x{lanes}",
-            f"llvm.x86.avx512.vpdpbusd.{isa.bits}",
-            total[T.ramp(first, 1, lanes)],
-            x_bytes,
-            weight[first, T.ramp(0, 1, lanes * DEPTH)],
-        )
+        weight_bytes = weight[first, T.ramp(0, 1, lanes * DEPTH)]
+        return vpdpbusd(isa, total[T.ramp(first, 1, lanes)], x_bytes, weight_bytes)
 
     for first in range(0, LANES, lanes):
         T.buffer_store(total, sums(first), [T.ramp(first, 1, lanes)])
@@ -169,6 +164,12 @@ def saturating_dot(isa: Isa, x_word: Any, weight: Any) -> Any:
     x_bytes = T.reinterpret(f"uint8x{DEPTH * lanes}", T.broadcast(x_word, lanes))
     pairs = T.call_llvm_pure_intrin(f"int16x{2 * lanes}", f"llvm.x86.{_PMADDUBSW[isa.bits]}", x_bytes, weight)
     return pmaddwd(isa, pairs, T.broadcast(T.int16(1), 2 * lanes))
+
+
+def vpdpbusd(isa: Isa, total: Any, unsigned: Any, signed: Any) -> Any:
+    """Return total + sums of four products uint8 x int8, for a register of each."""
+    name = f"llvm.x86.avx512.vpdpbusd.{isa.bits}"
+    return T.call_llvm_pure_intrin(f"int32x{LANES // isa.parts}", name, total, unsigned, signed)
 
 
 _PMADDUBSW = {128: "ssse3.pmadd.ub.sw.128", 256: "avx2.pmadd.ub.sw", 512: "avx512.pmaddubs.w.512"}
