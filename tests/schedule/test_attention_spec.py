@@ -9,8 +9,10 @@ import pytest
 
 from tvmq.schedule.attention_spec import (
     AttentionSpec,
+    attention_space,
     default_decision,
     pack_bias,
+    speed_of,
     supports,
     unpack_bias,
 )
@@ -59,3 +61,16 @@ def test_unpacking_a_bias_undoes_packing(keys):
     assert packed.shape[-1] % 16 == 0
     assert (packed[..., keys:] == -(2**15)).all()
     assert (unpack_bias(packed, bias.shape) == bias).all()
+
+
+def test_layers_that_differ_in_constants_alone_are_tuned_as_one():
+    other = replace(SPEC, score_shift=7, numerator=3, norm_shift=20, zero_point=0)
+    assert speed_of(other) == speed_of(SPEC)
+    assert len({speed_of(replace(SPEC, **d)) for d in ({}, {"score_shift": -1}, {"keys": 9})}) == 3
+
+
+@pytest.mark.parametrize(("queries", "threads"), [(1, 1), (3, 2), (49, 64), (197, 2)])
+def test_the_default_cut_is_in_the_space(queries, threads):
+    space = attention_space(replace(SPEC, queries=queries), threads, 4)  # it checks its default
+    assert all(d["rows"] * d["vectors"] <= 28 for d in space)
+    assert 8 <= len(list(space)) < 1000

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from tests.schedule.isa_cases import ISA, NAMES, target_of
 from tests.schedule.pool import pool_of
 from tvmq import numerics
-from tvmq.schedule.attention_spec import AttentionSpec, default_decision, pack_bias
+from tvmq.schedule.attention_spec import (
+    AttentionDecision,
+    AttentionSpec,
+    attention_space,
+    default_decision,
+    pack_bias,
+)
 from tvmq.schedule.x86_attention import TILE_VECTORS, attention_prim_func
 
 DEIT = AttentionSpec(
@@ -66,8 +72,14 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any, *others: Any) -> Any:
     return result.swapaxes(1, 2).reshape(q.shape)
 
 
-def check(spec: AttentionSpec, isa: str, *batches: list[Any], threads: int = 1) -> None:
-    decision = default_decision(spec, threads, TILE_VECTORS[ISA[isa].bits])
+def check(
+    spec: AttentionSpec,
+    isa: str,
+    *batches: list[Any],
+    threads: int = 1,
+    decision: AttentionDecision | None = None,
+) -> None:
+    decision = decision or default_decision(spec, threads, TILE_VECTORS[ISA[isa].bits])
     func = attention_prim_func(spec, decision, ISA[isa])
     kernel = tvm.compile(func, target=target_of(ISA[isa]))
     for q, k, v, *others in batches:
@@ -209,3 +221,14 @@ def test_extreme_biases_and_rows_that_see_nothing(isa: str) -> None:
     same, sign = np.full_like(inputs[0], -128), np.full_like(inputs[0], 127)
     check(spec, isa, [same, np.full_like(inputs[1], -128), *inputs[2:]])
     check(spec, isa, [sign, np.full_like(inputs[1], -128), *inputs[2:]])
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=4, deadline=None)
+@given(st.data())
+def test_every_point_of_the_space_gives_the_same_bytes(isa: str, data: st.DataObject) -> None:
+    heads, tokens = data.draw(st.sampled_from([(1, 1), (2, 13), (1, 50)]))
+    spec = AttentionSpec(1, heads, tokens, tokens, 32, 9, 1 << 28, 24, zero_point=3, out_dtype="int8")
+    space = attention_space(spec, 2, TILE_VECTORS[ISA[isa].bits])
+    decision = AttentionDecision(**data.draw(st.sampled_from(list(space))))
+    check(spec, isa, random_inputs(spec), decision=decision)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tvmq.numerics import least_score_shift
+from tvmq.schedule.space import Decisions, Space
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
 MAX_KEYS = (2**31 - 1) // (255 * 128)  # the sum of weight * value fits int32
 KEY_BLOCK = 16  # keys are padded to a multiple of this
 TILE_ROWS = (6, 5, 4)  # rows of a register tile
+MAX_ROWS, MAX_VECTORS, MAX_ACCUMULATORS = 12, 8, 28  # of a tile in the search space
 MAX_IMBALANCE = 8  # stop splitting heads at this many units per thread
 MAX_BIASES = 2
 
@@ -79,6 +81,31 @@ def default_decision(spec: AttentionSpec, threads: int, vectors: int) -> Attenti
     rows = tile_rows(spec.queries)
     splits = _splits(spec.batch * spec.heads, -(-spec.queries // rows), threads)
     return AttentionDecision(rows, vectors, splits)
+
+
+def attention_space(spec: AttentionSpec, threads: int, vectors: int) -> Space:
+    """Return all cuts that leave every split a tile; vectors: those of the default one."""
+    default = default_decision(spec, threads, vectors)
+
+    def valid(decisions: Decisions) -> bool:
+        rows, vectors, splits = (int(decisions[name]) for name in ("rows", "vectors", "splits"))
+        return rows * vectors <= MAX_ACCUMULATORS and splits <= -(-spec.queries // rows)
+
+    splits = {1, 2, threads, 2 * threads, default.splits}
+    return Space(
+        {
+            "rows": tuple(range(1, min(spec.queries, MAX_ROWS) + 1)),
+            "vectors": tuple(range(1, MAX_VECTORS + 1)),
+            "splits": tuple(sorted(splits)),
+        },
+        asdict(default),
+        valid,
+    )
+
+
+def speed_of(spec: AttentionSpec) -> AttentionSpec:
+    """Return spec without the constants that differ from layer to layer and take no time."""
+    return replace(spec, score_shift=min(spec.score_shift, 1), numerator=0, norm_shift=1, zero_point=0)
 
 
 def tile_rows(queries: int) -> int:

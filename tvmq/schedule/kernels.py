@@ -25,6 +25,7 @@ from tvmq.schedule import (
     x86_linear,
     x86_sorted_linear,
 )
+from tvmq.schedule.attention_spec import AttentionDecision
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
@@ -185,14 +186,19 @@ def _attention(
     isa = isa_of(profile)
     if isa is None or attention_spec.supports(spec) is not None:
         return None
-    decision = attention_spec.default_decision(spec, threads, x86_attention.TILE_VECTORS[isa.bits])
+
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        return x86_attention.attention_prim_func(spec, AttentionDecision(**decisions), isa)
+
     packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
     packing += [None] * (len(shapes) - len(packing))
     return Kernel(
         (spec, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         tuple(packing),
-        lambda: x86_attention.attention_prim_func(spec, decision, isa),
+        build,
+        attention_spec.attention_space(spec, threads, x86_attention.TILE_VECTORS[isa.bits]),
+        (attention_spec.speed_of(spec), profile.name),
     )
 
 

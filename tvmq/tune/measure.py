@@ -22,6 +22,7 @@ BLOCKS = 4  # parts of a last comparison: a winner wins in the middle of them, t
 # In a model, other kernels run between two calls, and constants come from beyond the second cache level.
 EVICTING_CACHES = 4
 MAX_COPIES = 16
+INDEX_BYTES = 4  # of the narrowest type that holds row numbers
 
 Array = npt.NDArray[Any]
 Times = list[list[float]]  # per function, seconds in order of the rounds
@@ -119,7 +120,10 @@ def settled(times: Sequence[float]) -> float:
 
 
 def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: Any) -> list[Array]:
-    """Return the model's own constants, and for what it computes random values of the whole dtype."""
+    """Return the model's own constants, and for what it computes random values of the whole dtype.
+
+    But 0 where that is int32 or int64: such may be row numbers, which must lie in their range.
+    """
     arguments = []
     for (shape, dtype), constant in zip(shapes, use.arguments, strict=True):
         array = aligned_empty(shape, dtype)
@@ -127,6 +131,8 @@ def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: 
             array[...] = constant
         elif np.issubdtype(array.dtype, np.floating):
             array[...] = chance.standard_normal(shape)
+        elif array.itemsize >= INDEX_BYTES:
+            array.fill(0)
         else:
             info = np.iinfo(array.dtype)
             array[...] = chance.integers(info.min, info.max, shape, array.dtype, endpoint=True)
