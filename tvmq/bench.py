@@ -20,6 +20,7 @@ class Timing(Record):
     median_ms: float
     p10_ms: float
     p90_ms: float
+    min_ms: float
     n: int
 
     @classmethod
@@ -27,7 +28,7 @@ class Timing(Record):
         """Return the statistics of one or more durations."""
         ordered = sorted(seconds)
         median, low, high = (1e3 * percentile(ordered, q) for q in (0.5, 0.1, 0.9))
-        return cls(median, low, high, len(ordered))
+        return cls(median, low, high, 1e3 * ordered[0], len(ordered))
 
     def __str__(self) -> str:
         return f"{self.median_ms:.3f} ms (p10 {self.p10_ms:.3f}, p90 {self.p90_ms:.3f}, n {self.n})"
@@ -58,8 +59,7 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with _no_collection():
         for number in range(-warmup, rounds):
-            start = number % len(names)
-            for name in names[start:] + names[:start]:
+            for name in rotated(names, number):
                 if pause_s:
                     time.sleep(pause_s)
                 began = time.perf_counter()
@@ -68,6 +68,12 @@ def interleave(
                 if number >= 0:
                     seconds[name].append(spent)
     return {name: Timing.of_seconds(spent) for name, spent in seconds.items()}
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """Return the order of a round: names, begun one further each time."""
+    start = number % len(names) if names else 0
+    return names[start:] + names[:start]
 
 
 def measure(candidate: Callable[[], Any], rounds: int = 50, warmup: int = 5) -> Timing:
