@@ -37,6 +37,14 @@ def test_collection_is_off_meanwhile_and_on_again_after_an_error():
     assert gc.isenabled()
 
 
+def test_every_round_begins_one_candidate_further():
+    assert [bench.rotated(["a", "b", "c"], number) for number in (-1, 0, 1)] == [
+        ["c", "a", "b"],
+        ["a", "b", "c"],
+        ["b", "c", "a"],
+    ]
+
+
 def test_nothing_to_time_is_an_error():
     with pytest.raises(UsageError, match="at least one candidate and one round are wanted"):
         bench.interleave({})

@@ -19,10 +19,10 @@ from PIL import Image
 import tvmq
 from tests import tiny_program
 from tvmq import cli_artifact
+from tvmq.breakdown import Breakdown, Part
 from tvmq.cli import main
 from tvmq.compiled import Benchmark, CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
-from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
 from tvmq.tune.results import TunedKernel, TuningInterrupted
 from tvmq.verification import Verification
@@ -50,7 +50,8 @@ class StubModel:
         path.write_bytes(b"artifact")
 
     def benchmark(self, threads: int | None, repeat: int) -> Benchmark:
-        return Benchmark(1.5, 1.4, 1.9, repeat, threads or 2, (KernelTime("fc", "linear", 9.0, 1.0),))
+        parts = (Part("fc", "linear", 9.0, 0.9, 900, 0.1, 50.0),)
+        return Benchmark(1.5, 1.4, 1.9, repeat, threads or 2, Breakdown(parts, 1.0, 0.2, "a datasheet"))
 
     def verify(self, x: Any = None) -> Verification:
         return Verification("reference" if x else "checksums", 3, 1, self.mismatches)

@@ -29,7 +29,7 @@ STAGES = (
     ("build",),
     ("runtime",),
     ("tune",),
-    ("golden", "container", "manifest", "inputs", "verification"),
+    ("golden", "container", "manifest", "inputs", "verification", "breakdown"),
     ("artifact",),
     ("compiled",),
     ("doctor",),

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tvmq import report
+from tvmq.breakdown import Breakdown, Part
 from tvmq.compiled import Benchmark
 from tvmq.doctor import Check, Diagnosis, State
-from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow
 from tvmq.target import builtin_profiles
 from tvmq.verification import Verification
@@ -58,10 +58,17 @@ def test_a_bar_is_as_long_as_its_share(share: float, drawn: str):
 
 
 def test_the_slowest_kernels_come_first_and_the_others_are_summed():
-    times = [KernelTime(f"site.{i}", "linear", us, us / 60) for i, us in enumerate([10.0, 30.0, 20.0])]
-    table = report.kernels(times, most=1)
-    assert lines_with("site.", table) == [["site.1", "30.0", "50.0 %", "█" * 12]]
-    assert lines_with("others", table) == [["2 others", "30.0", "50.0 %", "█" * 12]]
+    parts = [
+        Part("site.0", "linear", 10.0, 0.1, 0, None, None),
+        Part("site.1", "linear", 50.0, 0.5, 2_500_000, 50.0, 25.0),
+        Part("sum.0", "sum", 20.0, 0.2, 0, None, None),
+    ]
+    found = report.breakdown(Breakdown(tuple(parts), 20.0, 200.0, "a datasheet"), most=1)
+    assert lines_with("site.", found) == [["site.1", "linear", "50.0", "50.0 %", "50", "25 %", "█" * 12]]
+    assert lines_with("others", found)[0][:4] == ["2 others", "", "30.0", "30.0 %"]
+    assert lines_with("outside of kernels", found)[0][2:4] == ["20.0", "20.0 %"]
+    assert "The whole call reaches 12 % of 200 GMAC/s (a datasheet)." in text_of(found)
+    assert "(no site)" in text_of(report.breakdown(Breakdown(tuple(parts), 20.0, 200.0, "a datasheet")))
 
 
 def test_verdicts_name_what_was_compared():
@@ -75,7 +82,9 @@ def test_verdicts_name_what_was_compared():
 
 
 def test_numbers_carry_their_units():
-    timing = report.benchmark(Benchmark(28.8, 28.1, 30.25, 50, 1, ()))
+    timing = report.benchmark(
+        Benchmark(28.8, 28.1, 30.25, 50, 1, Breakdown((), 28.8e3, 100.0, "a datasheet"))
+    )
     assert ["median", "28.800 ms"] in lines_with("ms", timing)
     assert (report.size(22_400_000), report.size(1500)) == ("22.4 MB", "1.5 kB")
     assert lines_with("total", report.stages({"calibrate": 3.0, "build": 1.0})) == [["total", "4.0", ""]]

@@ -23,6 +23,7 @@ from tvmq.spec import (
     SiteTrace,
     TensorSpec,
 )
+from tvmq.target import load_profile
 
 ROWS, INPUTS, OUTPUTS = 4, 8, 16
 
@@ -96,7 +97,7 @@ def description(features: tuple[str, ...] = ()) -> Description:
     """Return a description with something in every field."""
     return Description(
         target="x86_baseline",
-        profile='name = "x86_baseline"\n',
+        profile=load_profile("x86_baseline").to_toml(),
         features=features,
         coverage=Coverage((CoverageRow("fc", "linear", True, "planned", 512),)),
         plan=Plan("17", (SitePlan("fc", "linear", Precision(8, 8), "planned"),)),

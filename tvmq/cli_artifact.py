@@ -65,9 +65,9 @@ def run(
 def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_json: bool) -> int:
     """Measure."""
     result = load(path).benchmark(threads=threads, repeat=repeat)
-    shown = [report.benchmark(result)]
+    shown: list[RenderableType] = [report.benchmark(result)]
     if profile:
-        shown.append(report.kernels(result.kernels))
+        shown.append(report.breakdown(result.breakdown))
     show(result.to_json(), *shown, as_json=as_json)
     return 0
 

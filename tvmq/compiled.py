@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from tvmq import artifact, bench
+from tvmq.breakdown import Breakdown, break_down
 from tvmq.environment import INSTALL_COMPILER, require_tvm
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.manifest import Manifest
 from tvmq.record import Record
-from tvmq.runtime import KernelTime, Program
+from tvmq.runtime import Program
 from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, TensorSpec
+from tvmq.target import parse_profile
 from tvmq.verification import Verdict, Verification
 
 
@@ -32,7 +34,7 @@ class Benchmark(Record):
     p90_ms: float
     runs: int
     threads: int
-    kernels: tuple[KernelTime, ...]  # in order of execution; measured apart from the latency
+    breakdown: Breakdown  # measured apart from the latency
 
 
 class CompiledModel:
@@ -138,11 +140,12 @@ class CompiledModel:
                 program.set_threads(threads)
             timing = bench.measure(lambda: program.run(*arrays), repeat, warmup)
             kernels = program.profile(*arrays, repeat=min(repeat, 20))
-            return Benchmark(
-                timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, program.threads, kernels
-            )
+            used = program.threads
         finally:
             program.threads = before
+        profile = parse_profile(self._description.profile, "the artifact's target profile")
+        breakdown = break_down(kernels, 1e3 * timing.median_ms, self.coverage, profile, used)
+        return Benchmark(timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, used, breakdown)
 
     def verify(self, x: Sequence[Any] | Any | None = None) -> Verification:
         """Compare every site's integers, and every output that integers alone decide, bit for bit.

@@ -16,11 +16,12 @@ from tvmq.target import TargetProfile
 from tvmq.tune.results import TunedKernel, written
 
 if TYPE_CHECKING:
+    from tvmq.breakdown import Breakdown, Part
     from tvmq.compiled import Benchmark
-    from tvmq.runtime import KernelTime
     from tvmq.verification import Difference, Verification
 
 BAR_WIDTH = 24
+KERNEL_WIDTH = 28  # columns; names of fused operations are long
 EIGHTHS = " ▏▎▍▌▋▊▉"
 STATE_STYLE = {State.OK: "green", State.NO_COMPILE: "yellow", State.NO_RUN: "red"}
 
@@ -143,22 +144,33 @@ def inexact(difference: Difference) -> str:
     return f"{difference.name}{after}: {found}"
 
 
-def kernels(times: Sequence[KernelTime], most: int = 25) -> Table:
-    """Return the slowest kernels with a bar of their share, and one line for all the others."""
-    ordered = sorted(times, key=lambda kernel: -kernel.us)
-    table = Table(title="Kernels", title_justify="left")
+def breakdown(found: Breakdown, most: int = 25) -> RenderableType:
+    """Return the slowest kernels, one line for all the others, one for what is outside of kernels."""
+    table = Table(title="Where the time goes", title_justify="left")
     table.add_column("computes", overflow="fold")
-    table.add_column("us", justify="right")
-    table.add_column("share", justify="right")
+    table.add_column("kernel", overflow="ellipsis", no_wrap=True, max_width=KERNEL_WIDTH)
+    for name in ("us", "share", "GMAC/s", "of peak"):
+        table.add_column(name, justify="right")
     table.add_column("")
-    for kernel in ordered[:most]:
-        share = f"{100 * kernel.share:.1f} %"
-        table.add_row(Text(kernel.name), f"{kernel.us:.1f}", share, bar(kernel.share))
-    rest = ordered[most:]
+    ordered = sorted(found.parts, key=lambda part: -part.us)
+    for part in ordered[:most]:
+        site = "(no site)" if part.name.startswith(f"{part.kernel}.") else part.name
+        table.add_row(Text(site), Text(part.kernel), *_spent(part.us, part.share, part.macs, part))
+    rest, whole = ordered[most:], found.whole_us or 1.0
     if rest:
-        spent, part = sum(kernel.us for kernel in rest), sum(kernel.share for kernel in rest)
-        table.add_row(f"{len(rest)} others", f"{spent:.1f}", f"{100 * part:.1f} %", bar(part))
-    return table
+        spent = sum(part.us for part in rest)
+        table.add_row(f"{len(rest)} others", "", *_spent(spent, spent / whole, sum(p.macs for p in rest)))
+    table.add_row("outside of kernels", "", *_spent(found.outside_us, found.outside_us / whole))
+    macs = sum(part.macs for part in found.parts)
+    percent = f"{0.1 * macs / whole / found.peak_gmacs:.0f} %"
+    said = f"The whole call reaches {percent} of {found.peak_gmacs:.0f} GMAC/s ({found.peak_source})."
+    return Group(table, Text(said))
+
+
+def _spent(us: float, share: float, macs: int = 0, part: Part | None = None) -> list[str]:
+    rate = f"{macs / us / 1e3:.0f}" if macs and us else ""
+    peak = f"{part.percent_of_peak:.0f} %" if part and part.percent_of_peak else ""
+    return [f"{us:.1f}", f"{100 * share:.1f} %", rate, peak, bar(share)]
 
 
 def tuning(tuned: Sequence[TunedKernel]) -> RenderableType:

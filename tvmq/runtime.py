@@ -41,12 +41,11 @@ _pool = threading.local()  # .threads: how many workers this thread's pool uses
 
 @dataclass(frozen=True, slots=True)
 class KernelTime(Record):
-    """Median time of one kernel call of the model; measuring itself adds about 1 us to each."""
+    """Median time of one kernel call of the model."""
 
     name: str  # the site it computes, or the kernel's symbol and ordinal
     kernel: str  # symbol in the library
     us: float
-    share: float  # of the sum over all kernels, 0..1
 
 
 class Program:
@@ -91,7 +90,10 @@ class Program:
         self.threads = threads
 
     def profile(self, *arrays: Array, repeat: int = 20) -> tuple[KernelTime, ...]:
-        """Return the median time of each kernel call, in order of execution."""
+        """Return the median time of each kernel call, in order of execution.
+
+        The cost of the clock is taken off: what the cheapest of the VM's own instructions seemed to take.
+        """
         recorder = _Recorder()
         machine = self._machine(POOLED_ALLOCATOR)
         machine["set_instrument"](recorder)
@@ -102,13 +104,11 @@ class Program:
                 self._call(machine["main"], arrays, self._outputs)
                 runs.append(recorder.calls)
             names = self._site_names(arrays, runs[0])
-        times = [
-            1e6 * float(np.median([call.seconds for call in calls])) for calls in zip(*runs[1:], strict=True)
-        ]
-        total = sum(times) or 1.0
+        clock = recorder.cheapest if np.isfinite(recorder.cheapest) else 0.0
+        seconds = (np.median([call.seconds for call in calls]) for calls in zip(*runs[1:], strict=True))
         return tuple(
-            KernelTime(name, call.symbol, us, us / total)
-            for name, call, us in zip(names, runs[0], times, strict=True)
+            KernelTime(name, call.symbol, 1e6 * max(float(spent) - clock, 0.0))
+            for name, call, spent in zip(names, runs[0], seconds, strict=True)
         )
 
     def _machine(self, allocator: int) -> Any:
@@ -191,11 +191,14 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.calls: list[_Call] = []
+        self.cheapest = float("inf")  # seconds of the fastest instruction that is no kernel
         self.began = 0.0
 
     def __call__(self, _function: Any, symbol: str, before: bool, _result: Any, *args: Any) -> int:
         now = time.perf_counter()
-        if not before and not symbol.startswith("vm."):
+        if not before and symbol.startswith("vm."):
+            self.cheapest = min(self.cheapest, now - self.began)
+        elif not before:
             wrote = args[-1].data_ptr() if args and hasattr(args[-1], "data_ptr") else 0
             self.calls.append(_Call(str(symbol), now - self.began, wrote))
         self.began = time.perf_counter()

@@ -1,8 +1,8 @@
 """Make what a rival runs from model.onnx: python quantize.py ENGINE SOURCE OUTPUT
 
-ENGINE is onnxruntime-int8, openvino or openvino-int8. Runs in the rivals' environment. Each is quantized as its
-own documentation says, on the samples of calibration.npz; few samples do, since neither speed nor size depends
-on the ranges.
+ENGINE is onnxruntime-int8, openvino or openvino-int8. Runs in the rivals' environment. Each is quantized as
+its own documentation says, on the samples of calibration.npz; few samples do, since neither speed nor size
+depends on the ranges.
 """
 
 from __future__ import annotations

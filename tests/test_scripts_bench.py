@@ -1,0 +1,163 @@
+"""scripts/bench: the rows, their tables, and the whole path with one small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tvmq.bench import Timing
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts" / "bench"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The modules of the benchmark, which import each other as scripts do."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import models
+    import prepare
+    import readme
+    import rows
+    import turns
+
+    return SimpleNamespace(models=models, prepare=prepare, readme=readme, rows=rows, turns=turns)
+
+
+def row(scripts: Any, engine: str, ms: float | None, threads: int = 1, model: str = "deit_tiny") -> Any:
+    return scripts.rows.Row(
+        model=model,
+        threads=threads,
+        engine=engine,
+        integer=engine in ("tvmq", "openvino-int8", "onnxruntime-int8"),
+        reason=None if ms else "out of memory",
+        timing=Timing(ms, ms, ms, ms, 9) if ms else None,
+        rounds=3,
+        macs=1_000_000_000,
+        peak_instructions="AVX2",
+        peak_gmacs=100.0,
+        fp32_peak_gmacs=50.0,
+        floor_ms=10.0 / threads,
+        percent_of_peak=1000.0 / threads / ms if ms else None,
+        file_mb=1.5,
+        settings={},
+        versions={engine: "1"},
+        cpu="a CPU",
+    )
+
+
+def test_ratios_are_to_the_best_rival_of_each_kind(scripts: Any):
+    measured = {
+        "tvmq": 10.0,
+        "openvino-int8": 15.0,
+        "onnxruntime-int8": 30.0,
+        "openvino": None,
+        "onnxruntime": 40.0,
+    }
+    found = scripts.rows.compared([row(scripts, engine, ms) for engine, ms in measured.items()])
+    ratios = {r.engine: (r.ratio_to_best_int8, r.ratio_to_best_float) for r in found}
+    assert ratios["tvmq"] == (1.5, 4.0)
+    assert ratios["onnxruntime-int8"] == (0.5, pytest.approx(4 / 3))
+    assert ratios["openvino"] == (None, None)
+
+
+def test_a_later_run_replaces_its_rows_and_keeps_the_others(scripts: Any, tmp_path: Path):
+    path = tmp_path / "results.json"
+    scripts.rows.save(path, [row(scripts, "tvmq", 10.0, threads=2), row(scripts, "tvmq", 20.0)])
+    scripts.rows.save(
+        path, [row(scripts, "tvmq", 5.0, threads=2), row(scripts, "tvmq", 7.0, model="resnet50")]
+    )
+    found = [(r.model, r.threads, r.timing.median_ms) for r in scripts.rows.load(path)]
+    assert found == [("deit_tiny", 1, 20.0), ("deit_tiny", 2, 5.0), ("resnet50", 1, 7.0)]
+
+
+def test_the_tables_tell_what_failed_and_why(scripts: Any):
+    found = scripts.rows.compared([row(scripts, "tvmq", 12.5), row(scripts, "openvino-int8", None)])
+    text = scripts.rows.markdown(found)
+    assert "| DeiT-Ti | 10.00 | 12.50 | failed | 80 % | - | - |" in text
+    assert "| DeiT-Ti | 1.5 / 1.5 | - / - | - / - |" in text
+    assert "DeiT-Ti, OpenVINO int8, 1 threads: out of memory" in text
+
+
+def test_a_script_writes_between_its_own_marks_only(scripts: Any, tmp_path: Path):
+    path = tmp_path / "README.md"
+    mark, end = "<!-- measured by {} -->\n", "<!-- end of measured -->\n"
+    path.write_text(f"a\n{mark.format('x')}old\n{end}b\n{mark.format('y')}kept\n{end}c\n")
+    scripts.readme.put(path, "x", "new")
+    assert path.read_text() == f"a\n{mark.format('x')}new\n{end}b\n{mark.format('y')}kept\n{end}c\n"
+
+
+def test_multiplications_are_counted_from_the_graph(scripts: Any, tmp_path: Path):
+    weights = [("w", (6, 2, 3, 3)), ("m", (10, 4)), ("g", (4, 5))]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], group=2, strides=[2, 2]),  # [1, 4, 9, 9] -> [1, 6, 4, 4]
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("Slice", ["f", "begin", "end"], ["s"]),
+        helper.make_node("Gemm", ["s", "m"], ["d"], transA=0),
+        helper.make_node("MatMul", ["d", "g"], ["y"]),
+    ]
+    floats = [
+        helper.make_tensor(name, TensorProto.FLOAT, shape, np.zeros(shape, np.float32).ravel())
+        for name, shape in weights
+    ]
+    ints = [
+        helper.make_tensor(n, TensorProto.INT64, (2,), v) for n, v in (("begin", [0, 0]), ("end", [1, 10]))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4, 9, 9))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("c", "y")],
+        [*floats, *ints],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    found = scripts.models.count_macs(tmp_path / "model.onnx", {"x": np.zeros((1, 4, 9, 9), np.float32)})
+    assert found == 6 * 4 * 4 * 2 * 9 + 10 * 4 + 4 * 5
+
+
+def test_an_engine_that_cannot_start_gives_its_reason(scripts: Any, tmp_path: Path):
+    np.savez(tmp_path / "input.npz", x=np.zeros(1, np.float32))
+    job = scripts.turns.Job(
+        Path(sys.executable), "onnxruntime", tmp_path / "no.onnx", tmp_path / "input.npz", 1
+    )
+    found = scripts.turns.measure({"bad": job}, rounds=1, starts=1, done=lambda: None)
+    assert isinstance(found["bad"], scripts.prepare.NotMeasuredError)
+    assert "no.onnx" in str(found["bad"])
+
+
+@pytest.mark.slow
+def test_the_whole_path_with_one_small_model(scripts: Any):
+    results = ROOT / "out" / "bench" / "smoke.json"
+    results.unlink(missing_ok=True)
+    readme = (ROOT / "README.md").read_bytes()
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "run.py", "--smoke"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = scripts.rows.load(results)
+    engines = {"tvmq", "onnxruntime-int8", "onnxruntime"}
+    assert {r.engine for r in rows if r.threads == 1} == engines
+    for r in rows:
+        assert r.reason is None
+        assert r.cosine > 0.9
+        assert 0 < r.timing.min_ms <= r.timing.median_ms
+        assert 0 < r.floor_ms < r.timing.min_ms
+        assert min(r.peak_memory_mb, r.file_mb, r.cold_start_ms) > 0
+    assert "ViT of two blocks" in done.stdout
+    assert json.loads(results.read_text())[0]["versions"]
+    assert (ROOT / "README.md").read_bytes() == readme

@@ -1,0 +1,62 @@
+"""Where the time of one call goes: the share of every kernel, and how near it comes to the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvmq.record import Record
+from tvmq.runtime import KernelTime
+from tvmq.spec import Coverage
+from tvmq.target import TargetProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Record):
+    """One kernel call; macs is 0 for what multiplies no matrices, the two rates are None then."""
+
+    name: str  # the site it computes, or the kernel's symbol and ordinal
+    kernel: str  # symbol in the library
+    us: float
+    share: float  # of the whole call, 0..1
+    macs: int
+    gmacs_per_s: float | None
+    percent_of_peak: float | None  # of all threads' peak for the dtypes it multiplies
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown(Record):
+    """The kernels of one call in order of execution, and what is left of its time."""
+
+    parts: tuple[Part, ...]
+    outside_us: float  # the whole call less its kernels: the virtual machine, copies of inputs and outputs
+    peak_gmacs: float  # 10**9 integer multiply-accumulates a second that the threads can do at most
+    peak_source: str  # where that number comes from
+
+    @property
+    def whole_us(self) -> float:
+        """Return the time of the call."""
+        return self.outside_us + sum(part.us for part in self.parts)
+
+
+def break_down(
+    times: Sequence[KernelTime], whole_us: float, coverage: Coverage, profile: TargetProfile, threads: int
+) -> Breakdown:
+    """Set the kernels' times beside the whole call's and the profile's peak on so many threads.
+
+    Where measurement makes the kernels longer than the whole, the kernels are the whole.
+    """
+    rows = {row.site: row for row in coverage.rows}
+    core_ghz = threads * profile.machine.clock_ghz
+    integer, floating = (core_ghz * k.macs_per_cycle for k in (profile.kernels[0], profile.kernels[-1]))
+    whole_us = max(whole_us, sum(time.us for time in times))
+    parts = []
+    for time in times:
+        row = rows.get(time.name)
+        macs = row.macs if row else 0
+        rate = macs / time.us / 1e3 if macs and time.us else None
+        percent = 100 * rate / (integer if row and row.integer else floating) if rate else None
+        share = time.us / whole_us if whole_us else 0.0
+        parts.append(Part(time.name, time.kernel, time.us, share, macs, rate, percent))
+    source = f"target profile {profile.name}: {profile.kernels[0].source}"
+    return Breakdown(tuple(parts), whole_us - sum(part.us for part in parts), integer, source)
