@@ -1,18 +1,16 @@
-"""Make the numbers of README.md on this machine: python scripts/measure.py [deit_small] [vit_s] [cold_start]
+"""Measure how close to float the integers are, for README.md: python scripts/measure.py [deit_small] [vit_s]
 
-Needs the packages of the extra `test` (scripts/install.sh test) and an idle machine; takes about 5 minutes.
-Results go to scripts/measured.json, from there into README.md; without an argument all are measured.
+Needs the packages of the extra `test` (scripts/install.sh test) and an idle machine; takes about 3 minutes.
+Results go to scripts/measured.json, from there into README.md; without an argument both are measured. Speed
+is measured by scripts/bench.sh.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,33 +18,23 @@ from typing import Any
 
 import numpy as np
 import quickstart
+from bench.prepare import environment
+from bench.readme import put
 
 import tvmq
-from tvmq.bench import interleave
 from tvmq.environment import cpu_name
 from tvmq.progress import StageClock
-from tvmq.runtime import use_threads
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "out" / "measure"
 RESULTS = ROOT / "scripts" / "measured.json"
-MARKS = ("<!-- measured by scripts/measure.py -->", "<!-- end of measured -->")
-ROUNDS = 40
 CALIBRATION_SAMPLES, HELD_OUT_SAMPLES = 32, 16
 LAST_NORM = "backbone.layernorm"  # the encoder's output in the ViT-S
 LAST_NORM_ONNX = "/backbone/layernorm/Add_1_output_0"
-COLD_START = """
-import sys, time
-import numpy as np
-import tvmq
-model = tvmq.load(sys.argv[1], threads=1)
-model(*(np.zeros(spec.shape, spec.dtype) for spec in model.inputs))
-assert not {"torch", "tvm"} & set(sys.modules)
-"""
 
 
 def deit_small() -> dict[str, Any]:
-    """Compile a random DeiT-S; set it beside ONNX Runtime in float, on one thread and on two."""
+    """Compile a random DeiT-S; set its answers beside those in float."""
     import torch
 
     tvmq.mend_torchvision()
@@ -60,21 +48,16 @@ def deit_small() -> dict[str, Any]:
     began = time.perf_counter()
     compiled = tvmq.compile(model, example_inputs=(samples[0],), calibration=samples, progress=clock)
     seconds = time.perf_counter() - began
-    path, exported = OUT / "deit_small.tvmq", OUT / "deit_small.onnx"
-    compiled.save(path)
-    torch.onnx.export(model, (samples[0],), exported, dynamo=False)
     with torch.no_grad():
         cosines = [quickstart.cosine(model(x).numpy(), compiled(x).numpy()) for x in held_out]
     verdicts = [compiled.verify(x) for x in held_out[:2]]
     return {
         "compile_s": seconds,
         "stages_s": clock.seconds,
-        "mb": {"float": quickstart.megabytes(exported), "integer": quickstart.megabytes(path)},
         "cosines": cosines,
         "sites": verdicts[0].sites,
         "bit_exact": all(verdict.ok for verdict in verdicts),
         "integer_share": compiled.coverage.macs_integer_fraction,
-        "latency": {str(n): against_float(exported, path, held_out[0].numpy(), n) for n in (1, 2)},
     }
 
 
@@ -92,7 +75,7 @@ def vit_s() -> dict[str, Any]:
         "calibration",
         "--json",
     ]
-    ran = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE, env=environment(ROOT))
+    ran = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE, env=environment())
     quickstart.compare(folder)
     numbers = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     stages = json.loads(ran.stdout)["seconds"]
@@ -121,55 +104,14 @@ def token_cosines(model: Path, artifact: Path) -> list[float]:
     return found
 
 
-def cold_start() -> dict[str, Any]:
-    """Time new processes from start to first answer, where nothing but the runtime is installed."""
-    artifact = OUT / "vit_s" / "vit_s.tvmq"
-    with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        python = Path(folder) / "bin" / "python"
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, "-c", ROOT / "requirements" / "tested.txt", ROOT], check=True)
-
-        def start() -> None:
-            subprocess.run([python, "-c", COLD_START, artifact], check=True, cwd=folder, env=environment())
-
-        return interleave({"": start}, rounds=15, warmup=2)[""].to_json()
-
-
-def against_float(model: Path, artifact: Path, x: np.ndarray[Any, Any], threads: int) -> dict[str, Any]:
-    """Return the latencies of ONNX Runtime in float and of tvmq, measured in turns."""
-    session = quickstart.float_session(model, threads)
-    name = session.get_inputs()[0].name
-    use_threads(threads)
-    compiled = tvmq.load(artifact, threads=threads)
-    runs: dict[str, Callable[[], Any]] = {
-        "float": lambda: session.run(None, {name: x}),
-        "integer": lambda: compiled(x),
-    }
-    # ONNX Runtime's worker keeps its core busy for a while after each run.
-    pause = 0.2 if threads > 1 else 0.0
-    return {key: timing.to_json() for key, timing in interleave(runs, ROUNDS, pause_s=pause).items()}
-
-
-def environment(*packages: Path) -> dict[str, str]:
-    """Return this process's environment with these folders, and no others, for Python to import from."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return clean | ({"PYTHONPATH": os.pathsep.join(map(str, packages))} if packages else {})
-
-
 def table(results: Mapping[str, Any]) -> str:
     """Return the measurements as Markdown."""
-    deit, vit = results["deit_small"], results["vit_s"]
-    models = {"DeiT-S, random weights": deit, "ViT-S/14 with decoder, pretrained": vit}
-    latencies = [(m["latency"]["1"] if m is deit else m["latency"]) for m in models.values()]
+    vit = results["vit_s"]
+    models = {"DeiT-S, random weights": results["deit_small"], "ViT-S/14 with decoder, pretrained": vit}
+    slow, fast = (vit["latency"][key] for key in ("float", "integer"))
     rows: list[tuple[str, Iterable[str]]] = [
-        ("one thread, batch 1", models),
+        ("batch 1", models),
         ("---", ["---:"] * len(models)),
-        ("ONNX Runtime float: median (p10, p90)", (milliseconds(x["float"]) for x in latencies)),
-        ("tvmq W8A8: median (p10, p90)", (milliseconds(x["integer"]) for x in latencies)),
-        ("**times faster**", (f"**{faster(x):.2f}**" for x in latencies)),
-        ("times faster, two threads", (f"{faster(deit['latency']['2']):.2f}", "")),
-        ("file", (f"{m['mb']['float']:.1f} MB, now {m['mb']['integer']:.1f} MB" for m in models.values())),
         ("cosine of the output to float: mean, worst", (spread(m["cosines"], 5) for m in models.values())),
         ("cosine of the encoder's tokens: mean, worst", ("", spread(vit["token_cosines"], 4))),
         (
@@ -179,7 +121,10 @@ def table(results: Mapping[str, Any]) -> str:
         ("tensors equal to the reference bit for bit", (verdict(m) for m in models.values())),
         ("multiplications done in integers", (f"{100 * m['integer_share']:.0f} %" for m in models.values())),
         ("compile, calibration included", (f"{m['compile_s']:.0f} s" for m in models.values())),
-        ("new process to first answer", ("", f"{results['cold_start']['median_ms'] / 1e3:.2f} s")),
+        ("file", ("", f"{vit['mb']['float']:.1f} MB, now {vit['mb']['integer']:.1f} MB")),
+        ("ONNX Runtime float, one thread: median (p10, p90)", ("", milliseconds(slow))),
+        ("tvmq, one thread: median (p10, p90)", ("", milliseconds(fast))),
+        ("times faster", ("", f"{slow['median_ms'] / fast['median_ms']:.2f}")),
     ]
     return "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in rows)
 
@@ -187,11 +132,6 @@ def table(results: Mapping[str, Any]) -> str:
 def milliseconds(timing: Mapping[str, float]) -> str:
     """Return a latency with its spread."""
     return f"{timing['median_ms']:.1f} ms ({timing['p10_ms']:.1f}, {timing['p90_ms']:.1f})"
-
-
-def faster(latency: Mapping[str, Mapping[str, float]]) -> float:
-    """Return how many times the integer model is as fast as the float one."""
-    return latency["float"]["median_ms"] / latency["integer"]["median_ms"]
 
 
 def spread(values: Sequence[float], digits: int, worst: Callable[[Sequence[float]], float] = min) -> str:
@@ -210,23 +150,9 @@ def machine() -> str:
     return f"Measured on {cpu_name()} with {packages}."
 
 
-def write_readme(results: Mapping[str, Any]) -> None:
-    """Put the table between the two marks of README.md."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    body = f"{MARKS[0]}\n{table(results)}\n\n{results['machine']}\n{MARKS[1]}"
-    path.write_text(before + body + after, encoding="utf-8")
-
-
 def main(wanted: Sequence[str]) -> None:
     """Measure, keep the numbers, renew README.md."""
-    measures: dict[str, Callable[[], Any]] = {
-        "deit_small": deit_small,
-        "vit_s": vit_s,
-        "cold_start": cold_start,
-    }
+    measures: dict[str, Callable[[], Any]] = {"deit_small": deit_small, "vit_s": vit_s}
     unknown = set(wanted) - set(measures)
     if unknown:
         raise SystemExit(f"measure: {', '.join(sorted(unknown))} is none of {', '.join(measures)}")
@@ -238,7 +164,7 @@ def main(wanted: Sequence[str]) -> None:
     results["machine"] = machine()
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if set(measures) <= set(results):
-        write_readme(results)
+        put(ROOT / "README.md", "scripts/measure.py", f"{table(results)}\n\n{results['machine']}")
         print(table(results))
 
 

@@ -48,11 +48,3 @@ def test_every_round_begins_one_candidate_further():
 def test_nothing_to_time_is_an_error():
     with pytest.raises(UsageError, match="at least one candidate and one round are wanted"):
         bench.interleave({})
-
-
-def test_a_pause_comes_before_every_run_and_is_not_timed(monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr("tvmq.bench.time.sleep", slept.append)
-    timings = bench.interleave({"a": lambda: None, "b": lambda: None}, rounds=3, warmup=1, pause_s=5.0)
-    assert slept == [5.0] * 8
-    assert timings["a"].median_ms < 1000

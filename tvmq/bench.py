@@ -43,13 +43,9 @@ def percentile(ordered: list[float], q: float) -> float:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int = 50, warmup: int = 5, *, pause_s: float = 0.0
+    candidates: Mapping[str, Callable[[], Any]], rounds: int = 50, warmup: int = 5
 ) -> dict[str, Timing]:
-    """Time each callable once per round, in an order that rotates, after `warmup` untimed rounds.
-
-    pause_s: seconds of rest before each run, for candidates whose threads go on spinning after they are done,
-    at the cost of the next.
-    """
+    """Time each callable once per round, in an order that rotates, after `warmup` untimed rounds."""
     if not candidates or rounds < 1 or warmup < 0:
         raise UsageError(
             f"bench: {len(candidates)} candidates, rounds={rounds}, warmup={warmup}; "
@@ -60,8 +56,6 @@ def interleave(
     with _no_collection():
         for number in range(-warmup, rounds):
             for name in rotated(names, number):
-                if pause_s:
-                    time.sleep(pause_s)
                 began = time.perf_counter()
                 candidates[name]()
                 spent = time.perf_counter() - began
