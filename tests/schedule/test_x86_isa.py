@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +30,15 @@ def test_a_dot_is_named_after_its_instruction_and_width() -> None:
     assert "vpdpbusd512_dot_16x4_u8s8s32" in names
     assert "pmaddwd128_dot_16x4_u8s8s32" in names
     assert len(names) == 5  # the two with 512-bit vpdpbusd share it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")),
+    reason="qemu-x86_64 is not installed (Debian: qemu-user-static)",
+)
+def test_artifacts_for_older_cpus_run_there_with_the_same_bits() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "x86_emulated.sh"
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("all equal") == 4
