@@ -146,3 +146,7 @@ def test_compiling_without_its_packages_says_how_to_get_them(monkeypatch):
     for use in (lambda: tvmq.compile, lambda: open_model(Path("m.onnx"))):
         with pytest.raises(EnvironmentMismatchError, match=r"onnx not installed, .* run `pip .*compile"):
             use()
+
+
+def test_tiles_are_allowed_where_the_cpu_has_them():
+    assert environment.allow_amx_tiles() == ("amx_tile" in environment.cpu_features())

@@ -12,7 +12,8 @@ from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.target import builtin_profiles, load_profile, native_profile, parse_profile
 
 NAMES = {
-    "x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx512", "x86_avx_vnni", "x86_avx2", "x86_baseline",
+    "x86_amx", "x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx512", "x86_avx_vnni", "x86_avx2",
+    "x86_baseline",
     "arm_dotprod", "arm_neon",
 }  # fmt: skip
 AVX2 = load_profile("x86_avx2")
@@ -53,7 +54,7 @@ def test_features_are_spelt_as_linux_spells_them():
 @pytest.mark.parametrize(
     ("features", "name"),
     [
-        (load_profile("x86_avx512_vbmi").features | {"amx_int8"}, "x86_avx512_vbmi"),
+        (load_profile("x86_amx").features, "x86_avx512_vbmi"),  # x86_amx is not automatic
         (load_profile("x86_avx512_vbmi").features - {"avx512vbmi"}, "x86_avx512_vnni"),
         (load_profile("x86_avx512_vbmi").features - {"avx512vl"}, "x86_avx2"),
         (load_profile("x86_avx512_vnni").features - {"avx512_vnni"}, "x86_avx512"),
@@ -96,6 +97,7 @@ def test_an_unknown_target_is_told_the_known_ones():
         ("clock_ghz = 3.0", "clock_ghz = 'fast'", "machine: clock_ghz = 'fast' has the wrong type"),
         ('summary = "', 'summary_ = "', "unknown key 'summary_', did you mean 'summary'"),
         ('activation = "uint8"', 'activation = "int7"', "'int7' is not a dtype"),
+        ("automatic = true", "automatic = 1", "automatic = 1 has the wrong type"),
         ("schema = 1", "schema = 2", "schema 2 is not known"),
         ('kind = "llvm"', 'kind = "c"', "only 'llvm' is supported"),
         ("x86_64-linux-gnu", "mips-linux-gnu", "one that starts with aarch64 or x86_64 is wanted"),
@@ -133,19 +135,20 @@ def test_a_tvm_target_gets_the_kernels_of_the_best_profile():
 @pytest.mark.parametrize("profile", builtin_profiles(), ids=lambda profile: profile.name)
 def test_a_profile_survives_as_a_tvm_target(profile: target.TargetProfile):
     found = load_profile(profile.tvm())
-    assert (found.kernels, found.features) == (profile.kernels, profile.features)
+    assert found.features == profile.features
+    assert (found.kernels == profile.kernels) == profile.automatic
 
 
 def test_every_intrinsic_that_a_profile_names_is_registered():
     from tvm.s_tir import TensorIntrin
 
     from tvmq.schedule import x86_intrinsics
-    from tvmq.schedule.x86_isa import ISAS
+    from tvmq.schedule.x86_isa import ISAS, TILE_PRODUCT
 
     x86_intrinsics.register()
     named = {kernel.intrinsic for profile in builtin_profiles() for kernel in profile.kernels} - {None}
-    assert named == {isa.dot for isa in ISAS}
-    for name in named:
+    assert named == {isa.dot for isa in ISAS} | {TILE_PRODUCT}
+    for name in named - {TILE_PRODUCT}:
         assert TensorIntrin.get(name) is not None
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from tvmq import container
 from tvmq.container import DEFLATED, STORED, Entry, Member
-from tvmq.environment import FFI_VERSION, TVM_VERSION, cpu_features, cpu_name
+from tvmq.environment import FFI_VERSION, TVM_VERSION, allow_amx_tiles, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, UsageError
 from tvmq.golden import Golden, Sample, is_float
 from tvmq.manifest import (
@@ -282,6 +282,11 @@ def _check_machine(path: Path, features: Sequence[str], library: bytes) -> None:
         raise ArtifactError(
             f"{path}: needs the CPU feature {', '.join(missing)}, which this CPU ({cpu_name()}) lacks; "
             f"compile it for this machine (`tvmq compile --target native`)"
+        )
+    if "amx_tile" in features and not allow_amx_tiles():
+        raise ArtifactError(
+            f"{path}: needs AMX tiles, which Linux does not let this process use (5.16 or later does); "
+            f"compile it for `--target native`"
         )
 
 

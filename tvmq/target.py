@@ -65,6 +65,7 @@ class TargetProfile:
     machine: Machine
     kernels: tuple[Kernel, ...]  # native first, a float32 fallback last
     aliases: tuple[str, ...] = ()
+    automatic: bool = True  # whether "native" and tvm Targets may come to mean it; else only its name does
 
     @property
     def architecture(self) -> str:
@@ -90,6 +91,7 @@ class TargetProfile:
             "name": self.name,
             "summary": self.summary,
             "aliases": list(self.aliases),
+            "automatic": self.automatic,
             "requires": sorted(self.features),
             "tvm_target": {k: list(v) if isinstance(v, tuple) else v for k, v in self.tvm_target.items()},
             "machine": asdict(self.machine),
@@ -187,6 +189,7 @@ def parse_profile(text: str, where: str) -> TargetProfile:
         name=data["name"],
         summary=data["summary"],
         aliases=tuple(data.get("aliases", ())),
+        automatic=data.get("automatic", True),
         tvm_target=config,
         features=_features(config, data.get("requires"), where),
         machine=Machine(**data["machine"]),
@@ -207,6 +210,7 @@ _PROFILE_KEYS: _Keys = {
     "name": (str, True),
     "summary": (str, True),
     "aliases": (list, False),
+    "automatic": (bool, False),
     "requires": (list, False),
     "tvm_target": (dict, True),
     "machine": (dict, True),
@@ -236,7 +240,7 @@ def _check_keys(table: Any, keys: _Keys, where: str) -> None:
             raise UsageError(
                 f"{where}: unknown key {key!r}{did_you_mean(key, keys)}; known keys: {sorted(keys)}"
             )
-        if not isinstance(value, keys[key][0]) or isinstance(value, bool):
+        if not isinstance(value, keys[key][0]) or isinstance(value, bool) != (keys[key][0] is bool):
             raise UsageError(f"{where}: {key} = {value!r} has the wrong type; see target_profiles/")
     missing = sorted(key for key, (_, required) in keys.items() if required and key not in table)
     if missing:
@@ -286,7 +290,7 @@ def _features(config: Mapping[str, TargetValue], requires: list[str] | None, whe
 
 
 def _best(architecture: str, features: frozenset[str], who: str) -> TargetProfile:
-    candidates = [p for p in builtin_profiles() if p.architecture == architecture]
+    candidates = [p for p in builtin_profiles() if p.architecture == architecture and p.automatic]
     for profile in candidates:
         if not profile.missing(features):
             return profile

@@ -58,6 +58,15 @@ def test_a_kernel_is_found_where_profile_and_shape_allow(profile, attrs, shapes,
     assert (kernel is not None) == found
 
 
+def test_tiles_multiply_what_fills_them():
+    def instructions(rows: int) -> str:
+        shapes = [(rows, 64), (64, 64), (64,), (64,)]
+        return find(LINEAR, shapes, load_profile("x86_amx"), threads=1).function().script()
+
+    assert "tile" in instructions(16)
+    assert "tile" not in instructions(15)
+
+
 def test_equal_calls_share_a_kernel_and_others_do_not():
     def key(profile: str = "x86_avx2", shapes=SHAPES, **attrs):
         return find({**LINEAR, **attrs}, shapes, load_profile(profile), threads=1).key

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.schedule.isa_cases import ISA, PROFILES
-from tvmq.schedule.x86_isa import ISAS, isa_of
+from tvmq.schedule.x86_isa import ISAS, TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 
 
@@ -25,11 +25,17 @@ def test_every_set_has_a_profile_and_a_profile_without_one_has_none() -> None:
     assert isa_of(replace(load_profile("x86_baseline"), features=frozenset({"sse", "sse2"}))) is None
 
 
+def test_tiles_are_taken_only_where_the_profile_names_them() -> None:
+    amx = load_profile("x86_amx")
+    others = tuple(kernel for kernel in amx.kernels if kernel.intrinsic != TILE_PRODUCT)
+    assert isa_of(replace(amx, kernels=others)) is ISA["avx512_vbmi"]
+
+
 def test_a_dot_is_named_after_its_instruction_and_width() -> None:
     names = {isa.dot for isa in ISAS}
     assert "vpdpbusd512_dot_16x4_u8s8s32" in names
     assert "pmaddwd128_dot_16x4_u8s8s32" in names
-    assert len(names) == 5  # the two with 512-bit vpdpbusd share it
+    assert len(names) == 5  # the three with 512-bit vpdpbusd share it
 
 
 @pytest.mark.slow

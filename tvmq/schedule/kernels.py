@@ -20,6 +20,7 @@ from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule import (
     attention_spec,
     depthwise,
+    x86_amx_linear,
     x86_attention,
     x86_layer_norm,
     x86_linear,
@@ -126,7 +127,9 @@ def _linear(
     packing = (None, weight, *[_channels()] * (1 + rescale))
     packing += (None,) * (len(shapes) - len(packing))
 
-    if isa.vnni:
+    if isa.amx and x86_amx_linear.supports(spec) is None:
+        build, space = functools.partial(x86_amx_linear.amx_linear_prim_func, spec, isa, threads), EMPTY
+    elif isa.vnni:
         build = functools.partial(_tiled_linear, spec, isa)
         space = x86_linear.linear_space(spec, threads, isa)
     else:

@@ -15,6 +15,8 @@ GROUP_BITS = 512  # 16 sums of 32 bits
 
 _SSE4 = frozenset({"sse", "sse2", "pni", "ssse3", "sse4_1"})
 _AVX2 = _SSE4 | {"avx", "avx2"}
+TILE_PRODUCT = "tdpbusd_16x16x64_u8s8s32"  # what a profile names to get AMX kernels
+
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
 
@@ -27,6 +29,7 @@ class Isa:
     bits: int  # of a vector register
     registers: int
     vnni: bool = False  # vpdpbusd: sums of four uint8 x int8; else pmaddwd, sums of two int16 x int16
+    amx: bool = False  # tdpbusd: tiles, for linears
     vbmi: bool = False  # vpermi2b: byte tables of 128 entries; else pshufb, tables of 16
 
     @property
@@ -49,11 +52,14 @@ class Isa:
         return f"{'vpdpbusd' if self.vnni else 'pmaddwd'}{self.bits}_dot_16x4_u8s8s32"
 
 
+_VBMI = _AVX512 | {"avx512_vnni", "avx512vbmi"}
+
 ISAS = (
     Isa(
-        name="avx512_vbmi", features=_AVX512 | {"avx512_vnni", "avx512vbmi"},
-        bits=512, registers=32, vnni=True, vbmi=True,
+        name="amx", features=_VBMI | {"amx_tile", "amx_int8"},
+        bits=512, registers=32, vnni=True, vbmi=True, amx=True,
     ),
+    Isa(name="avx512_vbmi", features=_VBMI, bits=512, registers=32, vnni=True, vbmi=True),
     Isa(name="avx512_vnni", features=_AVX512 | {"avx512_vnni"}, bits=512, registers=32, vnni=True),
     Isa(name="avx_vnni", features=_AVX2 | {"avx_vnni"}, bits=256, registers=16, vnni=True),
     Isa(name="avx512", features=_AVX512, bits=512, registers=32),
@@ -63,5 +69,11 @@ ISAS = (
 
 
 def isa_of(profile: TargetProfile) -> Isa | None:
-    """Return the fastest instruction set that code for profile may use, None if it has none of them."""
-    return next((isa for isa in ISAS if isa.features <= profile.features), None)
+    """Return the fastest instruction set that code for profile may use, None if it has none of them.
+
+    AMX only where the profile names its product: without the system's leave, which loading an artifact asks
+    for, the first tile ends the process.
+    """
+    tiles = any(kernel.intrinsic == TILE_PRODUCT for kernel in profile.kernels)
+    usable = (isa for isa in ISAS if isa.features <= profile.features and (tiles or not isa.amx))
+    return next(usable, None)
