@@ -20,6 +20,7 @@ VIEWS = {
     "expand_dims": lambda x: op.expand_dims(x, 1),
     "strided_slice": lambda x: op.strided_slice(x, axes=[1], begin=[1], end=[5]),
     "take": lambda x: op.take(x, relax.const(0, "int64"), axis=1),
+    "pad": lambda x: op.nn.pad(x, [0, 0, 1, 2, 0, 3]),
     "concat": lambda x: op.concat([x, x], axis=1),
 }
 
@@ -90,6 +91,14 @@ def test_a_norm_reads_the_pieces_of_its_rows_where_they_lie():
     joined = make.bind("joined", op.reshape(pieces, (3, 32)))
     normed = make.stored("norm", make.layer_norm("norm", joined, 0.3), NORMED)
     assert "take" not in lowered_moves(make, x, normed)
+
+
+@pytest.mark.parametrize("how", [{"pad_value": 1.0}, {"pad_mode": "reflect"}])
+def test_padding_with_anything_but_zeros_stays_float(how):
+    make, x = QdqBuilder(), float_input(2, 6, 8)
+    padded = make.bind("padded", op.nn.pad(make.stored("x", x, NORMED), [0, 0, 1, 1, 0, 0], **how))
+    lowered = LowerInteger()(make.module([x], padded))
+    assert [dtype_of(b.var) for b in bindings(lowered["main"]) if op_name(b.value) == "nn.pad"] == ["float32"]
 
 
 def test_parts_of_different_scales_are_joined_as_floats():

@@ -68,3 +68,13 @@ def test_what_no_integer_function_computes_is_other():
     nodes = index(make.module([x], scalar)).by_name
     assert [nodes[name].kind for name in ("scalar", "broadcast", "product", "mean")] == ["other"] * 4
     assert nodes["position"].kind == "add"
+
+
+def test_zeros_around_a_value_move_it_and_anything_else_does_not():
+    make = ModuleBuilder(np.random.default_rng(0))
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    make.bind("zeros", op.nn.pad(x, [0, 0, 1, 1]))
+    make.bind("ones", op.nn.pad(x, [0, 0, 1, 1], pad_value=1.0))
+    make.bind("mirrored", op.nn.pad(x, [0, 0, 1, 1], pad_mode="reflect"))
+    nodes = index(make.module([x], x)).by_name
+    assert [nodes[name].kind for name in ("zeros", "ones", "mirrored")] == ["view", "other", "other"]

@@ -232,6 +232,7 @@ HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(("reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice"), lower_views.view),
     "take": _take,
     "concat": lower_views.concat,
+    "nn.pad": lower_views.pad,
     "dequantize": _dequantize,
     "quantize": _quantize,
     "matmul": lower_products.matmul,

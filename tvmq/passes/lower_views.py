@@ -53,6 +53,16 @@ def _permutation_of_rows(x: Stored, source: QdqCall) -> Rows | None:
     return index if np.array_equal(np.sort(index), np.arange(x.layout.matrix[0])) else None
 
 
+def pad(emit: Emitter, source: QdqCall) -> Stored | None:
+    """Return the storage with the zero point around it, where zeros are padded."""
+    x, attrs = source.operands[0], source.call.attrs
+    if not isinstance(x, Stored) or str(attrs.pad_mode) != "constant" or attrs.pad_value:
+        return None
+    widths = [int(width) for width in attrs.pad_width]
+    padded = emit(op.nn.pad(emit.dense(x), widths, "constant", x.params.zero_point))
+    return Stored(x.params, channels_last(source.shape), dense_var=padded)
+
+
 def concat(emit: Emitter, source: QdqCall) -> Stored | None:
     """Return the joined storage of parts that are stored alike."""
     parts: Any = source.operands[0]

@@ -106,9 +106,14 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
         return _kind_of_add(call, earlier)
     if op == "take" and _is_weight(call.args[0], 2) and call.attrs.axis is not None:
         return "embedding" if int(call.attrs.axis) == 0 and _is_float(call.args[0]) else "other"
-    if op in VIEWS and (op != "take" or isinstance(call.args[1], tvm.ir.GenericConst)):
-        return "view"
-    return "other"
+    return "view" if _is_view(op, call) else "other"
+
+
+def _is_view(op: str, call: relax.Expr) -> bool:
+    """Whether it moves values: with constant indices, and with nothing but zeros around them."""
+    if op == "pad":
+        return str(call.attrs.pad_mode) == "constant" and not call.attrs.pad_value
+    return op in VIEWS and (op != "take" or isinstance(call.args[1], tvm.ir.GenericConst))
 
 
 def _bound(earlier: Mapping[str, Node]) -> Callable[[relax.Expr], relax.Expr]:
