@@ -20,7 +20,7 @@ PACK_BYTES = {"uint8": "llvm.x86.avx512.packuswb.512", "int8": "llvm.x86.avx512.
 PACK_WORDS = "llvm.x86.avx512.packssdw.512"
 
 
-MOST_LINES = 4  # of weights that a row prefetches: more at once wait for each other, and for them the sums
+MOST_LINES = 1  # of weights that a row prefetches; where more are due, the loop over depths asks for them
 PACK_BITS = 512  # where packing four registers to one beats what LLVM does, a saturating move for each
 
 

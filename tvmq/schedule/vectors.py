@@ -61,8 +61,13 @@ def concat(vectors: Sequence[Expr], dtype: str) -> Expr:
 
 def prefetch(buffer: Buffer, index: Index) -> None:
     """Ask for the cache line of an element of buffer, which will be read soon, into the first cache."""
-    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
-    T.evaluate(call_intrin("void", "tirx.prefetch", address_of(buffer[index]), read, keep, data))
+    T.evaluate(prefetch_call(buffer, index))
+
+
+def prefetch_call(buffer: Buffer, index: Index) -> Expr:
+    """Return what `prefetch` evaluates."""
+    read, keep, data = (const(number, "int32") for number in (0, 3, 1))
+    return call_intrin("void", "tirx.prefetch", address_of(buffer[index]), read, keep, data)
 
 
 def reduce_lanes(operation: str, vector: Expr) -> Expr:

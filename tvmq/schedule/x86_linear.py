@@ -6,6 +6,7 @@ outside of the buffers, whatever the number of rows and outputs.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from tvm import IRModule, tirx
@@ -14,7 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule import x86_intrinsics
-from tvmq.schedule.linear_epilogue import Finish, groups_per_step
+from tvmq.schedule.linear_epilogue import MOST_LINES, Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
 from tvmq.schedule.register_tiles import (
     HEAP_ACCUMULATORS,
@@ -26,6 +27,7 @@ from tvmq.schedule.register_tiles import (
     tile_space,
 )
 from tvmq.schedule.space import Space
+from tvmq.schedule.weight_prefetch import prefetch_in_loop
 from tvmq.schedule.x86_isa import Isa
 
 
@@ -86,6 +88,9 @@ def schedule_linear(
     x86_intrinsics.register()
     sch = Schedule(IRModule({"main": prim_func}))
     tile(sch, decision, groups_per_step=groups_per_step(spec, isa), intrinsic=isa.dot)
+    depths = spec.inputs // DEPTH
+    if decision.ahead and ceil(depths / spec.rows) > MOST_LINES:
+        return prefetch_in_loop(sch.mod["main"], decision.column_tile, depths)
     return sch.mod["main"]
 
 
