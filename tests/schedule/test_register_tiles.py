@@ -29,6 +29,11 @@ def test_no_decision_changes_the_numbers(decision: Decision) -> None:
     check(compiled(spec, "avx512_vnni", decision), spec)
 
 
+def _tile(rows: int, groups: int, reduction: int) -> tuple[int, int]:
+    decision = choose_tiles(rows, groups, reduction, groups_per_step=1 if groups % 4 else 4)
+    return decision.row_tile, decision.column_tile
+
+
 def test_default_tiles_waste_little() -> None:
     for rows, outputs in [(197, 384), (197, 1000), (257, 768), (50, 96), (1, 1000), (3136, 288)]:
         decision = choose_tiles(rows, -(-outputs // 16), 96)
@@ -36,6 +41,12 @@ def test_default_tiles_waste_little() -> None:
             -(-n // t) * t for n, t in ((rows, decision.row_tile), (-(-outputs // 16), decision.column_tile))
         ]
         assert done[0] * done[1] <= 1.03 * rows * -(-outputs // 16)
+    # Weights that stay in L1 allow lower tiles; those that divide the rows are cheaper.
+    assert _tile(196, 24, 96) == (2, 4)
+    assert _tile(197, 24, 96) == (3, 4)
+    assert _tile(196, 24, 384) == (3, 4)
+    assert _tile(12544, 1, 8) == (8, 1)
+    assert _tile(1, 63, 512) == (1, 7)
     # 5 column tiles do not share out between 2 threads, 66 row tiles do.
     assert choose_tiles(197, 20, 96, threads=2).row_chunks == 2
     assert choose_tiles(197, 24, 96, threads=2).row_chunks == 1

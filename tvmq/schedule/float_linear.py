@@ -20,8 +20,8 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule.linear_spec import LANES
 from tvmq.schedule.register_tiles import (
-    HEAP_ACCUMULATORS,
     MAX_ACCUMULATORS,
+    MOST_ACCUMULATORS,
     SLACK_GROUPS,
     SLACK_ROWS,
     Decision,
@@ -68,7 +68,7 @@ def float_space(rows: int, inputs: int, outputs: int, threads: int, *, avx512: b
         rows,
         -(-outputs // LANES),
         inputs,
-        widest=HEAP_ACCUMULATORS if avx512 else 2,
+        widest=MOST_ACCUMULATORS if avx512 else 2,
         threads=threads,
     )
 

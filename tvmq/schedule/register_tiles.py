@@ -20,8 +20,7 @@ from tvmq.schedule.space import Decisions, Space
 
 # TVM moves a local buffer above 1024 bytes to the heap, and its accumulators out of the registers.
 MAX_ACCUMULATORS = 12
-
-HEAP_ACCUMULATORS = 16  # the most that such a buffer holds
+MOST_ACCUMULATORS = 15  # what a tuner may try; 16 measure 2.5 times slower
 
 # Rows and groups that `accumulate` may run past the real ones. Tiling computes only what a tile of
 # `finish` needs, so the excess costs nothing until a tile reaches into it.
@@ -29,13 +28,17 @@ SLACK_ROWS = 1024
 SLACK_GROUPS = 16
 
 # A multiply-accumulate has a latency of 4 issue slots; a 64-byte weight load from L2 takes 2, and 3 keeps
-# a distance from that limit.
+# a distance from that limit. Weights that a tile finds in L1, where the tile before had them, take 1.25.
 LATENCY_SLOTS = 4
-WEIGHT_LOAD_SLOTS = 3
-TILE_OVERHEAD_SLOTS = 20  # loop set-up and the epilogue's tail, per tile
+L2_LOAD_SLOTS, L1_LOAD_SLOTS = 3, 1.25
+L1_WEIGHT_BYTES = 24 * 1024
+MAX_STREAMS = 8  # columns of weights read side by side, beyond which the CPU prefetches them no longer
+# Per tile, the loop's set-up; per sum, its epilogue. A row that may be past the last one is clipped to it.
+TILE_SLOTS, SUM_SLOTS, CLIPPED_SUM_SLOTS = 4, 1.25, 2
 
 # Below this many multiply-accumulates one core is done before a second one has taken its share.
 MIN_PARALLEL_MACS = 1 << 19
+MAX_SERIAL_MACS = 1 << 23  # from here on, sharing is no question for a tuner either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +91,14 @@ def choose_tiles(
             column_tile,
         )
         for row_tile in range(1, min(rows, accumulators) + 1)
-        for column_tile in range(groups_per_step, min(groups, widest) + 1, groups_per_step)
+        for column_tile in range(groups_per_step, min(groups, widest, MAX_STREAMS) + 1, groups_per_step)
         if row_tile * column_tile <= accumulators
     ]
     _, _, row_tile, column_tile = min(candidates)
-    # 4 per lane as in a dot product of bytes; one step of a float kernel takes as long.
-    macs = rows * groups * reduction * LANES * 4
     return Decision(
         row_tile=row_tile,
         column_tile=column_tile,
-        parallel=threads > 1 and macs >= MIN_PARALLEL_MACS,
+        parallel=threads > 1 and _macs(rows, groups, reduction) >= MIN_PARALLEL_MACS,
         row_chunks=_row_chunks(ceil(rows / row_tile), ceil(groups / column_tile), threads),
     )
 
@@ -109,7 +110,7 @@ def tile_space(
     reduction: int,
     *,
     groups_per_step: int = 1,
-    widest: int = HEAP_ACCUMULATORS,
+    widest: int = MOST_ACCUMULATORS,
     threads: int = 1,
 ) -> Space:
     """Return what `tile` can do with a rows x groups output; the arguments are those of choose_tiles."""
@@ -118,16 +119,18 @@ def tile_space(
         row_tile, column_tile, chunks = (
             int(decisions[name]) for name in ("row_tile", "column_tile", "row_chunks")
         )
-        return row_tile * column_tile <= HEAP_ACCUMULATORS and chunks <= ceil(rows / row_tile)
+        return row_tile * column_tile <= MOST_ACCUMULATORS and chunks <= ceil(rows / row_tile)
 
+    # A busy second core must not talk a tuner out of sharing work that is worth it.
+    small = _macs(rows, groups, reduction) < MAX_SERIAL_MACS
     chunks = {1, threads, 2 * threads, 4 * threads, default.row_chunks}
     return Space(
         {
-            "row_tile": tuple(range(1, min(rows, HEAP_ACCUMULATORS) + 1)),
+            "row_tile": tuple(range(1, min(rows, MOST_ACCUMULATORS) + 1)),
             "column_tile": tuple(range(groups_per_step, min(groups, widest) + 1, groups_per_step)),
             "outer": ("columns", "rows"),
             "row_chunks": tuple(sorted(chunks)),
-            "parallel": (False, True) if threads > 1 else (default.parallel,),
+            "parallel": (False, True) if threads > 1 and small else (default.parallel,),
             "unroll": tuple(steps for steps in (1, 2, 4) if reduction % steps == 0),
         },
         asdict(default),
@@ -135,10 +138,18 @@ def tile_space(
     )
 
 
-def _slots(rows: int, groups: int, reduction: int, row_tile: int, column_tile: int) -> int:
+def _macs(rows: int, groups: int, reduction: int) -> int:
+    # 4 per lane as in a dot product of bytes; one step of a float kernel takes as long.
+    return rows * groups * reduction * LANES * 4
+
+
+def _slots(rows: int, groups: int, reduction: int, row_tile: int, column_tile: int) -> float:
     """Return the issue slots of the whole kernel."""
-    step = max(row_tile * column_tile, LATENCY_SLOTS, WEIGHT_LOAD_SLOTS * column_tile)
-    return ceil(rows / row_tile) * ceil(groups / column_tile) * (reduction * step + TILE_OVERHEAD_SLOTS)
+    sums = row_tile * column_tile
+    stays = reduction * column_tile * LANES * 4 <= L1_WEIGHT_BYTES
+    step = max(sums, LATENCY_SLOTS, (L1_LOAD_SLOTS if stays else L2_LOAD_SLOTS) * column_tile)
+    overhead = TILE_SLOTS + sums * (CLIPPED_SUM_SLOTS if rows % row_tile else SUM_SLOTS)
+    return ceil(rows / row_tile) * ceil(groups / column_tile) * (reduction * step + overhead)
 
 
 def _row_chunks(row_tiles: int, column_tiles: int, threads: int) -> int:

@@ -18,7 +18,7 @@ from tvmq.schedule import x86_intrinsics
 from tvmq.schedule.linear_epilogue import MOST_LINES, Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
 from tvmq.schedule.register_tiles import (
-    HEAP_ACCUMULATORS,
+    MOST_ACCUMULATORS,
     SLACK_GROUPS,
     SLACK_ROWS,
     Decision,
@@ -54,7 +54,7 @@ def linear_space(spec: LinearSpec, threads: int, isa: Isa) -> Space:
         spec.groups,
         spec.inputs // DEPTH,
         groups_per_step=step,
-        widest=HEAP_ACCUMULATORS if isa.parts == 1 else 2 * step,
+        widest=MOST_ACCUMULATORS if isa.parts == 1 else 2 * step,
         threads=threads,
     )
 
