@@ -37,6 +37,9 @@ def export(model: Model, folder: Path) -> None:
     """Write model.onnx, input.npz, calibration.npz and about.json."""
     import torch
 
+    import tvmq
+
+    tvmq.mend_torchvision()  # timm and transformers import it
     torch.manual_seed(SEED)
     module = model.build().eval()
     samples = model.samples(CALIBRATION_SAMPLES + 1)
@@ -92,26 +95,18 @@ def timm_model(name: str, **options: Any) -> Callable[[], Any]:
     """Return a builder of one of timm's models."""
 
     def build() -> Any:
-        return timm().create_model(name, pretrained=False, **options)
+        import timm
+
+        return timm.create_model(name, pretrained=False, **options)
 
     return build
 
 
-def timm() -> Any:
-    """Import timm, whose torchvision need not fit a CPU build of torch."""
-    import tvmq
-
-    tvmq.mend_torchvision()
-    import timm
-
-    return timm
-
-
 def small_vit() -> Any:
     """Build a ViT with two blocks, for a check of the whole path in seconds."""
-    return timm().models.VisionTransformer(
-        img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=2, num_classes=10
-    )
+    from timm.models import VisionTransformer
+
+    return VisionTransformer(img_size=64, patch_size=16, embed_dim=64, depth=2, num_heads=2, num_classes=10)
 
 
 def bert(**sizes: int) -> Callable[[], Any]:
