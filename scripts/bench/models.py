@@ -19,6 +19,7 @@ import numpy as np
 SEED = 0
 TOKENS, WORDS = 128, 30522
 CALIBRATION_SAMPLES = 8
+SPREAD = 0.02  # standard deviation of what is added to biases and norms
 OPSET = 17
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -35,6 +36,7 @@ class Model:
 
 def export(model: Model, folder: Path) -> None:
     """Write model.onnx, input.npz, calibration.npz and about.json."""
+    import onnx
     import torch
 
     import tvmq
@@ -42,6 +44,7 @@ def export(model: Model, folder: Path) -> None:
     tvmq.mend_torchvision()  # timm and transformers import it
     torch.manual_seed(SEED)
     module = model.build().eval()
+    blur(module)
     samples = model.samples(CALIBRATION_SAMPLES + 1)
     first = {name: array[:1] for name, array in samples.items()}
     np.savez(folder / "input.npz", **first)  # type: ignore[arg-type]
@@ -57,28 +60,72 @@ def export(model: Model, folder: Path) -> None:
         dynamo=False,
         verbose=False,
     )
-    about = {"macs": count_macs(path, first), "transformer": model.transformer}
+    exported = fold(onnx.load(path), first)
+    onnx.save(exported, path)
+    about = {"macs": count_macs(exported, first), "transformer": model.transformer}
     (folder / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
-def count_macs(path: Path, inputs: Arrays) -> int:
+def blur(module: Any) -> None:
+    """Make biases and norms uneven, as training does: an engine may leave out a sum with 0."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter += SPREAD * torch.randn_like(parameter)
+
+
+def fold(model: Any, inputs: Arrays) -> Any:
+    """Return the model with everything computed that depends on constants and shapes only.
+
+    Exporters leave long chains of such operators, and not every importer gets through them.
+    """
+    import onnx
+
+    constant = {"", *(tensor.name for tensor in model.graph.initializer)}
+    kept, folded = [], []
+    for node in model.graph.node:
+        if node.op_type == "Shape" or set(node.input) <= constant:
+            constant.update(node.output)
+            folded.append(node)
+        else:
+            kept.append(node)
+    read = {name for node in kept for name in node.input}
+    values = computed(model, {name for node in folded for name in node.output} & read, inputs)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in values.items())
+    unread = [tensor for tensor in model.graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        model.graph.initializer.remove(tensor)
+    del model.graph.value_info[:]
+    return model
+
+
+def computed(model: Any, wanted: set[str], inputs: Arrays) -> Arrays:
+    """Return these values of a model in one run."""
+    import onnx
+    import onnxruntime
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in sorted(wanted))
+    session = onnxruntime.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip(sorted(wanted), session.run(None, inputs), strict=True))
+
+
+def count_macs(model: Any, inputs: Arrays) -> int:
     """Return the multiply-accumulates of all convolutions and matrix products, those of attention included.
 
     Shapes are those of one run: what the exporter writes down is not enough to infer them all.
     """
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(path)
     nodes = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     shapes: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
     shapes |= {name: array.shape for name, array in inputs.items()}
     wanted = {name for node in nodes for name in (*node.input[:2], *node.output)} - set(shapes)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = session.run(None, inputs)
-    shapes |= {output.name: a.shape for output, a in zip(session.get_outputs(), values, strict=True)}
+    shapes |= {name: array.shape for name, array in computed(model, wanted, inputs).items()}
     return sum(node_macs(node, shapes) for node in nodes)
 
 
@@ -125,7 +172,10 @@ def bert(**sizes: int) -> Callable[[], Any]:
 
             def forward(self, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
                 """Return the tokens [1, TOKENS, width] and the pooled first one [1, width]."""
-                found = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+                # The mask that transformers makes, without the indexing that it leaves in the graph.
+                lowest = torch.finfo(torch.float32).min
+                mask = torch.where(attention_mask[:, None, None, :] > 0, 0.0, lowest)
+                found = self.bert(input_ids=input_ids, attention_mask=mask)
                 return found.last_hidden_state, found.pooler_output
 
         return Encoder()

@@ -122,7 +122,7 @@ def key(files: Iterable[Path], words: Iterable[str] = ()) -> str:
 
 
 def run(command: Sequence[Any], more: Sequence[Any] = ()) -> None:
-    """Run a program; raise NotMeasuredError with the last line that it says if it fails."""
+    """Run a program; raise NotMeasuredError with its last words if it fails."""
     done = subprocess.run(
         [*map(str, command), *map(str, more)],
         capture_output=True,
@@ -131,13 +131,14 @@ def run(command: Sequence[Any], more: Sequence[Any] = ()) -> None:
         env=environment(),
     )
     if done.returncode:
-        raise NotMeasuredError(last_line(done.stderr or done.stdout) or f"exit code {done.returncode}")
+        raise NotMeasuredError(reason_in(done.stderr or done.stdout) or f"exit code {done.returncode}")
 
 
-def last_line(text: str) -> str:
-    """Return the last line that says anything, cut to the length of a table's note."""
+def reason_in(text: str) -> str:
+    """Return the last line that names an error, or else says anything, cut to the length of a note."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    named = [line for line in lines if line.startswith("tvmq: ") or "Error: " in line]
+    return (named or lines or [""])[-1][:300]
 
 
 def environment() -> dict[str, str]:

@@ -133,9 +133,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     found += [f"{title}: {name} {value}." for title, name, value in sorted(settings)]
     for row in rows:
         if row.reason:
-            found.append(
-                f"{TITLES[row.model]}, {ENGINES[row.engine].title}, {row.threads} threads: {row.reason}"
-            )
+            threads = f"{row.threads} thread{'s' * (row.threads > 1)}"
+            found.append(f"{TITLES[row.model]}, {ENGINES[row.engine].title}, {threads}: {row.reason}")
     return found
 
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from prepare import HERE, NotMeasuredError, environment, last_line
+from prepare import HERE, NotMeasuredError, environment, reason_in
 
 from tvmq.bench import rotated
 
@@ -121,7 +121,7 @@ class Worker:
 
     def _reason(self) -> str:
         self._process.wait(10)
-        return last_line(self._errors.read_text(errors="replace")) or f"exit code {self._process.returncode}"
+        return reason_in(self._errors.read_text(errors="replace")) or f"exit code {self._process.returncode}"
 
 
 def measure(
