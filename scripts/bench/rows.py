@@ -96,9 +96,11 @@ def latency_table(rows: Sequence[Row], threads: int) -> tuple[list[str], list[li
         ours = found.get("tvmq")
         cells = [TITLES[model], f"{next(iter(found.values())).floor_ms:.2f}"]
         cells += [latency(found.get(name)) for name in engines]
-        cells += [number(ours and ours.percent_of_peak, "{:.0f} %")]
-        cells += [number(ours and ours.ratio_to_best_int8, "{:.2f}")]
-        cells += [number(ours and ours.ratio_to_best_float, "{:.2f}")]
+        if ours:
+            cells += [number(ours.percent_of_peak, "{:.0f} %")]
+            cells += [number(r, "{:.2f}") for r in (ours.ratio_to_best_int8, ours.ratio_to_best_float)]
+        else:
+            cells += ["-"] * 3
         lines.append(cells)
     return head, lines
 
@@ -113,7 +115,7 @@ def footprint_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
         def cell(value: Callable[[Row], float | None], form: str, found: Mapping[str, Row] = found) -> str:
             known = (found.get(name) for name in engines)
-            return " / ".join(number(row and value(row), form) for row in known)
+            return " / ".join(number(value(row) if row else None, form) for row in known)
 
         sizes = [cell(lambda r: r.file_mb, "{:.1f}"), cell(lambda r: r.peak_memory_mb, "{:.0f}")]
         start = cell(lambda r: r.cold_start_ms and r.cold_start_ms / 1e3, "{:.2f}")
@@ -164,7 +166,7 @@ def latency(row: Row | None) -> str:
     """Return the median, or that there is none."""
     if row is None:
         return "-"
-    return number(row.timing and row.timing.median_ms, "{:.2f}", "failed")
+    return number(row.timing.median_ms if row.timing else None, "{:.2f}", "failed")
 
 
 def number(value: float | None, form: str, otherwise: str = "-") -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def measured(
     for engine, seen in found.items():
         row = empty_row(plan, model, threads, engine)
         if isinstance(seen, NotMeasuredError):
-            rows.append(results.replace(row, reason=str(seen)))
+            rows.append(replace(row, reason=str(seen)))
         else:
             rows.append(filled(row, seen, nbytes(jobs[engine].model), answer))
     return results.compared(rows)
@@ -176,7 +176,7 @@ def floor_ms(macs: int, threads: int, peak: Peak) -> float:
 def filled(row: Row, seen: turns.Measured, size: int, answer: np.ndarray[Any, Any] | None) -> Row:
     """Return the row with what was seen."""
     timing = Timing.of_seconds(seen.seconds)
-    return results.replace(
+    return replace(
         row,
         timing=timing,
         percent_of_peak=100 * row.floor_ms / timing.median_ms,
