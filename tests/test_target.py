@@ -139,7 +139,7 @@ def test_a_profile_survives_as_a_tvm_target(profile: target.TargetProfile):
     assert (found.kernels == profile.kernels) == profile.automatic
 
 
-def test_every_intrinsic_that_a_profile_names_is_registered():
+def test_every_intrinsic_that_a_profile_names_is_there():
     from tvm.s_tir import TensorIntrin
 
     from tvmq.schedule import x86_intrinsics
@@ -148,7 +148,7 @@ def test_every_intrinsic_that_a_profile_names_is_registered():
     x86_intrinsics.register()
     named = {kernel.intrinsic for profile in builtin_profiles() for kernel in profile.kernels} - {None}
     assert named == {isa.dot for isa in ISAS} | {TILE_PRODUCT}
-    for name in named - {TILE_PRODUCT}:
+    for name in (isa.dot for isa in ISAS if isa.vnni):
         assert TensorIntrin.get(name) is not None
 
 

@@ -34,6 +34,7 @@ def marked(name: str) -> Any:
 
 # All but linears is the same for AMX as for AVX-512 VBMI.
 NAMES = [marked(name) for name in ISA if name != "amx"]
+VNNI_NAMES = [marked(name) for name in ISA if name != "amx" and ISA[name].vnni]
 
 
 def target_of(isa: Isa) -> tvm.target.Target:

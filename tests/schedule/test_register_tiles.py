@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.isa_cases import ISA, VNNI_NAMES
 from tests.schedule.linear_cases import check, compiled
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision, choose_tiles
@@ -62,7 +62,7 @@ def test_a_decision_that_no_kernel_can_follow_is_refused() -> None:
         Decision(row_tile=12, column_tile=1, row_chunks=100)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", VNNI_NAMES)
 @settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_every_point_of_a_space_gives_the_same_numbers(isa: str, data: st.DataObject) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tvm import ir, tirx
 from tvm.sym import Analyzer
 
-from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.isa_cases import ISA, VNNI_NAMES
 from tests.schedule.linear_cases import check, compiled
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.register_tiles import Decision
@@ -61,7 +61,7 @@ def test_few_rows_prefetch_in_the_loop(spec: LinearSpec, decision: Decision, cou
     assert prefetches(scheduled(spec, decision)) == count
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", VNNI_NAMES)
 @pytest.mark.parametrize("decision", [TILES, Decision(row_tile=2, column_tile=4, row_chunks=2, unroll=4)])
 def test_the_numbers_stay(isa: str, decision: Decision) -> None:
     check(compiled(FEW, isa, decision), FEW)

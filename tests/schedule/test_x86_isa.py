@@ -34,7 +34,7 @@ def test_tiles_are_taken_only_where_the_profile_names_them() -> None:
 def test_a_dot_is_named_after_its_instruction_and_width() -> None:
     names = {isa.dot for isa in ISAS}
     assert "vpdpbusd512_dot_16x4_u8s8s32" in names
-    assert "pmaddwd128_dot_16x4_u8s8s32" in names
+    assert "pmaddubsw128_dot_16x4_u8s8s32" in names
     assert len(names) == 5  # the three with 512-bit vpdpbusd share it
 
 

@@ -10,7 +10,7 @@ import tvm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.isa_cases import ISA, VNNI_NAMES
 from tests.schedule.linear_cases import EPILOGUES, SMALL, check, compiled, guarded, random_case
 from tests.schedule.pool import pool_of
 from tvmq.schedule.linear_spec import LinearSpec
@@ -18,7 +18,7 @@ from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.x86_linear import default_decision, linear_prim_func, schedule_linear
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", VNNI_NAMES)
 @settings(max_examples=7, deadline=None)
 @given(
     rows=st.integers(1, 40),
@@ -39,7 +39,7 @@ def test_any_shape_is_exact(
     check(compiled(spec, isa, threads=threads), spec)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", VNNI_NAMES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
     with pool_of(threads):
@@ -48,7 +48,7 @@ def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
         check(compiled(spec, isa, threads=2), spec)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", VNNI_NAMES)
 def test_nothing_is_touched_past_the_end(isa: str) -> None:
     # 32 rows of 17 outputs: no tile below divides them, and all sizes are multiples of 64 bytes.
     spec = LinearSpec(rows=32, inputs=36, outputs=17, out_dtype="int16", residual=True)

@@ -25,11 +25,10 @@ Body = Callable[[Isa, Any, Any, Any], None]  # of the operands x [4], weight [16
 
 @functools.cache
 def register() -> None:
-    """Give TVM the tensor intrinsics `Isa.dot` of all ISAS; the second call does nothing."""
+    """Give TVM the tensor intrinsics `Isa.dot` of those with vpdpbusd; the second call does nothing."""
     description = _dot_prim_func(ISAS[0], _plain_dot)
-    for isa in {isa.dot: isa for isa in ISAS}.values():
-        body = _vpdpbusd_dot if isa.vnni else _pmaddwd_dot
-        TensorIntrin.register(isa.dot, description, _dot_prim_func(isa, body), override=True)
+    for isa in {isa.dot: isa for isa in ISAS if isa.vnni}.values():
+        TensorIntrin.register(isa.dot, description, _dot_prim_func(isa, _vpdpbusd_dot), override=True)
 
 
 def lookup(isa: Isa, table: Any, index: Any, lanes: int) -> Any:
@@ -130,16 +129,6 @@ def _vpdpbusd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
 
     for first in range(0, LANES, lanes):
         T.buffer_store(total, sums(first), [T.ramp(first, 1, lanes)])
-
-
-def _pmaddwd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
-    lanes = LANES // isa.parts
-    x_word = T.reinterpret("int32", x[T.ramp(0, 1, DEPTH)])
-
-    for first in range(0, LANES, lanes):
-        at = T.ramp(first, 1, lanes)
-        dot = widened_dot(isa, x_word, weight[first, T.ramp(0, 1, lanes * DEPTH)])
-        T.buffer_store(total, total[at] + dot, [at])
 
 
 def widened_dot(isa: Isa, x_word: Any, weight: Any) -> Any:

@@ -39,17 +39,13 @@ class Isa:
 
     @property
     def accumulators(self) -> int:
-        """Groups of sums that a register tile of the dot keeps.
-
-        12 of 64 bytes are as many as TVM leaves in one buffer of registers. With pmaddwd in narrow registers
-        some are spilled, and it still measures best: each unpacked weight serves more rows.
-        """
-        return {(256, True): 6, (256, False): 10, (128, False): 6}.get((self.bits, self.vnni), 12)
+        """Groups of sums of a register tile: TVM leaves 12 registers of 64 bytes in one local buffer."""
+        return 12 // self.parts
 
     @property
     def dot(self) -> str:
-        """Name of the tensor intrinsic that multiplies uint8 by int8, four products to each of 16 sums."""
-        return f"{'vpdpbusd' if self.vnni else 'pmaddwd'}{self.bits}_dot_16x4_u8s8s32"
+        """Name of the product of uint8 by int8, four to each of 16 sums; with vpdpbusd a tensor intrinsic."""
+        return f"{'vpdpbusd' if self.vnni else 'pmaddubsw'}{self.bits}_dot_16x4_u8s8s32"
 
 
 _VBMI = _AVX512 | {"avx512_vnni", "avx512vbmi"}

@@ -1,4 +1,4 @@
-"""uint8 x int8 linear layers for x86: dot products, requantize, residual and table in one kernel.
+"""uint8 x int8 linear layers for x86 with vpdpbusd: products, requantize, residual and table in one kernel.
 
 `linear_spec` says what a kernel computes, `register_tiles` how it is tiled. Nothing is read or written
 outside of the buffers, whatever the number of rows and outputs.
