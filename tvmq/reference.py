@@ -119,7 +119,7 @@ class Interpreter:
             return self._call(expr, env)
         if isinstance(expr, (tvm.tirx.IntImm, tvm.tirx.FloatImm)):
             return expr.value
-        if isinstance(expr, relax.StringImm):
+        if isinstance(expr, tvm.ir.StringImm):
             return str(expr.value)
         raise NotImplementedError(f"an expression of type {type(expr).__name__}")
 

@@ -21,6 +21,7 @@ from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.frontend.fold_shapes import fold_shapes
 from tvmq.frontend.naming import name_and_bind
 from tvmq.frontend.onnx_file import check_complete, load_model
+from tvmq.frontend.onnx_operators import better_operators
 from tvmq.frontend.weights import check_finite, check_precision
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -166,7 +167,7 @@ def _without_initialiser_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _translate(model: onnx.ModelProto, shapes: dict[str, list[int]]) -> tvm.IRModule:
     try:
-        with _quiet():
+        with _quiet(), better_operators():
             return from_onnx(model, shapes, keep_params_in_input=True, sanitize_input_names=False)
     except Exception as error:
         raise UnsupportedModelError(
