@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from tests.schedule.pool import pool_of
 from tvmq import numerics
-from tvmq.schedule.x86_layer_norm import LayerNormSpec, layer_norm_prim_func, supports
+from tvmq.schedule.x86_layer_norm import (
+    LayerNormDecision,
+    LayerNormSpec,
+    default_decision,
+    layer_norm_prim_func,
+    layer_norm_space,
+    speed_of,
+    supports,
+)
 
 CPUS = ["native", "x86-64"]
 DEIT = LayerNormSpec(
@@ -26,12 +34,13 @@ DEIT = LayerNormSpec(
 )
 
 
-def check(spec: LayerNormSpec, cpu: str, *inputs: Any) -> None:
+def check(spec: LayerNormSpec, cpu: str, *inputs: Any, decision: LayerNormDecision | None = None) -> None:
     random = np.random.default_rng(0)
     gain = random.integers(-(2**12), 2**8, spec.channels).astype("int32")
     offset = random.integers(-(2**17), 2**17, spec.channels).astype("int32")
     name = tvm.target.codegen.llvm_get_system_cpu() if cpu == "native" else cpu
-    kernel = tvm.compile(layer_norm_prim_func(spec), target=tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    func = layer_norm_prim_func(spec, decision)
+    kernel = tvm.compile(func, target=tvm.target.Target({"kind": "llvm", "mcpu": name}))
     for x in inputs:
         out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))
         arguments = [x, gain, offset]
@@ -106,3 +115,27 @@ def test_what_the_kernel_cannot_do_is_said() -> None:
     assert "channels are over 8191" in str(supports(replace(DEIT, channels=9000)))
     with pytest.raises(ValueError, match="out_dtype 'float32'"):
         layer_norm_prim_func(replace(DEIT, out_dtype="float32"))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data(), st.sampled_from([1, 33]), st.sampled_from([1, 24, 64, 192]), st.sampled_from([0, 2]))
+def test_every_point_of_the_space_gives_the_same_bytes(
+    data: st.DataObject, rows: int, width: int, pieces: int
+) -> None:
+    channels = width * (pieces or 1)
+    limit = numerics.layer_norm_limit(channels)
+    spec = LayerNormSpec(rows, channels, 9, 300, limit, "uint8", pieces)
+    decision = LayerNormDecision(**data.draw(st.sampled_from(list(layer_norm_space(spec, threads=2)))))
+    check(spec, "native", normal_rows(spec, 900), decision=decision)
+
+
+def test_layers_that_differ_in_constants_alone_are_tuned_as_one() -> None:
+    assert speed_of(replace(DEIT, gain_shift=3, epsilon=7)) == speed_of(DEIT)
+    assert speed_of(replace(DEIT, limit=7)) != speed_of(DEIT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads", "block"), [(197, 1, 32), (197, 2, 16), (3136, 2, 32), (5, 1, 32)]
+)
+def test_blocks_are_large_where_threads_share_them_evenly(rows: int, threads: int, block: int) -> None:
+    assert default_decision(replace(DEIT, rows=rows), threads).block_rows == block

@@ -34,6 +34,7 @@ from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.saturation import pack_sorted, unpack_sorted
 from tvmq.schedule.space import Decisions, Space
 from tvmq.schedule.x86_isa import Isa, isa_of
+from tvmq.schedule.x86_layer_norm import LayerNormDecision
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
@@ -168,7 +169,9 @@ def _layer_norm(
         (spec, profile.name),
         f"layer_norm_{rows}x{channels}",
         (None,) * len(shapes),
-        lambda: x86_layer_norm.layer_norm_prim_func(spec),
+        lambda **decisions: x86_layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions)),
+        x86_layer_norm.layer_norm_space(spec, threads),
+        (x86_layer_norm.speed_of(spec), profile.name),
     )
 
 

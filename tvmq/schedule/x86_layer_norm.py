@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -36,10 +36,13 @@ from tvmq.numerics import (
     SQRT_POWERS,
     STD_EXTRA_BITS,
 )
+from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, load, reduce_lanes, repeat, shuffle, splat, store, vector_type
 
-BLOCK_ROWS = 16  # two AVX-512 vectors of float64: the chain of divisions of one hides the other's
-MAX_LANES = 16
+# Rows whose divisions are done together: in four AVX-512 vectors of float64 the chains of divisions hide each
+# other, in two they are 3 % slower over all.
+BLOCK_ROWS, LESS_ROWS, LESS_COSTS = 32, 16, 1.03
+LANES = 16
 MAX_EPSILON = 2**52  # the variance stays below 2**53, where float64 is exact
 PRODUCT_SHIFT = NORMALISED_SHIFT - CENTRED_FRACTION_BITS
 FLOAT64_MANTISSA, FLOAT64_BIAS = 52, 1023
@@ -57,6 +60,11 @@ class LayerNormSpec:
     out_dtype: str
     pieces: int = 0  # of a row, each a row of x that an index names; 0: rows as they lie
 
+    @property
+    def width(self) -> int:
+        """Channels that lie together."""
+        return self.channels // (self.pieces or 1)
+
 
 def supports(spec: LayerNormSpec) -> str | None:
     """Return why layer_norm_prim_func cannot build spec, or None when it can."""
@@ -73,8 +81,46 @@ def supports(spec: LayerNormSpec) -> str | None:
     return next((reason for holds, reason in checks if not holds), None)
 
 
-def layer_norm_prim_func(spec: LayerNormSpec) -> tirx.PrimFunc:
-    """Return the kernel (x, gain, offset[, index], out) of spec.
+@dataclass(frozen=True)
+class LayerNormDecision:
+    """How the work is cut: channels at once, rows whose divisions are done together, threads or one."""
+
+    lanes: int
+    block_rows: int
+    parallel: bool = True
+
+
+def default_decision(spec: LayerNormSpec, threads: int = 1) -> LayerNormDecision:
+    """Return a cut that is good untuned: large blocks, unless a thread would have more rows for it."""
+
+    def cost(block: int) -> float:
+        rows = min(-(-spec.rows // (block * threads)) * block, spec.rows)
+        return rows * (LESS_COSTS if block == LESS_ROWS else 1)
+
+    return LayerNormDecision(math.gcd(spec.width, LANES), min((BLOCK_ROWS, LESS_ROWS), key=cost))
+
+
+def layer_norm_space(spec: LayerNormSpec, threads: int) -> Space:
+    """Return the cuts that spec allows."""
+    default = default_decision(spec, threads)
+    lanes = {default.lanes, *(n for n in (LANES // 2, LANES, 2 * LANES) if spec.width % n == 0)}
+    return Space(
+        {
+            "lanes": tuple(sorted(lanes)),
+            "block_rows": (LESS_ROWS // 2, LESS_ROWS, BLOCK_ROWS, 2 * BLOCK_ROWS),
+            "parallel": (False, True) if threads > 1 else (True,),
+        },
+        asdict(default),
+    )
+
+
+def speed_of(spec: LayerNormSpec) -> LayerNormSpec:
+    """Return spec without the constants that differ from layer to layer and take no time."""
+    return replace(spec, gain_shift=0, epsilon=0)
+
+
+def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None = None) -> tirx.PrimFunc:
+    """Return the kernel (x, gain, offset[, index], out) of spec, by the default decision if none is given.
 
     x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels]. With pieces,
     x is [rows * pieces, channels / pieces], index int32 [rows * pieces]. Raises ValueError where
@@ -94,18 +140,21 @@ def layer_norm_prim_func(spec: LayerNormSpec) -> tirx.PrimFunc:
         if spec.pieces:
             shapes["index"] = ((spec.rows * pieces,), "int32")
         shapes["out"] = (shape, spec.out_dtype)
-        _Kernel(spec, {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}).emit()
+        buffers = {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}
+        _Kernel(spec, decision or default_decision(spec), buffers).emit()
     return builder.get()
 
 
 class _Kernel:
     """Emits the statements of one layer norm; sizes and scratch buffers are its fields."""
 
-    def __init__(self, spec: LayerNormSpec, buffers: Mapping[str, Buffer]) -> None:
+    def __init__(
+        self, spec: LayerNormSpec, decision: LayerNormDecision, buffers: Mapping[str, Buffer]
+    ) -> None:
         self.spec, self.buffers = spec, buffers
+        self.lanes, self.block_rows, self.parallel = decision.lanes, decision.block_rows, decision.parallel
         self.x, self.gain, self.offset, self.out = (buffers[n] for n in ("x", "gain", "offset", "out"))
-        self.width = int(self.x.shape[1])  # channels that lie together
-        self.lanes = math.gcd(self.width, MAX_LANES)
+        self.width = spec.width
         # No value lies more than sqrt(channels) standard deviations from the mean. Where the reciprocal is
         # under 2**31 the standard deviation is over 2**9 units and right to two: a limit of 1.5 times that
         # bound is never reached.
@@ -114,19 +163,20 @@ class _Kernel:
 
     def emit(self) -> None:
         spec = self.spec
-        blocks = -(-spec.rows // BLOCK_ROWS)
-        with T.parallel(blocks) as block, T.sblock("rows"):
+        blocks = -(-spec.rows // self.block_rows)
+        loop = T.parallel if self.parallel else T.serial
+        with loop(blocks) as block, T.sblock("rows"):
             index = T.axis.spatial(blocks, block)
             *inputs, out = (b[tuple(slice(0, n) for n in b.shape)] for b in self.buffers.values())
             T.reads(*inputs)
             T.writes(out)
-            self.mean = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
-            self.variance = T.sblock_alloc_buffer((BLOCK_ROWS,), "float64")
-            self.reciprocal = T.sblock_alloc_buffer((BLOCK_ROWS,), "int64")
+            self.mean = T.sblock_alloc_buffer((self.block_rows,), "int64")
+            self.variance = T.sblock_alloc_buffer((self.block_rows,), "float64")
+            self.reciprocal = T.sblock_alloc_buffer((self.block_rows,), "int64")
             sums = [T.sblock_alloc_buffer((self.lanes,), "int32") for _ in range(3)]
-            store(self.variance, 0, splat(1.0, f"float64x{BLOCK_ROWS}"))
-            first = T.bind(index * BLOCK_ROWS)
-            count = T.bind(T.min(spec.rows - first, BLOCK_ROWS))
+            store(self.variance, 0, splat(1.0, f"float64x{self.block_rows}"))
+            first = T.bind(index * self.block_rows)
+            count = T.bind(T.min(spec.rows - first, self.block_rows))
             with T.serial(count) as row:
                 self._moments(first + row, row, sums)
             self._reciprocals()
@@ -184,8 +234,8 @@ class _Kernel:
 
     def _reciprocals(self) -> None:
         """reciprocal = 2**40 // integer_sqrt(variance), one row per lane."""
-        floats, ints = f"float64x{BLOCK_ROWS}", f"int64x{BLOCK_ROWS}"
-        variance = T.bind(load(self.variance, 0, BLOCK_ROWS))
+        floats, ints = f"float64x{self.block_rows}", f"int64x{self.block_rows}"
+        variance = T.bind(load(self.variance, 0, self.block_rows))
         # variance in [4**(c-1), 4**c) has exponent 2c-2 or 2c-1; zero has -1023, which the maximum mends.
         exponent = T.shift_right(T.reinterpret(ints, variance), splat(FLOAT64_MANTISSA, ints))
         count = T.shift_right(exponent - splat(FLOAT64_BIAS - 2, ints), splat(1, ints))
