@@ -103,7 +103,7 @@ def test_benchmark_covers_latency_and_kernels(model):
     assert result.p10_ms <= result.median_ms <= result.p90_ms
     assert [part.name for part in result.breakdown.parts] == ["fc", "fc.bias"]
     assert [part.macs for part in result.breakdown.parts] == [512, 0]
-    assert result.breakdown.whole_us >= 1e3 * result.median_ms
+    assert 0 < result.breakdown.whole_us <= 1e3 * result.p90_ms
 
 
 def test_a_model_for_another_machine_can_be_described_but_not_run(path, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_the_slowest_kernels_come_first_and_the_others_are_summed():
         Part("sum.0", "sum", 20.0, 0.2, 0, None, None),
     ]
     found = report.breakdown(Breakdown(tuple(parts), 20.0, 200.0, "a datasheet"), most=1)
-    assert lines_with("site.", found) == [["site.1", "linear", "50.0", "50.0 %", "50", "25 %", "█" * 12]]
+    assert lines_with("site.", found) == [["site.1", "linear", "50.0", "50.0 %", "50", "25 %", "█" * 6]]
     assert lines_with("others", found)[0][:4] == ["2 others", "", "30.0", "30.0 %"]
     assert lines_with("outside of kernels", found)[0][2:4] == ["20.0", "20.0 %"]
     assert "The whole call reaches 12 % of 200 GMAC/s (a datasheet)." in text_of(found)

@@ -145,6 +145,8 @@ def test_what_depends_on_shapes_only_is_folded(scripts: Any):
     assert [tensor.name for tensor in folded.graph.initializer] == ["wanted"]
     (found,) = onnxruntime.InferenceSession(folded.SerializeToString()).run(None, inputs)
     assert found.tolist() == [[0], [1], [2], [3]]
+    again = folded.SerializeToString()
+    assert scripts.models.fold(folded, inputs).SerializeToString() == again
 
 
 def test_an_engine_that_cannot_start_gives_its_reason(scripts: Any, tmp_path: Path):

@@ -146,7 +146,7 @@ def inexact(difference: Difference) -> str:
 
 def breakdown(found: Breakdown, most: int = 25) -> RenderableType:
     """Return the slowest kernels, one line for all the others, one for what is outside of kernels."""
-    table = Table(title="Where the time goes", title_justify="left")
+    table = Table(title="Where the time of the fastest call goes", title_justify="left")
     table.add_column("computes", overflow="fold")
     table.add_column("kernel", overflow="ellipsis", no_wrap=True, max_width=KERNEL_WIDTH)
     for name in ("us", "share", "GMAC/s", "of peak"):
@@ -170,7 +170,7 @@ def breakdown(found: Breakdown, most: int = 25) -> RenderableType:
 def _spent(us: float, share: float, macs: int = 0, part: Part | None = None) -> list[str]:
     rate = f"{macs / us / 1e3:.0f}" if macs and us else ""
     peak = f"{part.percent_of_peak:.0f} %" if part and part.percent_of_peak else ""
-    return [f"{us:.1f}", f"{100 * share:.1f} %", rate, peak, bar(share)]
+    return [f"{us:.1f}", f"{100 * share:.1f} %", rate, peak, bar(share / 2)]
 
 
 def tuning(tuned: Sequence[TunedKernel]) -> RenderableType:

@@ -164,6 +164,10 @@ class Peak:
 @cache
 def peaks() -> dict[str, Peak]:
     """Return the peaks "int8" and "fp32" of this machine."""
+    if not shutil.which("gcc"):
+        raise SystemExit(
+            "bench: gcc is missing, which compiles the program that measures the peak; install it"
+        )
     program = ROOT / "out" / "bench" / "peak"
     program.parent.mkdir(parents=True, exist_ok=True)
     run(["gcc", "-O2", "-o", program, HERE / "peak.c"])

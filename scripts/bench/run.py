@@ -206,6 +206,7 @@ def main(arguments: Sequence[str]) -> int:
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     stderr = Console(file=sys.stderr)
     with Progress(TextColumn("{task.description:<44}"), *columns, console=stderr) as progress:
+        peaks()
         files = prepare(plan, progress)
         measure(plan, files, progress)
     rows = results.load(plan.results)
