@@ -233,9 +233,16 @@ def test_a_bias_moves_weight_by_octaves():
     assert out.item() == round(120 * 255 / (255 + 128))
 
 
-def test_no_logit_reaches_the_hidden_one():
+def test_no_product_overflows_before_it_saturates():
     for head_dim in (1, 16, 64, 1024):
-        largest = head_dim * 2**14 << -numerics.least_score_shift(head_dim)
-        assert largest <= 2**29
-        assert -largest - 2 * 2**15 - numerics.SOFTMAX_TABLE_SIZE > numerics.HIDDEN_LOGIT
-        assert largest + 2 * 2**15 - numerics.HIDDEN_LOGIT < 2**31
+        assert head_dim * 2**14 << -numerics.least_score_shift(head_dim) <= 2**30
+
+
+def test_logits_saturate_and_a_hidden_key_stays_below():
+    (_, k, v), run = masked_attention()
+    most, least = (np.full((1, 1, 5, 7), value, np.int16) for value in (2**15 - 1, -(2**15)))
+    assert (run(b=[most, most]) == run(b=[most, most, most])).all()
+    mask = np.ones((1, 1, 7), np.uint8)
+    mask[..., 1:3] = 0
+    rest = [0, 3, 4, 5, 6]
+    assert (run(b=[least], m=mask) == run(k=k[..., rest, :], v=v[..., rest, :], b=[least[..., rest]])).all()

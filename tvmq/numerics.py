@@ -42,8 +42,9 @@ LAYER_NORM_MAX_CHANNELS = 8191
 # greater distance from the row's largest, is 9 octaves down: below half a unit of uint8, that is, zero.
 STEPS_PER_OCTAVE = 14
 SOFTMAX_TABLE_SIZE = 128
-# What the logit of a masked key becomes: below every other by far more than the table's reach.
-HIDDEN_LOGIT = -(2**30)
+# Logits are 16-bit numbers: 2340 octaves each way. A masked key's is below every other by the table's reach.
+HIDDEN_LOGIT = -(2**15)
+LEAST_LOGIT = HIDDEN_LOGIT + SOFTMAX_TABLE_SIZE
 
 
 def round_shift(x: IntArray, shift: IntArray | int) -> IntArray:
@@ -180,12 +181,12 @@ def softmax_table() -> npt.NDArray[np.uint8]:
 
 
 def least_score_shift(head_dim: int) -> int:
-    """Return the most negative score_shift that keeps every logit of int8 q and k below 2**29."""
-    return min(0, math.ceil(math.log2(head_dim)) - 15)
+    """Return the most negative score_shift that keeps int8 q and k's product, shifted left, below 2**30."""
+    return min(0, math.ceil(math.log2(head_dim)) - 16)
 
 
 def logit_bias(bias: FloatArray) -> npt.NDArray[np.int16]:
-    """Return an additive bias in the logits' unit, ties up, saturated to 16 bits: 2340 octaves each way.
+    """Return an additive bias in the logits' unit, ties up, saturated to 16 bits.
 
     -inf and the like become the least number; weights 127 steps below a row's largest are 0 anyway.
     """
@@ -215,16 +216,19 @@ def attention(
     numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
 
     biases, mask: for q [B, H, T, D]. biases: at most two, int16 [P, 1 or H, T, S] in the logits' unit, P
-    divides B: batch b adds bias[b % P], so that windows that repeat share theirs. With least_score_shift,
-    |logit + biases| < 2**29 + 2**16, and any difference to HIDDEN_LOGIT fits int32.
+    divides B: batch b adds bias[b % P], so that windows that repeat share theirs. Logits saturate to int16
+    before and after each sum, and none is below LEAST_LOGIT.
     mask: [1 or B, 1 or T, S], 0 hides a key: its weight is 0. A row that sees no key gives zero_point.
     """
     wide_q, wide_k, wide_v = (np.asarray(a, np.int64) for a in (q, k, v))
-    logits = round_shift(wide_q @ np.swapaxes(wide_k, -1, -2), score_shift)
+    logits = saturate(round_shift(wide_q @ np.swapaxes(wide_k, -1, -2), score_shift), "int16").astype(
+        np.int64
+    )
     for bias in biases:
-        logits = logits + np.tile(bias, (len(logits) // len(bias), 1, 1, 1))
+        total = logits + np.tile(bias, (len(logits) // len(bias), 1, 1, 1))
+        logits = saturate(total, "int16").astype(np.int64)
     seen = np.True_ if mask is None else np.asarray(mask)[:, None] != 0
-    logits = np.where(seen, logits, HIDDEN_LOGIT)
+    logits = np.where(seen, np.maximum(logits, LEAST_LOGIT), HIDDEN_LOGIT)
     distance = np.minimum(logits.max(-1, keepdims=True) - logits, SOFTMAX_TABLE_SIZE - 1)
     weights = np.where(seen, np.asarray(table, np.int64)[distance], 0)
     reciprocal = numerator // np.maximum(weights.sum(-1, keepdims=True), 1)

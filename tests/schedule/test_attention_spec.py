@@ -27,7 +27,8 @@ SPEC = AttentionSpec(2, 3, 197, 197, 64, 9, 1 << 28, 24, zero_point=128, out_dty
     [
         ({"head_dim": 40}, "head_dim 40 is not a multiple of 16"),
         ({"keys": 70_000}, "keys are over"),
-        ({"score_shift": -10}, r"score_shift -10 is outside -9..31"),
+        ({"score_shift": -11}, r"score_shift -11 is outside -10..31"),
+        ({"norm_shift": 7}, "norm_shift 7 is outside 8..50"),
         ({"biases": ((1, 3),) * 3}, "3 biases are over 2"),
         ({"biases": ((3, 1),)}, "do not divide 2 batches of 3 heads"),
         ({"mask": (2, 196)}, "is not for 2 batches of 197 queries"),
@@ -58,8 +59,8 @@ def test_the_default_cut_repeats_few_rows_and_balances_threads(queries, threads,
 def test_unpacking_a_bias_undoes_packing(keys):
     bias = np.arange(2 * 3 * keys, dtype=np.int16).reshape(2, 1, 3, keys)
     packed = pack_bias(bias)
-    assert packed.shape[-1] % 16 == 0
-    assert (packed[..., keys:] == -(2**15)).all()
+    assert packed.shape[-1] % 32 == 0
+    assert sorted(packed.ravel())[: packed.size - bias.size] == [-(2**15)] * (packed.size - bias.size)
     assert (unpack_bias(packed, bias.shape) == bias).all()
 
 
@@ -73,4 +74,4 @@ def test_layers_that_differ_in_constants_alone_are_tuned_as_one():
 def test_the_default_cut_is_in_the_space(queries, threads):
     space = attention_space(replace(SPEC, queries=queries), threads, 4)  # it checks its default
     assert all(d["rows"] * d["vectors"] <= 28 for d in space)
-    assert 8 <= len(list(space)) < 1000
+    assert 5 <= len(list(space)) < 1000

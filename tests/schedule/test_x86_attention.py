@@ -210,6 +210,13 @@ def test_rows_in_another_order_are_exact(
 
 
 @pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("keys", [3, 40])
+def test_a_hidden_key_that_pads_a_pair_raises_no_maximum(isa: str, keys: int) -> None:
+    spec = replace(DEIT, heads=1, queries=3, keys=keys, head_dim=32, score_shift=0, mask=(1, 3))
+    check(spec, isa, *(random_inputs(spec, seed) for seed in range(4)))
+
+
+@pytest.mark.parametrize("isa", NAMES)
 def test_extreme_biases_and_rows_that_see_nothing(isa: str) -> None:
     spec = replace(DEIT, batch=2, queries=9, keys=37, head_dim=16, score_shift=-11, biases=((1, 2), (2, 1)))
     spec = replace(spec, mask=(2, 1))

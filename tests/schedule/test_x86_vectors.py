@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tests.schedule.isa_cases import ISA, NAMES, target_of
 from tvmq.schedule import x86_vectors
+from tvmq.schedule.attention_spec import pair_order
 from tvmq.schedule.vectors import load, splat, store
 
 RNG = np.random.default_rng(0)
@@ -28,14 +29,47 @@ def run(isa: str, body, *arrays: np.ndarray, out: str) -> np.ndarray:
     return result.numpy()
 
 
-def test_packed_numbers_are_saturated_in_order(isa):
-    numbers = RNG.integers(0, 2**31, 64, dtype=np.int32)
-    numbers[::2] = RNG.integers(0, 300, 32)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("vectors", [1, 3, 4])
+def test_packed_numbers_are_saturated_and_come_back_in_order(isa, vectors, dtype):
+    numbers = RNG.integers(-(2**31), 2**31, 64, dtype=np.int32)
+    numbers[::2] = RNG.integers(-300, 300, 32)
 
     def body(isa, a, out):
-        store(out, 0, x86_vectors.clipped_bytes(isa, [T.bind(load(a, 16 * m, 16)) for m in range(4)]))
+        given = [T.bind(load(a, 16 * m, 16)) for m in range(4)]
+        words = [T.bind(x86_vectors.packed_words(isa, *given[m : m + 2])) for m in (0, 2)]
+        packed = T.bind(x86_vectors.packed_bytes(isa, *words, dtype))
+        natural = x86_vectors.natural_order(packed, vectors)
+        store(out, 0, T.reinterpret(f"{dtype}x{16 * vectors}", natural))
 
-    np.testing.assert_array_equal(run(isa, body, numbers, out="uint8"), np.minimum(numbers, 255))
+    found = run(isa, body, numbers, out=dtype)[: 16 * vectors]
+    low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+    np.testing.assert_array_equal(found, np.clip(numbers[: 16 * vectors], low, high))
+
+
+def test_packed_words_are_in_pair_order_and_their_sums_saturate(isa):
+    numbers = RNG.integers(-(2**17), 2**17, 32, dtype=np.int32)
+
+    def body(isa, a, out):
+        words = T.bind(x86_vectors.packed_words(isa, load(a, 0, 16), load(a, 16, 16)))
+        store(out, 0, x86_vectors.saturating("add", words, splat(9999, "int16x32")))
+        store(out, 32, x86_vectors.saturating("sub", words, splat(9999, "int16x32")))
+
+    words = np.clip(numbers, -(2**15), 2**15 - 1)[pair_order(32)].astype(int)
+    expected = np.clip([words + 9999, words - 9999], -(2**15), 2**15 - 1).ravel()
+    np.testing.assert_array_equal(run(isa, body, numbers, out="int16"), expected)
+
+
+def test_four_rows_are_reduced_together(isa):
+    rows = RNG.integers(-(2**20), 2**20, (4, 16), dtype=np.int32)
+
+    def body(_isa, a, out):
+        given = [T.bind(load(a, (row, 0), 16)) for row in range(4)]
+        store(out, 0, x86_vectors.reduce_rows(given, lambda x, y: x + y))
+        store(out, 4, x86_vectors.reduce_rows(given, T.max))
+
+    found = run(isa, body, rows, out="int32")[:8]
+    np.testing.assert_array_equal(found, np.concatenate([rows.sum(1), rows.max(1)]))
 
 
 def test_dots_of_a_repeated_word(isa):
@@ -66,11 +100,11 @@ def test_pieces_are_four_words_of_a_row(isa):
 
 
 @pytest.mark.parametrize("count", [1, 37, 64])
-def test_valid_bytes_are_the_first(isa, count):
+def test_valid_bytes_are_where_the_first_numbers_are_packed(isa, count):
     def body(_isa, out):
-        store(out, 0, T.reinterpret("uint8x64", x86_vectors.valid_bytes(count)))
+        store(out, 0, x86_vectors.natural_order(x86_vectors.valid_bytes(count), 4))
 
-    found = run(isa, body, out="uint8")
+    found = run(isa, body, out="int32")[:16].view(np.uint8)
     np.testing.assert_array_equal(found, np.where(np.arange(64) < count, 255, 0))
 
 

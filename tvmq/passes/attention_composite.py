@@ -50,7 +50,7 @@ def attention(
         return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
 
     logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
-    logits = _shifted(body, logits, score_shift)
+    logits = _saturated(body, _shifted(body, logits, score_shift))
     for number, sizes in enumerate(biases):
         params.append(relax.Var(f"bias{number}", tensor_type((*sizes, queries, keys), "int16")))
         logits = _biased(body, logits, params[-1])
@@ -95,20 +95,25 @@ def _shifted(body: Body, logits: relax.Var, score_shift: int) -> relax.Var:
     return body(op.left_shift(logits, integer(-score_shift))) if score_shift else logits
 
 
+def _saturated(body: Body, logits: relax.Var) -> relax.Var:
+    return body(op.clip(logits, *numerics.INTEGER_RANGE["int16"]))
+
+
 def _biased(body: Body, logits: relax.Var, bias: relax.Var) -> relax.Var:
     """Emit logits [B, H, T, S] + bias [P, 1 or H, T, S], which repeats along the batch."""
     shape, period = [int(d) for d in logits.ty.shape], int(bias.ty.shape[0])
     wide = body(op.astype(bias, "int32"))
     if period in (1, shape[0]):
-        return body(op.add(logits, wide))
+        return _saturated(body, body(op.add(logits, wide)))
     grouped = body(op.reshape(logits, (shape[0] // period, period, *shape[1:])))
-    return body(op.reshape(body(op.add(grouped, wide)), shape))
+    return _saturated(body, body(op.reshape(body(op.add(grouped, wide)), shape)))
 
 
 def _softmax(
     body: Body, logits: relax.Var, table: relax.Var, seen: relax.Var | None
 ) -> tuple[relax.Var, relax.Var]:
     """Emit the weight of every key, uint8 as logits, and their sums, int32 [..., 1]."""
+    logits = body(op.maximum(logits, integer(numerics.LEAST_LOGIT)))
     if seen is not None:
         logits = body(op.where(seen, logits, integer(numerics.HIDDEN_LOGIT)))
     top = body(op.max(logits, axis=-1, keepdims=True))

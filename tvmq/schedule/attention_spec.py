@@ -14,8 +14,10 @@ from tvmq.schedule.space import Decisions, Space
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
 MAX_KEYS = (2**31 - 1) // (255 * 128)  # the sum of weight * value fits int32
-KEY_BLOCK = 16  # keys are padded to a multiple of this
-TILE_ROWS = (6, 5, 4)  # rows of a register tile
+KEY_BLOCK = 16  # keys are multiplied in vectors of so many
+PAIR = 32  # and compared in pairs of vectors: keys are padded to a multiple of this
+TILE_ROWS = {1: (6, 5, 4), 2: (10, 6, 5), 4: (6, 5, 4)}  # rows of a register tile, by its vectors
+NARROW = 2  # vectors of heads that are no wider than that: more rows keep as many sums going
 MAX_ROWS, MAX_VECTORS, MAX_ACCUMULATORS = 12, 8, 28  # of a tile in the search space
 MAX_IMBALANCE = 8  # stop splitting heads at this many units per thread
 MAX_BIASES = 2
@@ -47,7 +49,7 @@ class AttentionDecision:
     """How the work is cut: a register tile is rows x vectors of 16 keys; each head is split so often."""
 
     rows: int
-    vectors: int
+    vectors: int  # 1 or even
     splits: int
 
 
@@ -63,7 +65,7 @@ def supports(spec: AttentionSpec) -> str | None:
         (spec.keys <= MAX_KEYS, f"{spec.keys} keys are over {MAX_KEYS}: the int32 sum could overflow"),
         (least <= spec.score_shift <= 31, f"score_shift {spec.score_shift} is outside {least}..31"),
         (0 <= spec.numerator < 2**31, f"numerator {spec.numerator} is outside 0..2**31-1"),
-        (1 <= spec.norm_shift <= 62, f"norm_shift {spec.norm_shift} is outside 1..62"),
+        (8 <= spec.norm_shift <= 50, f"norm_shift {spec.norm_shift} is outside 8..50"),
         (spec.out_dtype in ("uint8", "int8"), f"out_dtype {spec.out_dtype!r} is not uint8 or int8"),
         (len(spec.biases) <= MAX_BIASES, f"{len(spec.biases)} biases are over {MAX_BIASES}"),
         (fits, f"biases {spec.biases} do not divide {spec.batch} batches of {spec.heads} heads"),
@@ -78,7 +80,9 @@ def default_decision(spec: AttentionSpec, threads: int, vectors: int) -> Attenti
 
     vectors: how many vectors of 16 sums the machine's registers hold per row of a tile.
     """
-    rows = tile_rows(spec.queries)
+    if spec.head_dim <= NARROW * KEY_BLOCK:
+        vectors = min(vectors, NARROW)
+    rows = tile_rows(spec.queries, vectors)
     splits = _splits(spec.batch * spec.heads, -(-spec.queries // rows), threads)
     return AttentionDecision(rows, vectors, splits)
 
@@ -95,7 +99,7 @@ def attention_space(spec: AttentionSpec, threads: int, vectors: int) -> Space:
     return Space(
         {
             "rows": tuple(range(1, min(spec.queries, MAX_ROWS) + 1)),
-            "vectors": tuple(range(1, MAX_VECTORS + 1)),
+            "vectors": (1, *range(2, MAX_VECTORS + 1, 2)),
             "splits": tuple(sorted(splits)),
         },
         asdict(default),
@@ -105,28 +109,40 @@ def attention_space(spec: AttentionSpec, threads: int, vectors: int) -> Space:
 
 def speed_of(spec: AttentionSpec) -> AttentionSpec:
     """Return spec without the constants that differ from layer to layer and take no time."""
-    return replace(spec, score_shift=min(spec.score_shift, 1), numerator=0, norm_shift=1, zero_point=0)
+    return replace(spec, score_shift=min(spec.score_shift, 1), numerator=0, norm_shift=8, zero_point=0)
 
 
-def tile_rows(queries: int) -> int:
+def tile_rows(queries: int, vectors: int) -> int:
     """Return the tile height that computes the fewest rows twice; all rows when there are few."""
-    if queries <= TILE_ROWS[0]:
+    choices = TILE_ROWS[vectors]
+    if queries <= choices[0]:
         return queries
-    return min(TILE_ROWS, key=lambda rows: -(-queries // rows) * rows)
+    return min(choices, key=lambda rows: -(-queries // rows) * rows)
+
+
+def pair_order(keys: int) -> list[int]:
+    """Return which key lies where after two vectors of 16 were packed to one, for a multiple of PAIR keys.
+
+    Packs work inside lanes of 128 bits: 4 keys of the first vector, then 4 of the second.
+    """
+    lane = [(at // 8) * 4 + at % 4 + (at % 8) // 4 * KEY_BLOCK for at in range(PAIR)]
+    return [first + key for first in range(0, keys, PAIR) for key in lane]
 
 
 def pack_bias(bias: Array) -> Array:
-    """Return bias int16 [P, H, T, S] with S padded to KEY_BLOCK by the least number.
+    """Return bias int16 [P, H, T, S] in pair_order, S padded to a multiple of PAIR by the least number.
 
     The kernels' padded keys repeat the last one: with that number added they never raise a row's maximum.
     """
-    padding = -bias.shape[-1] % KEY_BLOCK
-    return np.pad(bias, ((0, 0), (0, 0), (0, 0), (0, padding)), constant_values=-(2**15))
+    padding = -bias.shape[-1] % PAIR
+    padded = np.pad(bias, ((0, 0), (0, 0), (0, 0), (0, padding)), constant_values=-(2**15))
+    return np.ascontiguousarray(padded[..., pair_order(padded.shape[-1])])
 
 
 def unpack_bias(packed: Array, logical_shape: Sequence[int]) -> Array:
     """Return what pack_bias was given."""
-    return np.ascontiguousarray(packed[..., : logical_shape[-1]])
+    order = np.argsort(pair_order(packed.shape[-1]))
+    return np.ascontiguousarray(packed[..., order[: logical_shape[-1]]])
 
 
 def _splits(heads: int, tiles: int, threads: int) -> int:

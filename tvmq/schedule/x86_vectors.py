@@ -6,7 +6,7 @@ pmaddwd. What is in a word is all that a kernel has to know; `left` and `right` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, const
@@ -16,7 +16,10 @@ from tvmq.schedule.x86_intrinsics import pmaddwd, vpdpbusd
 from tvmq.schedule.x86_isa import Isa
 
 PACK_WORDS = {128: "sse2.packssdw.128", 256: "avx2.packssdw", 512: "avx512.packssdw.512"}
-PACK_BYTES = {128: "sse2.packuswb.128", 256: "avx2.packuswb", 512: "avx512.packuswb.512"}
+PACK_BYTES = {
+    "uint8": {128: "sse2.packuswb.128", 256: "avx2.packuswb", 512: "avx512.packuswb.512"},
+    "int8": {128: "sse2.packsswb.128", 256: "avx2.packsswb", 512: "avx512.packsswb.512"},
+}
 PIECE = 16  # bytes that a transpose of dwords takes from one row
 
 
@@ -51,20 +54,58 @@ def widened(isa: Isa, values: Expr) -> Expr:
     return values if isa.vnni else T.cast(values, f"int16x{lanes(values)}")
 
 
-def clipped_bytes(isa: Isa, vectors: Sequence[Expr]) -> Expr:
-    """Return the numbers of four int32x16, none of them negative, saturated to uint8x64."""
-    count = 16 // isa.parts
-    registers = [cut(v, at, count) for v in vectors for at in range(0, 16, count)]
-    # The packs work inside lanes of 128 bits: dword 4*lane + m holds numbers 4*lane..4*lane+3 of register m.
-    order = [4 * lane + m for m in range(4) for lane in range(count // 4)]
-    packed = []
-    for at in range(0, len(registers), 4):
-        words = [
-            _llvm(PACK_WORDS[isa.bits], f"int16x{2 * count}", *registers[at + m : at + m + 2]) for m in (0, 2)
+def packed_words(isa: Isa, first: Expr, second: Expr) -> Expr:
+    """Return two int32x16 saturated to int16x32, in attention_spec.pair_order."""
+    return _packed(isa, PACK_WORDS, "int16x32", first, second)
+
+
+def packed_bytes(isa: Isa, first: Expr, second: Expr, dtype: str = "uint8") -> Expr:
+    """Return two int16x32 of packed_words saturated to 64 of dtype; packed_place says in which order."""
+    return _packed(isa, PACK_BYTES[dtype], f"{dtype}x64", first, second)
+
+
+def _packed(isa: Isa, instruction: Mapping[int, str], dtype: str, first: Expr, second: Expr) -> Expr:
+    element, _, count = dtype.partition("x")
+    size = lanes(first) // isa.parts
+    registers = [
+        _llvm(instruction[isa.bits], f"{element}x{2 * size}", *(cut(v, at, size) for v in (first, second)))
+        for at in range(0, int(count) // 2, size)
+    ]
+    return joined(registers)
+
+
+def natural_order(packed: Expr, vectors: int) -> Expr:
+    """Return what packed_bytes made of so many int32x16, as int32, in the order of those."""
+    order = [packed_place(4 * m + lane) for m in range(vectors) for lane in range(4)]
+    return shuffle([T.reinterpret("int32x16", packed)], order)
+
+
+def packed_place(quad: Expr) -> Expr:
+    """Return where packed_bytes puts four neighbours, counted in fours; quad may be past the first 16."""
+    return quad // 16 * 16 + quad % 4 * 4 + quad % 16 // 4
+
+
+def saturating(operation: str, first: Expr, second: Expr) -> Expr:
+    """Return the "add" or "sub" of two int16x32, saturated."""
+    return T.call_llvm_pure_intrin("int16x32", f"llvm.s{operation}.sat.v32i16", first, second)
+
+
+def reduce_rows(rows: Sequence[Expr], operation: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Return int32x4: each of four int32x16 reduced over its lanes."""
+
+    def merged(a: Expr, b: Expr, patterns: Sequence[Sequence[int]]) -> Expr:
+        halves = [
+            shuffle([a, b], [4 * lane + at % 4 + 16 * (at // 4) for lane in range(4) for at in pattern])
+            for pattern in patterns
         ]
-        dwords = T.reinterpret(f"int32x{count}", _llvm(PACK_BYTES[isa.bits], f"uint8x{4 * count}", *words))
-        packed.append(T.reinterpret(f"uint8x{4 * count}", shuffle([dwords], order)))
-    return joined(packed)
+        return T.bind(operation(T.bind(halves[0]), T.bind(halves[1])))
+
+    dwords, pairs = ((0, 4, 1, 5), (2, 6, 3, 7)), ((0, 1, 4, 5), (2, 3, 6, 7))
+    result = merged(merged(rows[0], rows[1], dwords), merged(rows[2], rows[3], dwords), pairs)
+    for count in (8, 4):
+        low, high = (T.bind(cut(result, at, count)) for at in (0, count))
+        result = T.bind(operation(low, high))
+    return result
 
 
 def pieces(isa: Isa, values: Expr) -> list[Expr]:
@@ -101,8 +142,9 @@ def ones(isa: Isa) -> Expr:
 
 
 def valid_bytes(count: int) -> Expr:
-    """Return int32x16 whose first count bytes are 255 and the others 0."""
-    mask = bytes(255 * (byte < count) for byte in range(64))
+    """Return int32x16 whose bytes are 255 where packed_bytes puts the first count numbers, 0 elsewhere."""
+    natural = [packed_place(byte // 4) * 4 + byte % 4 for byte in range(count)]
+    mask = bytes(255 * (byte in natural) for byte in range(64))
     words = [int.from_bytes(mask[at : at + 4], "little", signed=True) for at in range(0, 64, 4)]
     return Shuffle([const(word, "int32") for word in words], [const(lane, "int32") for lane in range(16)])
 
