@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +144,22 @@ def test_ctrl_c_during_tuning_says_what_is_kept(
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
     assert capsys.readouterr().err == "tvmq: interrupted; the 5 trials so far are kept in d.jsonl\n"
     assert not model_file.with_suffix(".tvmq").exists()
+
+
+def test_ctrl_c_inside_tvm_is_no_bug(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*args: Any, **options: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError from None  # as TVM does when a pass is interrupted
+
+    monkeypatch.setitem(vars(tvmq), "compile", interrupted)
+    assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
+    assert capsys.readouterr().err == "tvmq: interrupted; nothing was written\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_during_compile_leaves_nothing_behind(

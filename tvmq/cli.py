@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +27,7 @@ import typer
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
+NOTHING_WRITTEN = "interrupted; nothing was written"
 
 app = typer.Typer(
     name="tvmq",
@@ -244,8 +248,10 @@ def doctor(as_json: Json = False) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong becomes one sentence on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    interrupts: list[int] = []
     try:
-        code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
+        with _noted(interrupts):
+            code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
     except TvmqError as error:
         return _refuse(given, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
@@ -256,19 +262,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _refuse(given, "MemoryError", "out of memory; use a machine with more, or a smaller model", 1)
     except Exception as error:
+        if interrupts:
+            return _refuse(given, "KeyboardInterrupt", NOTHING_WRITTEN, INTERRUPTED)
         if os.environ.get("TVMQ_DEBUG"):
             raise
         said = " ".join(str(error).split())[:500]
         message = f"internal error, {type(error).__name__}: {said}; report it with what TVMQ_DEBUG=1 shows"
         return _refuse(given, "InternalError", message, BUG)
     if code == INTERRUPTED:
-        return _refuse(given, "KeyboardInterrupt", "interrupted; nothing was written", INTERRUPTED)
+        return _refuse(given, "KeyboardInterrupt", NOTHING_WRITTEN, INTERRUPTED)
     return int(code or 0)
 
 
 def run_and_exit() -> None:
     """Be the console script."""
     sys.exit(main())
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Append to interrupts at Ctrl-C, which a pass of TVM turns into a RuntimeError that says nothing."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _options(

@@ -202,7 +202,9 @@ def _least(history: History) -> float:
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C end the trial that runs, not cut it; a second one interrupts at once."""
     seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    ignored = before in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield seen.is_set
         return
 
@@ -210,7 +212,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         seen.set()
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         yield seen.is_set
     finally:
