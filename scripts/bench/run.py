@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -197,6 +198,7 @@ def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare, measure, show, and renew README.md."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process stays behind
     plan = parse(arguments)
     console = Console(markup=False)
     wide = console if console.is_terminal else Console(width=160, markup=False)
