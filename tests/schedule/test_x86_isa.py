@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tvm
 
 from tests.schedule.isa_cases import ISA, PROFILES
+from tvmq.schedule.kernels import find
 from tvmq.schedule.x86_isa import ISAS, TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 
@@ -48,3 +50,33 @@ def test_artifacts_for_older_cpus_run_there_with_the_same_bits() -> None:
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("all equal") == 4
+
+
+LINEAR = {
+    "kernel": "linear", "out_dtype": "uint8", "residual": False, "table": True, "fixed_point": False,
+    "zero_point": 0, "low": 0, "high": 255,
+}  # fmt: skip
+# Instruction of the products, and what no CPU of the kind has: wider registers, other encodings.
+CODE = [
+    ("amx", "tdpbusd", ()),
+    ("avx512_vbmi", "vpdpbusd", ()),
+    ("avx512_vnni", "vpdpbusd", ("vpermi2b",)),
+    ("avx_vnni", "{vex} vpdpbusd", ("%zmm", "%ymm16", "%k1")),
+    ("avx512", "vpmaddubsw", ("vpdpbusd",)),
+    ("avx2", "vpmaddubsw", ("%zmm", "%ymm16", "%k1", "vpdpbusd")),
+    ("sse4", "pmaddubsw", ("%ymm", "vpmadd")),
+]
+
+
+@pytest.mark.parametrize(("isa", "wanted", "unwanted"), CODE)
+def test_code_for_a_profile_multiplies_by_its_instruction_and_uses_nothing_newer(
+    isa: str, wanted: str, unwanted: tuple[str, ...]
+) -> None:
+    profile = load_profile(PROFILES[isa])
+    kernel = find(LINEAR, [(64, 64), (64, 64), (64,), (64,), (256,)], profile, threads=1)
+    assert kernel is not None
+    compiled = tvm.compile(tvm.IRModule({"main": kernel.function()}), profile.tvm())
+    lines = compiled.mod.inspect_source("asm").splitlines()
+    code = "\n".join(" ".join(line.split()) for line in lines)
+    assert wanted in code
+    assert [word for word in unwanted if word in code] == []
