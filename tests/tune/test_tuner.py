@@ -10,6 +10,7 @@ from tests.schedule.pool import pool_of
 from tvmq.errors import UsageError
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.target import load_profile
+from tvmq.tune import tuner
 from tvmq.tune.tuner import kernels_of, tune
 
 (X,) = tiny_transformer.inputs(1, seed=9)
@@ -23,6 +24,15 @@ def test_a_machine_that_cannot_run_the_code_cannot_tune(tmp_path: Path):
     found = tune(integer, profile, tvmq.Tune(trials=0, database=tmp_path / "db"))
     assert found
     assert all(kernel.decisions is None for kernel in found)
+
+
+def test_tuning_tiles_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    profile = load_profile("x86_amx")
+    monkeypatch.setattr(tuner, "cpu_features", lambda: profile.features)
+    monkeypatch.setattr(tuner, "allow_amx_tiles", lambda: False)
+    integer = LowerInteger()(tiny_transformer.qdq_module())
+    with pytest.raises(UsageError, match="does not let this process use AMX tiles"):
+        tune(integer, profile, tvmq.Tune(database=tmp_path / "db"))
 
 
 @pytest.mark.isa("avx2")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import tvm
 
-from tvmq.environment import cpu_features
+from tvmq.environment import allow_amx_tiles, cpu_features
 from tvmq.errors import UsageError
 from tvmq.progress import Progress, silent
 from tvmq.runtime import use_threads
@@ -60,3 +60,5 @@ def _require_machine(profile: TargetProfile) -> None:
             f"tune: this machine lacks {', '.join(lacking)}, which {profile.name!r} needs, and tuning "
             f"measures here; tune on such a machine, or compile without tuning"
         )
+    if "amx_tile" in profile.features and not allow_amx_tiles():
+        raise UsageError("tune: Linux does not let this process use AMX tiles; 5.16 or later does")
