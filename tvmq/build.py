@@ -123,13 +123,19 @@ def _library(mod: tvm.IRModule, profile: TargetProfile, linker: Any) -> bytes:
 def traced_values(mod: tvm.IRModule, exactness: Analysis) -> list[tuple[Any, SiteTrace]]:
     """Return what `trace` returns, in graph order: every site's output, and the entries (tvmq.exactness)."""
     entries = set(exactness.entries)
+    pairs: dict[Any, dict[str, Any]] = {}  # what returns a value and its uint8 copy
     found = []
     for binding in bindings(mod["main"]):
         var, call = binding.var, binding.value
-        attrs = {}
+        attrs: dict[str, Any] = {}
         if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
             attrs = attributes(mod[call.op])
-        if attrs or var in entries:
+        elif isinstance(call, relax.TupleGetItem) and call.tuple_value in pairs:
+            attrs = pairs[call.tuple_value]
+            attrs = attrs | {"site": f"{attrs['site']}.uint8"} if call.index else attrs
+        if attrs and isinstance(var.ty, relax.TupleType):
+            pairs[var] = attrs
+        elif attrs or var in entries:
             name, kernel = (attrs["site"], attrs["kernel"]) if attrs else (var.name, ENTRY)
             portable = exactness.of(var).portable
             found.append((var, SiteTrace(name, kernel, _shape(var.ty), str(var.ty.dtype), portable)))

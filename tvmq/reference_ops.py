@@ -77,8 +77,12 @@ def _conv2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
     integer = _is_integer(x)
     if integer:
         x, w = x.to(torch.float64), w.to(torch.float64)
+    nhwc = str(attrs.data_layout) == "NHWC"
+    if nhwc:
+        x, w = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)
     x = F.pad(x, _pad_pairs(attrs.padding))
     out = F.conv2d(x, w, None, tuple(attrs.strides), 0, tuple(attrs.dilation), int(attrs.groups))
+    out = out.permute(0, 2, 3, 1) if nhwc else out
     return out.to(torch.int64) if integer else out
 
 

@@ -3,7 +3,7 @@
 A function carries what it is in its attributes, so that a schedule may replace the call by one kernel;
 without one it is inlined and TVM legalises its ops on any target. The ops spell out numerics.py.
 
-    tvmq.kernel   linear | depthwise | layer_norm | attention | table
+    tvmq.kernel   linear | conv2d | layer_norm | attention | table
     tvmq.site     the site's id
     tvmq.*        the static numbers of the kernel, listed with each builder
 """
@@ -19,22 +19,12 @@ from tvm.relax import op
 
 from tvmq import numerics
 from tvmq.passes.composite_body import KERNEL, Body, integer, tensor_type
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.passes.epilogue import Epilogue
 
 
 def linear(
-    site: str,
-    *,
-    rows: int,
-    inputs: int,
-    outputs: int,
-    in_dtype: str,
-    out_dtype: str,
-    low: int = 0,
-    high: int = 0,
-    zero_point: int = 0,
-    fixed_point: bool = False,
-    residual: bool = False,
-    table: bool = False,
+    site: str, epilogue: Epilogue, *, rows: int, inputs: int, outputs: int, in_dtype: str
 ) -> relax.Function:
     """Return f(x, weight, bias, rescale...[, residual][, table]) of a product with all that follows it.
 
@@ -42,7 +32,7 @@ def linear(
     rescale: one float32 factor [outputs] where out_dtype is float32. Otherwise int32 shifts [outputs], and
     bias holds the rounding half and the output's zero point already; fixed_point: int32 multipliers, shifts.
     residual: int16 [rows, outputs], in units of the result. The sum is clipped to [low, high]; a table
-    (uint8 [256]) then maps uint8 to uint8.
+    (uint8 [256]) then maps uint8 to uint8. With copy the result is a tuple: int16, and uint8 made of it.
     """
     x = relax.Var("x", tensor_type((rows, inputs), in_dtype))
     weight = relax.Var("weight", tensor_type((inputs, outputs), "int8"))
@@ -50,79 +40,43 @@ def linear(
     params = [x, weight, bias]
     body = Body()
     acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), bias))
-    if out_dtype == "float32":
-        params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
-        y = body(op.multiply(body(op.astype(acc, "float32")), params[-1]))
-    else:
-        y = _rescaled(body, params, acc, zero_point if fixed_point else None)
-        if residual:
-            params.append(relax.Var("residual", tensor_type((rows, outputs), "int16")))
-            y = body(op.add(y, body(op.astype(params[-1], "int32"))))
-        y = body(op.astype(body(op.clip(y, low, high)), out_dtype))
-    if table:
-        params.append(relax.Var("table", tensor_type((256,), "uint8")))
-        y = body.lookup(y, params[-1], (rows, outputs))
-    attrs = {
-        "out_dtype": out_dtype,
-        "low": low,
-        "high": high,
-        "zero_point": zero_point,
-        "fixed_point": int(fixed_point),
-        "residual": int(residual),
-        "table": int(table),
-    }
-    return body.finish(params, y, "linear", site, attrs)
+    y = epilogue.emit(body, params, acc)
+    return body.finish(params, y, "linear", site, {"in_dtype": in_dtype, **epilogue.attrs()})
 
 
-def depthwise(
-    site: str,
-    *,
-    data_shape: Sequence[int],
-    kernel: tuple[int, int],
-    strides: tuple[int, int],
-    size: tuple[int, int],
-    in_dtype: str,
-    out_dtype: str,
-    low: int,
-    high: int,
-    zero_point: int = 0,
-    fixed_point: bool = False,
+def conv2d(
+    site: str, epilogue: Epilogue, geometry: ConvGeometry, *, in_dtype: str, pad_value: int
 ) -> relax.Function:
-    """Return f(x, weight, bias, rescale...) of a convolution of each channel with its own weights.
+    """Return f(x, weight, bias, rescale...[, residual][, table]) of a convolution with all that follows it.
 
-    x data_shape [B, H, W, C], padded; weight int8 [kernel height * width, C]; the result, of size (rows,
-    columns), is [B * rows * columns, C]. bias and rescale are as in linear.
+    x, weight int8 and the result are laid out as ConvGeometry says; pad_value is the stored zero. The rest is
+    as in linear.
     """
-    x = relax.Var("x", tensor_type(data_shape, in_dtype))
-    batch, channels = data_shape[0], data_shape[3]
-    weight = relax.Var("weight", tensor_type((kernel[0] * kernel[1], channels), "int8"))
-    bias = relax.Var("bias", tensor_type((channels,), "int32"))
+    g = geometry
+    x = relax.Var("x", tensor_type((g.batch * g.rows * g.columns, g.channels), in_dtype))
+    kernel = (g.kernel_rows, g.kernel_columns, g.group_inputs, g.outputs)
+    weight = relax.Var("weight", tensor_type(kernel, "int8"))
+    bias = relax.Var("bias", tensor_type((g.outputs,), "int32"))
     params = [x, weight, bias]
     body = Body()
-    acc = bias
-    for tap in range(kernel[0] * kernel[1]):
-        begin = divmod(tap, kernel[1])
-        end = [b + (n - 1) * s + 1 for b, n, s in zip(begin, size, strides, strict=True)]
-        seen = body(op.strided_slice(x, axes=[1, 2], begin=list(begin), end=end, strides=list(strides)))
-        factor = body(op.strided_slice(weight, axes=[0], begin=[tap], end=[tap + 1]))
-        product = op.multiply(body(op.astype(seen, "int32")), body(op.astype(factor, "int32")))
-        acc = body(op.add(acc, body(product)))
-    acc = body(op.reshape(acc, (batch * size[0] * size[1], channels)))
-    y = _rescaled(body, params, acc, zero_point if fixed_point else None)
-    y = body(op.astype(body(op.clip(y, low, high)), out_dtype))
-    attrs = {
-        "kernel_rows": kernel[0],
-        "kernel_columns": kernel[1],
-        "stride_rows": strides[0],
-        "stride_columns": strides[1],
-        "in_dtype": in_dtype,
-        "out_dtype": out_dtype,
-        "low": low,
-        "high": high,
-        "zero_point": zero_point,
-        "fixed_point": int(fixed_point),
-    }
-    return body.finish(params, y, "depthwise", site, attrs)
+    data = body(op.reshape(x, (g.batch, g.rows, g.columns, g.channels)))
+    if g.padded:
+        pads = [0, 0, g.top, g.bottom, g.left, g.right, 0, 0]
+        data = body(op.nn.pad(data, pads, "constant", pad_value))
+    sums = op.nn.conv2d(
+        data,
+        weight,
+        strides=(g.stride_rows, g.stride_columns),
+        dilation=(g.dilation_rows, g.dilation_columns),
+        groups=g.groups,
+        data_layout="NHWC",
+        kernel_layout="HWIO",
+        out_dtype="int32",
+    )
+    acc = body(op.reshape(body(sums), (g.pixels, g.outputs)))
+    y = epilogue.emit(body, params, body(op.add(acc, bias)))
+    attrs = {"in_dtype": in_dtype, "pad_value": pad_value, **g.attrs(), **epilogue.attrs()}
+    return body.finish(params, y, "conv2d", site, attrs)
 
 
 def layer_norm(
@@ -174,27 +128,6 @@ def table(site: str, *, shape: Sequence[int]) -> relax.Function:
     values = relax.Var("table", tensor_type((256,), "uint8"))
     body = Body()
     return body.finish([x, values], body.lookup(x, values, shape), "table", site, {})
-
-
-def _rescaled(body: Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
-    """Emit the requantized accumulator as int32 and add its parameters; a zero point means fixed point."""
-    vector = (int(acc.ty.shape[1]),)
-    if zero_point is None:
-        params.append(relax.Var("shift", tensor_type(vector, "int32")))
-        return body(op.right_shift(acc, params[-1]))
-    params += [relax.Var(name, tensor_type(vector, "int32")) for name in ("multiplier", "shift")]
-    return _fixed_point(body, acc, params[-2], params[-1], zero_point)
-
-
-def _fixed_point(
-    body: Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
-) -> relax.Var:
-    """Emit (acc * multiplier + 2**(shift-1)) >> shift in int64, plus the zero point, as int32."""
-    wide_shift = body(op.astype(shift, "int64"))
-    product = body(op.multiply(body(op.astype(acc, "int64")), body(op.astype(multiplier, "int64"))))
-    half = body(op.left_shift(integer(1, "int64"), body(op.subtract(wide_shift, integer(1, "int64")))))
-    shifted = body(op.right_shift(body(op.add(product, half)), wide_shift))
-    return body(op.add(body(op.astype(shifted, "int32")), integer(zero_point)))
 
 
 def _normalised(body: Body, x: relax.Var, epsilon: int, limit: int) -> relax.Var:

@@ -25,7 +25,7 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes import lower_attention, lower_depthwise, lower_products, lower_sites, lower_views
+from tvmq.passes import lower_attention, lower_products, lower_sites, lower_views
 from tvmq.passes.composite_body import integer
 from tvmq.passes.composites import attributes
 from tvmq.passes.layouts import channels_last
@@ -44,7 +44,6 @@ from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 Handler = Callable[[Emitter, QdqCall], Any]  # returns None where the op stays float
 STORED = ("uint8", "int8", "int16")
-CONVOLUTIONS = ("conv2d_transpose", "depthwise")  # pending ones, which take a bias
 BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
@@ -183,6 +182,9 @@ def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> S
     shift = numerics.power_of_two_exponent(ratio)
     if shift is None or not 0 <= shift <= 16 or source.params.zero_point != 0:
         return None
+    copied = lower_products.with_copy(emit, name, source, out, shift)
+    if copied is not None:
+        return copied
     wide = emit(op.astype(emit.rows(source), "int32"))
     half = (1 << shift >> 1) + (out.zero_point << shift)
     moved = emit(op.right_shift(emit(op.add(wide, integer(half))), integer(shift)))
@@ -191,17 +193,13 @@ def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> S
     return Stored(out, source.layout, rows_var=stored)
 
 
-def _conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
-    return lower_products.conv2d(emit, source) or lower_depthwise.depthwise(emit, source)
-
-
 def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
     left, right = source.operands
     if isinstance(left, tvm.ir.GenericConst) or isinstance(right, PendingLinear | Pending):
         left, right = right, left
     if isinstance(left, PendingLinear):
         return lower_products.accumulate(emit, left, right)
-    if isinstance(left, Pending) and left.kind in CONVOLUTIONS:
+    if isinstance(left, Pending) and left.kind == "conv2d_transpose":
         return lower_products.transposed_bias(left, right)
     if isinstance(left, Stored) and isinstance(right, Stored):
         return Pending("add", source)
@@ -220,7 +218,7 @@ def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
         return None
     if isinstance(value, PendingLinear) and value.bounds is None:
         return value.bounded(bounds, source.name)
-    if isinstance(value, Pending) and value.kind in ("add", *CONVOLUTIONS) and value.bounds is None:
+    if isinstance(value, Pending) and value.kind in ("add", "conv2d_transpose") and value.bounds is None:
         return value.bounded(bounds, source.name)
     return lower_sites.unary(emit, source)
 
@@ -236,7 +234,7 @@ HANDLERS: Mapping[str, Handler] = {
     "dequantize": _dequantize,
     "quantize": _quantize,
     "matmul": lower_products.matmul,
-    "nn.conv2d": _conv2d,
+    "nn.conv2d": lower_products.conv2d,
     "nn.conv2d_transpose": lower_products.conv2d_transpose,
     "nn.layer_norm": lower_sites.layer_norm,
     **dict.fromkeys(("nn.attention", "nn.attention_bias"), lower_attention.attention),
@@ -246,7 +244,6 @@ HANDLERS: Mapping[str, Handler] = {
 
 QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]] = {
     "conv2d_transpose": lower_products.quantize_transposed,
-    "depthwise": lower_depthwise.quantize_depthwise,
     "layer_norm": lower_sites.quantize_layer_norm,
     "attention": lower_attention.quantize_attention,
     "unary": lower_sites.quantize_unary,

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
+from tvm import relax
 
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.passes import composites
 from tvmq.passes.constants import channel_vector
+from tvmq.passes.conv_geometry import ConvGeometry, merged
+from tvmq.passes.epilogue import Copy, Epilogue
 from tvmq.passes.integer_parameters import linear_parameters
 from tvmq.passes.layouts import RowsLayout, channels_last
 from tvmq.passes.lowering_values import (
@@ -31,13 +34,7 @@ from tvmq.passes.lowering_values import (
     clip_range,
     constant,
 )
-from tvmq.passes.patches import (
-    conv_patches,
-    interleave,
-    supports_conv,
-    supports_transposed,
-    transposed_phases,
-)
+from tvmq.passes.patches import interleave, supports_transposed, transposed_phases
 
 
 def matmul(emit: Emitter, source: QdqCall) -> PendingLinear | None:
@@ -54,14 +51,24 @@ def matmul(emit: Emitter, source: QdqCall) -> PendingLinear | None:
 
 
 def conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | None:
-    """Return the pending product of patches and a weight constant."""
+    """Return the pending convolution of stored values and a weight constant."""
     x, weight = source.operands
     quantized = weight_of(weight, 0)
-    if not isinstance(x, Stored) or quantized is None or not supports_conv(source.call.attrs):
+    attrs = source.call.attrs
+    if not isinstance(x, Stored) or quantized is None:
         return None
-    rows, matrix, out_rows = conv_patches(emit, x, quantized.values, source.call.attrs)
-    layout = RowsLayout(out_rows, 1, (matrix.shape[1],))
-    return PendingLinear(source.name, rows, x.params, QuantizedWeight(matrix, quantized.scale), layout)
+    if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCHW", "OIHW"):
+        return None
+    geometry = ConvGeometry.of(x.layout.shape, quantized.values.shape, attrs)
+    values = quantized.values.transpose(2, 3, 1, 0)
+    if not geometry.depthwise:
+        geometry, values = merged(geometry, values)
+    matrix = np.ascontiguousarray(values.reshape(-1, geometry.outputs))
+    batch, channels, rows, columns = x.layout.shape
+    pixels = emit.with_layout(x, RowsLayout((batch, rows, columns), 1, (channels,)))
+    layout = RowsLayout((batch, geometry.out_rows, geometry.out_columns), 1, (geometry.outputs,))
+    product = QuantizedWeight(matrix, quantized.scale)
+    return PendingLinear(source.name, emit.rows(pixels), x.params, product, layout, conv=geometry)
 
 
 def conv2d_transpose(emit: Emitter, source: QdqCall) -> Pending | None:
@@ -109,20 +116,47 @@ def defer(emit: Emitter, linear: PendingLinear, out: QuantParams) -> Stored | No
     return stored
 
 
+def with_copy(emit: Emitter, name: str, source: Stored, out: QuantParams, shift: int) -> Stored | None:
+    """Return the uint8 storage of an int16 convolution that makes both; None for anything else.
+
+    shift: from the int16 storage to the other.
+    """
+    linear = source.pending
+    if linear is None or linear.conv is None or source.rows_var is not None:
+        return None
+    if (source.params.dtype, out.dtype) != ("int16", "uint8"):
+        return None
+    second = Stored(out, source.layout)
+    source.pending = None  # nothing else joins it
+
+    def both() -> Expr:
+        pair = emit_linear(emit, linear, source.params, copy=Copy(shift, out.zero_point))
+        second.rows_var = emit(relax.TupleGetItem(pair, 1), name)
+        return emit(relax.TupleGetItem(pair, 0))
+
+    def copied() -> Expr:
+        emit.rows(source)
+        return second.rows_var
+
+    source.force, second.force = both, copied
+    return second
+
+
 def emit_linear(
-    emit: Emitter, linear: PendingLinear, out: QuantParams | None, table: Array | None = None
+    emit: Emitter,
+    linear: PendingLinear,
+    out: QuantParams | None,
+    table: Array | None = None,
+    copy: Copy | None = None,
 ) -> Expr:
-    """Emit the product as rows of out.dtype, or float32 (without residual and clip) where out is None."""
+    """Emit the product as rows of out.dtype, or float32 (without residual and clip) where out is None.
+
+    With copy, which only convolutions take, it is a tuple.
+    """
     numbers = linear_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
-    inputs, outputs = linear.weight.values.shape
     residual = linear.residual if out is not None else None
     low, high = clip_range(out, linear.bounds) if out is not None else (0, 0)
-    func = composites.linear(
-        linear.site,
-        rows=linear.layout.matrix[0],
-        inputs=inputs,
-        outputs=outputs,
-        in_dtype=linear.x_params.dtype,
+    epilogue = Epilogue(
         out_dtype="float32" if out is None else out.dtype,
         low=low,
         high=high,
@@ -130,11 +164,29 @@ def emit_linear(
         fixed_point=numbers.fixed_point,
         residual=residual is not None,
         table=table is not None,
+        copy=copy,
     )
-    args = [linear.x, *map(constant, (linear.weight.values, numbers.bias, *numbers.rescale))]
+    func, weight = _composite(linear, epilogue)
+    args = [linear.x, *map(constant, (weight, numbers.bias, *numbers.rescale))]
     args += [emit.rows(residual)] if residual is not None else []
     args += [constant(table)] if table is not None else []
     return emit.composite(func, args, linear.site)
+
+
+def _composite(linear: PendingLinear, epilogue: Epilogue) -> tuple[relax.Function, Array]:
+    """Return the function of a product and its weight as the function takes it."""
+    inputs, outputs = linear.weight.values.shape
+    dtype, conv = linear.x_params.dtype, linear.conv
+    if conv is None:
+        rows = linear.layout.matrix[0]
+        func = composites.linear(
+            linear.site, epilogue, rows=rows, inputs=inputs, outputs=outputs, in_dtype=dtype
+        )
+        return func, linear.weight.values
+    pad_value = linear.x_params.zero_point
+    func = composites.conv2d(linear.site, epilogue, conv, in_dtype=dtype, pad_value=pad_value)
+    kernel = (conv.kernel_rows, conv.kernel_columns, conv.group_inputs, outputs)
+    return func, linear.weight.values.reshape(kernel)
 
 
 def quantize_transposed(emit: Emitter, pending: Pending, out: QuantParams) -> Stored:

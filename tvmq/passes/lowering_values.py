@@ -17,6 +17,7 @@ from tvm.relax import op
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.composite_body import KERNEL, SITE
+from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.rebuild import live, sequence
 
@@ -51,12 +52,13 @@ class PendingLinear:
     site: str
     x: Expr  # uint8 (convolutions: any stored dtype), rows
     x_params: QuantParams
-    weight: QuantizedWeight  # values [K, N]
+    weight: QuantizedWeight  # values [K, N]; convolutions: K is kernel rows * kernel columns * inputs
     layout: RowsLayout  # of the result
     bias: npt.NDArray[np.float64] | None = None
     residual: Stored | None = None
     bounds: tuple[float, float] | None = None  # real units: relu (0, inf), relu6 (0, 6)
     clip: str = ""  # the name of what clips to bounds
+    conv: ConvGeometry | None = None  # None: a product of two matrices
 
     def bounded(self, bounds: tuple[float, float], clip: str) -> PendingLinear:
         """Return the product followed by a clip."""
@@ -82,7 +84,7 @@ class QdqCall:
 class Pending:
     """Any other integer operation, which waits for the quantize that gives its output scale."""
 
-    kind: str  # layer_norm attention unary add embedding conv2d_transpose depthwise
+    kind: str  # layer_norm attention unary add embedding conv2d_transpose
     source: QdqCall
     bias: Expr | None = None  # of convolutions
     bounds: tuple[float, float] | None = None

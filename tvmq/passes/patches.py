@@ -1,8 +1,7 @@
-"""Write integer convolutions as rows of patches times a matrix.
+"""Write integer transposed convolutions as rows of patches times matrices.
 
-    conv2d            one product, K = kernel height * width * channels
-    conv2d_transpose  stride^2 products, one per output phase: every output pixel of a phase sees the same
-                      few taps, so nothing is multiplied by the zeros that dilation would insert
+One product per output phase, stride^2 of them: every output pixel of a phase sees the same few taps, so
+nothing is multiplied by the zeros that dilation would insert.
 
 Patches are cut with plain Relax ops (reshape, pad, strided_slice, concat) on stored integers; what padding
 adds is the zero point, that is, real zero.
@@ -24,53 +23,6 @@ from tvmq.passes.lowering_values import Emitter, Expr, Stored
 
 Int8s = npt.NDArray[np.int8]
 MULTIPLE = 4  # dot-product instructions take four products at a time
-
-
-def conv_patches(
-    emit: Emitter, x: Stored, weight: Int8s, attrs: Any
-) -> tuple[Expr, Int8s, tuple[int, int, int]]:
-    """Return (patches [B*Ho*Wo, K], matrix [K, O], (B, Ho, Wo)) of a conv2d of NCHW x with OIHW weight."""
-    outputs, _, height, width = weight.shape
-    _, _, rows, columns = x.layout.shape
-    strides = tuple(int(s) for s in attrs.strides)
-    out = output_size(x.layout.shape, (height, width), attrs)
-    disjoint = strides == (height, width) and not any(int(p) for p in attrs.padding)
-    if disjoint and (rows % height, columns % width) == (0, 0) and x.rows_var is None:
-        return _tiles(emit, x, weight, out)
-    nhwc = padded_nhwc(emit, x, attrs)
-    taps = _taps(emit, nhwc, (height, width), (out[1], out[2]), strides)
-    matrix = weight.transpose(2, 3, 1, 0).reshape(-1, outputs)
-    return *_rows(emit, taps, matrix), out
-
-
-def output_size(data: tuple[int, ...], kernel: tuple[int, int], attrs: Any) -> tuple[int, int, int]:
-    """Return (B, rows, columns) of a conv2d of NCHW data."""
-    batch, _, rows, columns = data
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    down, across = (int(s) for s in attrs.strides)
-    return (
-        batch,
-        (rows + top + bottom - kernel[0]) // down + 1,
-        (columns + left + right - kernel[1]) // across + 1,
-    )
-
-
-def padded_nhwc(emit: Emitter, x: Stored, attrs: Any) -> Expr:
-    """Return the stored integers of NCHW x as NHWC with the padding of a conv2d around them."""
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    return _pad(emit, _nhwc(emit, x), x.params, (top, bottom, left, right))
-
-
-def supports_conv(attrs: Any) -> bool:
-    """Whether conv_patches covers this conv2d."""
-    plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
-    return plain and (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
-
-
-def is_depthwise(data_shape: tuple[int, ...], weight_shape: tuple[int, ...], attrs: Any) -> bool:
-    """Whether a conv2d of NCHW data with OIHW weight has one filter per channel."""
-    channels = data_shape[1]
-    return channels == int(attrs.groups) == weight_shape[0] > 1
 
 
 def transposed_phases(
@@ -127,22 +79,6 @@ def interleave(
     return Stored(out, layout, rows_var=emit(op.reshape(dense, layout.matrix)))
 
 
-def _tiles(
-    emit: Emitter, x: Stored, weight: Int8s, out: tuple[int, int, int]
-) -> tuple[Expr, Int8s, tuple[int, int, int]]:
-    """Cut NCHW into tiles that do not overlap: the patch embedding."""
-    outputs, channels, height, width = weight.shape
-    batch, rows, columns = out
-    split = emit(op.reshape(emit.dense(x), (batch, channels, rows, height, columns, width)))
-    tiles = emit(op.permute_dims(split, [0, 2, 4, 1, 3, 5]))
-    inner = channels * height * width
-    flat = emit(op.reshape(tiles, (batch * rows * columns, inner)))
-    matrix = weight.reshape(outputs, inner).T
-    if inner % MULTIPLE:
-        return *_rows(emit, [flat], matrix), out
-    return flat, np.ascontiguousarray(matrix), out
-
-
 def _nhwc(emit: Emitter, x: Stored) -> Expr:
     batch, channels, rows, columns = x.layout.shape
     as_rows = emit.with_layout(x, RowsLayout((batch, rows, columns), 1, (channels,)))
@@ -164,22 +100,6 @@ def _tap(
     begin = list(offset)
     end = [o + (n - 1) * s + 1 for o, n, s in zip(offset, size, strides, strict=True)]
     return emit(op.strided_slice(nhwc, axes=[1, 2], begin=begin, end=end, strides=list(strides)))
-
-
-def _taps(
-    emit: Emitter, nhwc: Expr, kernel: tuple[int, int], size: tuple[int, int], strides: tuple[int, ...]
-) -> list[Expr]:
-    """Cut what each row of the kernel sees, its columns side by side: height tensors [B, size..., width * C].
-
-    Columns are joined first, rows last: a join of few parts is much faster than one of height * width.
-    """
-    height, width = kernel
-    if (height, width, *strides) == (1, 1, 1, 1):
-        return [nhwc]
-    rows = int(nhwc.ty.shape[1])
-    columns = [_tap(emit, nhwc, (0, dx), (rows, size[1]), (1, strides[1])) for dx in range(width)]
-    bands = columns[0] if width == 1 else emit(op.concat(columns, axis=3))
-    return [_tap(emit, bands, (dy, 0), size, (strides[0], 1)) for dy in range(height)]
 
 
 def _rows(emit: Emitter, taps: list[Expr], matrix: Int8s) -> tuple[Expr, Int8s]:

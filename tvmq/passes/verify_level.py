@@ -27,9 +27,9 @@ KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
         (STORED, ("int8",), ("int32",)),
         ("out_dtype", "low", "high", "fixed_point", "residual", "table"),
     ),
-    "depthwise": (
+    "conv2d": (
         (STORED, ("int8",), ("int32",)),
-        ("kernel_rows", "kernel_columns", "stride_rows", "stride_columns", "out_dtype", "low", "high"),
+        ("kernel_rows", "kernel_columns", "groups", "out_dtype", "low", "high", "fixed_point", "pad_value"),
     ),
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
     "attention": (

@@ -59,10 +59,6 @@ def float_reason(node: Node) -> str:
     """Return why a site has no integer form, "" if it has one."""
     if node.kind in ("conv2d", "depthwise"):
         attrs = node.call.attrs
-        if node.kind == "conv2d" and int(attrs.groups) != 1:
-            return "grouped convolutions have no integer kernel yet"
-        if any(int(d) != 1 for d in attrs.dilation):
-            return "dilated convolutions have no integer kernel yet"
         if str(attrs.data_layout) != "NCHW":
             return f"layout {attrs.data_layout} has no integer kernel yet"
     if node.kind == "conv2d_transpose":

@@ -10,8 +10,8 @@ import tvm
 from tvm import relax
 
 from tvmq.passes.constants import scalar_of
+from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.hidden_rows import rows_shown
-from tvmq.passes.patches import is_depthwise
 from tvmq.passes.rebuild import op_name
 from tvmq.passes.score_terms import score_terms
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
@@ -138,7 +138,9 @@ def _hides_rows(where: relax.Call, earlier: Mapping[str, Node]) -> bool:
 
 def _kind_of_convolution(op: str, call: relax.Call) -> str:
     data, weight = (tuple(int(d) for d in arg.ty.shape) for arg in call.args)
-    return "depthwise" if op == "conv2d" and is_depthwise(data, weight, call.attrs) else op
+    if op == "conv2d" and ConvGeometry.of(data, weight, call.attrs).depthwise:
+        return "depthwise"
+    return op
 
 
 def _kind_of_add(call: relax.Call, earlier: Mapping[str, Node]) -> str:

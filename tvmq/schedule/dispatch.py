@@ -106,7 +106,7 @@ class _Dispatcher:
         args = [self._pack(a, p) for a, p in zip(call.args, kernel.packing, strict=True)]
         if any(arg is None for arg in args):
             return binding
-        out = relax.TensorType(tuple(int(d) for d in call.ty.shape), call.ty.dtype)
+        out = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty
         replaced = relax.op.call_tir(self.table.call(kernel, args), relax.Tuple(args), out)
         return relax.VarBinding(binding.var, self.builder.normalize(replaced))
 

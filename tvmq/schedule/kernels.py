@@ -17,22 +17,30 @@ import numpy.typing as npt
 from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule import (
     attention_spec,
-    depthwise,
+    conv_spec,
+    depthwise_spec,
     x86_amx_linear,
     x86_attention,
+    x86_depthwise,
     x86_layer_norm,
     x86_linear,
     x86_sorted_linear,
 )
 from tvmq.schedule.attention_spec import AttentionDecision
+from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.conv_tiles import ConvDecision, conv_space
+from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.saturation import pack_sorted, unpack_sorted
 from tvmq.schedule.space import Decisions, Space
+from tvmq.schedule.x86_conv import conv_prim_func
+from tvmq.schedule.x86_depthwise import DepthwiseDecision
 from tvmq.schedule.x86_isa import Isa, isa_of
 from tvmq.schedule.x86_layer_norm import LayerNormDecision
 from tvmq.target import TargetProfile
@@ -97,6 +105,9 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
     {
         "linear16x4": lambda array, shape: unpack_weight(array, *shape),
         "sorted16x4": lambda array, shape: unpack_sorted(array, *shape),
+        "conv16x4": conv_spec.unpack_weight,
+        **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
+        **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
         "keys16": attention_spec.unpack_bias,
         "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
@@ -108,25 +119,14 @@ def _linear(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     (rows, inputs), (_, outputs) = shapes[0], shapes[1]
-    out_dtype = str(attrs["out_dtype"])
-    spec = LinearSpec(
-        rows=rows,
-        inputs=inputs,
-        outputs=outputs,
-        out_dtype=out_dtype,
-        residual=bool(attrs["residual"]),
-        table=bool(attrs["table"]),
-        fixed_point=bool(attrs["fixed_point"]),
-        zero_point=int(attrs["zero_point"]),
-        **_clip(attrs, out_dtype),
-    )
+    spec = _product(attrs, rows, inputs, outputs)
     isa = isa_of(profile)
-    if isa is None or (supports_linear if isa.vnni else x86_sorted_linear.supports)(spec) is not None:
+    if isa is None or attrs["in_dtype"] != "uint8":
         return None
-    rescale = 2 if spec.fixed_point else 1
+    if (supports_linear if isa.vnni else x86_sorted_linear.supports)(spec) is not None:
+        return None
     weight = Packing("linear16x4", pack_weight) if isa.vnni else Packing("sorted16x4", pack_sorted)
-    packing = (None, weight, *[_channels()] * (1 + rescale))
-    packing += (None,) * (len(shapes) - len(packing))
+    packing = _packing(spec, weight, len(shapes))
 
     if isa.amx and x86_amx_linear.supports(spec) is None:
         build, space = functools.partial(x86_amx_linear.amx_linear_prim_func, spec, isa, threads), EMPTY
@@ -143,6 +143,75 @@ def _tiled_linear(spec: LinearSpec, isa: Isa, **decisions: Any) -> tirx.PrimFunc
     decision = Decision(**decisions)
     func = x86_linear.linear_prim_func(spec, isa, ahead=decision.ahead)
     return x86_linear.schedule_linear(func, spec, decision, isa)
+
+
+def _conv2d(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    geometry = ConvGeometry.from_attrs(attrs)
+    if geometry.depthwise:
+        return _depthwise(attrs, shapes, profile, threads)
+    product = _product(attrs, geometry.pixels, geometry.group_inputs, geometry.outputs)
+    spec = ConvSpec(geometry=geometry, product=product, pad_value=int(attrs["pad_value"]))
+    isa = isa_of(profile)
+    if isa is None or attrs["in_dtype"] != "uint8" or conv_spec.supports(spec) is not None:
+        return None
+    weight = Packing("conv16x4", conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps)
+
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        return conv_prim_func(spec, ConvDecision(**decisions), isa)
+
+    name = f"conv2d_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}x{geometry.outputs}"
+    packing, space = _packing(product, weight, len(shapes)), conv_space(spec, isa, threads)
+    return Kernel((spec, profile.name, threads), name, packing, build, space)
+
+
+def _depthwise(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    geometry = ConvGeometry.from_attrs(attrs)
+    product = _product(attrs, geometry.pixels, 1, geometry.outputs)
+    spec = DepthwiseSpec(geometry=geometry, product=product, pad_value=int(attrs["pad_value"]))
+    isa = isa_of(profile)
+    if isa is None or attrs["in_dtype"] != "uint8" or depthwise_spec.supports(spec) is not None:
+        return None
+    widest = x86_depthwise.widest_chunk(isa)
+    weight = Packing(f"depthwise{widest}", lambda v: depthwise_spec.pack_weight(v, widest))
+    packing = _packing(product, weight, len(shapes))
+    if spec.short:
+        ordered = Packing(f"quarters{widest}", lambda v: depthwise_spec.pack_channels(v, widest))
+        packing = (None, weight, ordered, ordered, *packing[4:])
+
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        return x86_depthwise.depthwise_prim_func(spec, DepthwiseDecision(**decisions), isa)
+
+    name = f"depthwise_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
+    space = x86_depthwise.depthwise_space(spec, threads)
+    return Kernel((spec, profile.name, threads), name, packing, build, space)
+
+
+def _product(attrs: Mapping[str, Any], rows: int, inputs: int, outputs: int) -> LinearSpec:
+    out_dtype = str(attrs["out_dtype"])
+    copies = "copy_shift" in attrs
+    return LinearSpec(
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        out_dtype=out_dtype,
+        residual=bool(attrs["residual"]),
+        table=bool(attrs["table"]),
+        fixed_point=bool(attrs["fixed_point"]),
+        zero_point=int(attrs["zero_point"]),
+        copy=(int(attrs["copy_shift"]), int(attrs["copy_zero_point"])) if copies else None,
+        **_clip(attrs, out_dtype),
+    )
+
+
+def _packing(product: LinearSpec, weight: Packing, arguments: int) -> tuple[Packing | None, ...]:
+    """Return how x, weight, bias, rescale... and the rest are packed."""
+    rescale = 2 if product.fixed_point else 1
+    packing = (None, weight, *[_channels()] * (1 + rescale))
+    return packing + (None,) * (arguments - len(packing))
 
 
 def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:
@@ -208,33 +277,11 @@ def _attention(
     )
 
 
-def _depthwise(
-    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
-) -> Kernel | None:
-    if attrs["fixed_point"]:
-        return None
-    batch, rows, columns, channels = shapes[0]
-    spec = depthwise.DepthwiseSpec(
-        (batch, rows, columns, channels),
-        (int(attrs["kernel_rows"]), int(attrs["kernel_columns"])),
-        (int(attrs["stride_rows"]), int(attrs["stride_columns"])),
-        **_fields(attrs, "in_dtype", "out_dtype", "low", "high"),
-    )
-    if depthwise.supports(spec) is not None:
-        return None
-    return Kernel(
-        (spec, profile.name),
-        f"depthwise_{rows}x{columns}x{channels}",
-        (None,) * len(shapes),
-        lambda: depthwise.depthwise_prim_func(spec),
-    )
-
-
 def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: attrs[name] for name in names}
 
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {"linear": _linear, "depthwise": _depthwise, "layer_norm": _layer_norm, "attention": _attention}
+    {"linear": _linear, "conv2d": _conv2d, "layer_norm": _layer_norm, "attention": _attention}
 )

@@ -1,7 +1,8 @@
-"""The `finish` block of the integer linear kernels: int32 sums to stored outputs, 16 or 64 at a time."""
+"""What integer products store of their int32 sums, 16 or 64 at a time, and the `finish` block of linears."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -37,104 +38,84 @@ def packs(spec: LinearSpec, isa: Isa) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
-    """Emits the block; arguments and total are the buffers of the function that is being built.
-
-    total is int32 [rows, groups, 16], the sums without bias. A step is one or more groups of a row.
-    """
+class Epilogue:
+    """Turns sums into what is stored of them; arguments are the buffers of the function being built."""
 
     spec: LinearSpec
     arguments: dict[str, Any]
-    total: Any
     isa: Isa
-    ahead: int = 0  # how many groups further on weights are prefetched; 0: none are
-
-    @property
-    def per_step(self) -> int:
-        """Groups of a step."""
-        return groups_per_step(self.spec, self.isa)
+    per_step: int  # groups requantized together: 1, or groups_per_step
 
     @property
     def width(self) -> int:
         """Channels of a step."""
         return self.per_step * LANES
 
-    def emit(self) -> None:
-        """Append the block to the function."""
-        steps = self.spec.groups // self.per_step
-        last_width = self.spec.outputs - (steps - 1) * self.width
-        with T.grid(self.spec.rows, steps) as (i, j), T.sblock("finish"):
-            row, step = T.axis.spatial(self.spec.rows, i), T.axis.spatial(steps, j)
-            self._regions(row, step)
-            if last_width == self.width:
-                self._store(row, step, self.width)
-                return
-            with T.If(step < steps - 1):
+    @property
+    def steps(self) -> int:
+        """Steps of a row."""
+        return self.spec.groups // self.per_step
+
+    def store_step(self, row: Any, step: Any, sums: Sequence[Any], *, may_be_last: bool = True) -> None:
+        """Emit the stores of one step of a row; sums int32x16 without bias, one per group of the step.
+
+        may_be_last: the step may be the last one of the row, which is narrower where channels are missing.
+        """
+        first, last_width = step * self.width, self.spec.outputs - (self.steps - 1) * self.width
+        if last_width == self.width or not may_be_last:
+            self.store(row, first, sums, self.width)
+        elif self.steps == 1:
+            self.store(row, first, sums, last_width)
+        else:
+            with T.If(step < self.steps - 1):
                 with T.Then():
-                    self._store(row, step, self.width)
+                    self.store(row, first, sums, self.width)
                 with T.Else():
-                    self._store(row, step, last_width)
+                    self.store(row, first, sums, last_width)
 
-    def _regions(self, row: Any, step: Any) -> None:
-        per_step, first = self.per_step, step * self.width
-        reads = [self.total[row, step * per_step : step * per_step + per_step, 0:LANES]]
-        for name, buffer in self.arguments.items():
-            if name in PER_CHANNEL:
-                reads.append(buffer[first : first + self.width])
-            elif name == "residual":
-                reads.append(buffer[row, first : first + self.width])
-            elif name == "table":
-                reads.append(buffer[0:TABLE_SIZE])
-        T.reads(*reads)
-        T.writes(self.arguments["out"][row, first : first + self.width])
-
-    def _store(self, row: Any, step: Any, width: int) -> None:
-        """Store the first `width` channels of the step; whole vectors where nothing stands in the way."""
-        self._prefetch(row, step)
-        out, first = self.arguments["out"], step * self.width
-        residual = read_residual(self.spec, self.arguments, row, first, width, self.width)
-        values = self._values(row, step, residual)
+    def store(self, row: Any, first: Any, sums: Sequence[Any], width: int) -> None:
+        """Emit the stores of `width` channels of a row from the first on, as whole vectors where they are."""
+        lanes = len(sums) * LANES
+        residual = read_residual(self.spec, self.arguments, row, first, width, lanes)
+        values = self._values(first, residual, sums)
+        if self.spec.copy is not None:
+            values = T.bind(values)
+            self._put("copy", _copied(values, *self.spec.copy), (row, first), width)
         if self.spec.table:
-            clipped = self._staged(values)
-            values = lookup(self.isa, self.arguments["table"], clipped[T.ramp(0, 1, self.width)], self.width)
-        if width == self.width:
+            clipped = self._staged(values, lanes, self.spec.out_dtype)
+            values = lookup(self.isa, self.arguments["table"], clipped[T.ramp(0, 1, lanes)], lanes)
+        self._put("out", values, (row, first), width)
+
+    def _put(self, name: str, values: Any, place: tuple[Any, Any], width: int) -> None:
+        out, (row, first) = self.arguments[name], place
+        lanes = int(str(values.ty.dtype).partition("x")[2])
+        if width == lanes:
             T.buffer_store(out, values, [row, T.ramp(first, 1, width)])
             return
-        staged = self._staged(values)
+        staged = self._staged(values, lanes, str(out.dtype))
         with T.serial(width) as lane:
             T.buffer_store(out, staged[lane], [row, first + lane])
 
-    def _staged(self, values: Any) -> Any:
-        """Return a local buffer that holds the step's values."""
-        staged = T.sblock_alloc_buffer((self.width,), self.spec.out_dtype)
-        T.buffer_store(staged, values, [T.ramp(0, 1, self.width)])
+    def _staged(self, values: Any, lanes: int, dtype: str) -> Any:
+        """Return a local buffer that holds values."""
+        staged = T.sblock_alloc_buffer((lanes,), dtype)
+        T.buffer_store(staged, values, [T.ramp(0, 1, lanes)])
         return staged
 
-    def _prefetch(self, row: Any, step: Any) -> None:
-        """Ask for the row's share of the weights of the tile that comes after this one.
-
-        A model's weights do not stay in L2 from one run to the next: without this, the first rows of each
-        tile wait for L3, 5 to 10 % of the whole kernel's time.
-        """
-        weight, depths = self.arguments["weight"], self.spec.inputs // DEPTH
-        share = ceil(depths / self.spec.rows)
-        if not self.ahead or share > MOST_LINES:
-            return
-        for group in range(self.per_step):
-            later = T.min(step * self.per_step + group + self.ahead, self.spec.groups - 1)
-            for line in range(share):
-                prefetch(weight, (later, T.min(row * share + line, depths - 1), 0, 0))
-
-    def _values(self, row: Any, step: Any, residual: Any) -> Any:
-        per_step = self.per_step
-        if per_step == 1:
-            return self._group(row, step, residual)
+    def _values(self, first: Any, residual: Any, sums: Sequence[Any]) -> Any:
+        places = [first + i * LANES for i in range(len(sums))]
+        if len(sums) == 1:
+            return requantized(self.spec, self.arguments, first, sums[0], residual)
         if packs(self.spec, self.isa):
-            groups = [step * per_step + i for i in range(per_step)]
-            return self._packed([shifted(self.arguments, g, self._sums(row, g)) for g in groups])
+            parts = [shifted(self.arguments, at, total) for at, total in zip(places, sums, strict=True)]
+            return self._packed(parts)
         # The sums are read group by group, as they were written: wider loads would push them out of
         # their registers.
-        return concat([self._group(row, step * per_step + i, None) for i in range(per_step)], LANES)
+        parts = [
+            requantized(self.spec, self.arguments, at, total, None)
+            for at, total in zip(places, sums, strict=True)
+        ]
+        return concat(parts, LANES)
 
     def _packed(self, groups: list[Any]) -> Any:
         """Return 64 requantized sums as clipped bytes; int16, between the two, holds both limits."""
@@ -149,11 +130,66 @@ class Finish:
         low, high = (T.broadcast(tirx.const(limit, dtype), 64) for limit in self.spec.clip)
         return T.max(T.min(values, high), low)
 
-    def _group(self, row: Any, group: Any, residual: Any) -> Any:
-        return requantized(self.spec, self.arguments, group, self._sums(row, group), residual)
 
-    def _sums(self, row: Any, group: Any) -> Any:
-        return self.total[row, group, T.ramp(0, 1, LANES)]
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Emits the block; arguments and total are the buffers of the function that is being built.
+
+    total is int32 [rows, groups, 16], the sums without bias. A step is one or more groups of a row.
+    """
+
+    spec: LinearSpec
+    arguments: dict[str, Any]
+    total: Any
+    isa: Isa
+    ahead: int = 0  # how many groups further on weights are prefetched; 0: none are
+
+    def emit(self) -> None:
+        """Append the block to the function."""
+        epilogue = Epilogue(self.spec, self.arguments, self.isa, groups_per_step(self.spec, self.isa))
+        with T.grid(self.spec.rows, epilogue.steps) as (i, j), T.sblock("finish"):
+            row, step = T.axis.spatial(self.spec.rows, i), T.axis.spatial(epilogue.steps, j)
+            self._regions(epilogue, row, step)
+            self._prefetch(epilogue.per_step, row, step)
+            first, lanes = step * epilogue.per_step, T.ramp(0, 1, LANES)
+            sums = [self.total[row, first + i, lanes] for i in range(epilogue.per_step)]
+            epilogue.store_step(row, step, sums)
+
+    def _regions(self, epilogue: Epilogue, row: Any, step: Any) -> None:
+        per_step, first, width = epilogue.per_step, step * epilogue.width, epilogue.width
+        reads = [self.total[row, step * per_step : step * per_step + per_step, 0:LANES]]
+        for name, buffer in self.arguments.items():
+            if name in PER_CHANNEL:
+                reads.append(buffer[first : first + width])
+            elif name == "residual":
+                reads.append(buffer[row, first : first + width])
+            elif name == "table":
+                reads.append(buffer[0:TABLE_SIZE])
+        T.reads(*reads)
+        T.writes(self.arguments["out"][row, first : first + width])
+
+    def _prefetch(self, per_step: int, row: Any, step: Any) -> None:
+        """Ask for the row's share of the weights of the tile that comes after this one.
+
+        A model's weights do not stay in L2 from one run to the next: without this, the first rows of each
+        tile wait for L3, 5 to 10 % of the whole kernel's time.
+        """
+        weight, depths = self.arguments["weight"], self.spec.inputs // DEPTH
+        share = ceil(depths / self.spec.rows)
+        if not self.ahead or share > MOST_LINES:
+            return
+        for group in range(per_step):
+            later = T.min(step * per_step + group + self.ahead, self.spec.groups - 1)
+            for line in range(share):
+                prefetch(weight, (later, T.min(row * share + line, depths - 1), 0, 0))
+
+
+def _copied(values: Any, shift: int, zero_point: int) -> Any:
+    """Return int16 values as uint8: numerics.requantize."""
+    half = (1 << shift >> 1) + (zero_point << shift)
+    moved = T.shift_right(T.cast(values, f"int32x{LANES}") + _splat(half, "int32"), _splat(shift, "int32"))
+    clipped = T.max(T.min(moved, _splat(255, "int32")), _splat(0, "int32"))
+    return T.cast(clipped, f"uint8x{LANES}")
 
 
 def read_residual(
@@ -172,15 +208,15 @@ def read_residual(
     return staged[T.ramp(0, 1, padded)]
 
 
-def shifted(arguments: dict[str, Any], group: Any, sums: Any) -> Any:
-    """Return a group's 16 requantized sums, int32, before they are clipped."""
-    lanes = T.ramp(group * LANES, 1, LANES)
+def shifted(arguments: dict[str, Any], first: Any, sums: Any) -> Any:
+    """Return 16 requantized sums, of the channels from first on, int32, before they are clipped."""
+    lanes = T.ramp(first, 1, LANES)
     return T.shift_right(sums + arguments["bias"][lanes], arguments["shift"][lanes])
 
 
-def requantized(spec: LinearSpec, arguments: dict[str, Any], group: Any, sums: Any, residual: Any) -> Any:
-    """Return a group's 16 outputs before the table, in the output's dtype; sums int32x16, without bias."""
-    lanes = T.ramp(group * LANES, 1, LANES)
+def requantized(spec: LinearSpec, arguments: dict[str, Any], first: Any, sums: Any, residual: Any) -> Any:
+    """Return the 16 outputs from channel `first` on, before the table; sums int32x16, without bias."""
+    lanes = T.ramp(first, 1, LANES)
     channel = {name: arguments[name][lanes] for name in PER_CHANNEL if name in arguments}
     total = sums + channel["bias"]
     if spec.out_dtype == "float32":
@@ -189,7 +225,7 @@ def requantized(spec: LinearSpec, arguments: dict[str, Any], group: Any, sums: A
         value = _fixed_point(total, channel["multiplier"], channel["shift"])
         value = value + _splat(spec.zero_point, "int64")
     else:
-        value = shifted(arguments, group, sums)
+        value = shifted(arguments, first, sums)
     wide = "int64" if spec.fixed_point else "int32"
     if residual is not None:
         value = value + T.cast(residual, f"{wide}x{LANES}")

@@ -35,6 +35,7 @@ class LinearSpec:
     zero_point: int = 0  # of the output, only with fixed_point
     low: int | None = None  # where to clip, inside out_dtype's own range; None: at its end
     high: int | None = None
+    copy: tuple[int, int] | None = None  # also store it as uint8: the shift and the zero point for that
 
     def __post_init__(self) -> None:
         if min(self.rows, self.inputs, self.outputs) < 1:
@@ -47,6 +48,8 @@ class LinearSpec:
             raise ValueError("LinearSpec: float32 out is acc * scale, without residual or fixed point")
         if self.out_dtype == "float32" and (self.low, self.high) != (None, None):
             raise ValueError("LinearSpec: float32 out is not clipped")
+        if self.copy is not None and self.out_dtype != "int16":
+            raise ValueError(f"LinearSpec: a copy is made of int16, out_dtype is {self.out_dtype!r}")
         if self.zero_point and not self.fixed_point:
             raise ValueError("LinearSpec: the zero point is in the bias unless fixed_point is set")
 
@@ -71,12 +74,17 @@ def supports(spec: LinearSpec) -> str | None:
 
 def buffers(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
-    channels = (spec.groups * LANES,)
-    found: dict[str, tuple[tuple[int, ...], str]] = {
+    return {
         "x": ((spec.rows, spec.inputs), "uint8"),
         "weight": ((spec.groups, spec.inputs // DEPTH, LANES, DEPTH), "int8"),
-        "bias": (channels, "int32"),
+        **epilogue_buffers(spec),
     }
+
+
+def epilogue_buffers(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the parameters after the weight."""
+    channels = (spec.groups * LANES,)
+    found: dict[str, tuple[tuple[int, ...], str]] = {"bias": (channels, "int32")}
     if spec.out_dtype == "float32":
         found["scale"] = (channels, "float32")
     else:
@@ -88,6 +96,8 @@ def buffers(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     if spec.table:
         found["table"] = ((TABLE_SIZE,), "uint8")
     found["out"] = ((spec.rows, spec.outputs), spec.out_dtype)
+    if spec.copy is not None:
+        found["copy"] = ((spec.rows, spec.outputs), "uint8")
     return found
 
 

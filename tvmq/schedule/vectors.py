@@ -59,14 +59,14 @@ def concat(vectors: Sequence[Expr], dtype: str) -> Expr:
     return shuffle(parts, range(sum(map(lanes, parts))))
 
 
-def prefetch(buffer: Buffer, index: Index) -> None:
-    """Ask for the cache line of an element of buffer, which will be read soon, into the first cache."""
-    T.evaluate(prefetch_call(buffer, index))
+def prefetch(buffer: Buffer, index: Index, *, level: int = 1) -> None:
+    """Ask for the cache line of an element, which will be read soon, into the cache of this level."""
+    T.evaluate(prefetch_call(buffer, index, level=level))
 
 
-def prefetch_call(buffer: Buffer, index: Index) -> Expr:
+def prefetch_call(buffer: Buffer, index: Index, *, level: int = 1) -> Expr:
     """Return what `prefetch` evaluates."""
-    read, keep, data = (const(number, "int32") for number in (0, 3, 1))
+    read, keep, data = (const(number, "int32") for number in (0, 4 - level, 1))
     return call_intrin("void", "tirx.prefetch", address_of(buffer[index]), read, keep, data)
 
 

@@ -159,7 +159,7 @@ class _Tile:
         parts = [total[T.ramp(0, 1, lanes)] for total in self.sums[i]]
         sums = parts[0] if len(parts) == 1 else concat(parts, lanes)
         residual = read_residual(self.spec, self.arguments, row, self.group * LANES, width)
-        return T.bind(requantized(self.spec, self.arguments, self.group, sums, residual))
+        return T.bind(requantized(self.spec, self.arguments, self.group * LANES, sums, residual))
 
     def _looked_up(self, values: list[Any]) -> list[Any]:
         together = len(values)

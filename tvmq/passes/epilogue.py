@@ -1,0 +1,95 @@
+"""What follows the sums of a product in the same kernel: requantize, residual, clip, table, a second copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax
+from tvm.relax import op
+
+from tvmq import numerics
+from tvmq.passes.composite_body import Body, integer, tensor_type
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The second storage of an int16 result: uint8, numerics.requantize of it by shift and zero_point."""
+
+    shift: int
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epilogue:
+    """One epilogue; see composites.linear for what the parts mean."""
+
+    out_dtype: str
+    low: int = 0
+    high: int = 0
+    zero_point: int = 0
+    fixed_point: bool = False
+    residual: bool = False
+    table: bool = False
+    copy: Copy | None = None
+
+    def attrs(self) -> dict[str, Any]:
+        """Return it as attributes of a composite."""
+        copy = {"copy_shift": self.copy.shift, "copy_zero_point": self.copy.zero_point} if self.copy else {}
+        return {
+            "out_dtype": self.out_dtype,
+            "low": self.low,
+            "high": self.high,
+            "zero_point": self.zero_point,
+            "fixed_point": int(self.fixed_point),
+            "residual": int(self.residual),
+            "table": int(self.table),
+            **copy,
+        }
+
+    def emit(self, body: Body, params: list[relax.Var], acc: relax.Var) -> Any:
+        """Emit the result of sums acc, int32 [rows, outputs], and add the parameters that it takes."""
+        rows, outputs = (int(d) for d in acc.ty.shape)
+        if self.out_dtype == "float32":
+            params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
+            return body(op.multiply(body(op.astype(acc, "float32")), params[-1]))
+        y = rescaled(body, params, acc, self.zero_point if self.fixed_point else None)
+        if self.residual:
+            params.append(relax.Var("residual", tensor_type((rows, outputs), "int16")))
+            y = body(op.add(y, body(op.astype(params[-1], "int32"))))
+        clipped = body(op.clip(y, self.low, self.high))
+        y = body(op.astype(clipped, self.out_dtype))
+        if self.table:
+            params.append(relax.Var("table", tensor_type((256,), "uint8")))
+            y = body.lookup(y, params[-1], (rows, outputs))
+        if self.copy is None:
+            return y
+        return body(relax.Tuple([y, requantized(body, clipped, self.copy)]))
+
+
+def requantized(body: Body, wide: relax.Expr, copy: Copy) -> relax.Var:
+    """Emit numerics.requantize of an int32 value to uint8."""
+    half = (1 << copy.shift >> 1) + (copy.zero_point << copy.shift)
+    moved = body(op.right_shift(body(op.add(wide, integer(half))), integer(copy.shift)))
+    return body(op.astype(body(op.clip(moved, *numerics.INTEGER_RANGE["uint8"])), "uint8"))
+
+
+def rescaled(body: Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
+    """Emit the requantized accumulator as int32 and add its parameters; a zero point means fixed point."""
+    vector = (int(acc.ty.shape[1]),)
+    if zero_point is None:
+        params.append(relax.Var("shift", tensor_type(vector, "int32")))
+        return body(op.right_shift(acc, params[-1]))
+    params += [relax.Var(name, tensor_type(vector, "int32")) for name in ("multiplier", "shift")]
+    return _fixed_point(body, acc, params[-2], params[-1], zero_point)
+
+
+def _fixed_point(
+    body: Body, acc: relax.Var, multiplier: relax.Var, shift: relax.Var, zero_point: int
+) -> relax.Var:
+    """Emit (acc * multiplier + 2**(shift-1)) >> shift in int64, plus the zero point, as int32."""
+    wide_shift = body(op.astype(shift, "int64"))
+    product = body(op.multiply(body(op.astype(acc, "int64")), body(op.astype(multiplier, "int64"))))
+    half = body(op.left_shift(integer(1, "int64"), body(op.subtract(wide_shift, integer(1, "int64")))))
+    shifted = body(op.right_shift(body(op.add(product, half)), wide_shift))
+    return body(op.add(body(op.astype(shifted, "int32")), integer(zero_point)))

@@ -1,0 +1,114 @@
+"""What one integer convolution kernel computes, and the layout of what it reads.
+
+A pixel of the result sees segments of the input: bytes that lie together. Without dilation and groups these
+are the rows of the kernel, kernel columns * channels bytes each; else the channels of each tap. Weights are
+packed [groups of 16 outputs, segments, steps, 16, 4]: a step is four bytes of a segment, whose last step is
+filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, epilogue_buffers
+
+Int8s = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvSpec:
+    """One kernel: the convolution of uint8, and what happens to its sums."""
+
+    geometry: ConvGeometry
+    product: LinearSpec  # rows: the pixels of the result; inputs: the channels that one output sees
+    pad_value: int = 0
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a segment is a row of the kernel, not a tap."""
+        return self.geometry.groups == 1 and self.geometry.dilation_columns == 1
+
+    @property
+    def taps(self) -> int:
+        """Segments of a row of the kernel."""
+        return 1 if self.by_rows else self.geometry.kernel_columns
+
+    @property
+    def segment(self) -> int:
+        """Bytes of a segment."""
+        return self.geometry.group_inputs * (self.geometry.kernel_columns if self.by_rows else 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a segment."""
+        return -(-self.segment // DEPTH)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the input can be read where it lies: nothing around it, and nothing behind a segment."""
+        return not self.geometry.padded and self.segment % DEPTH == 0
+
+    @property
+    def flat(self) -> bool:
+        """Whether all pixels are one line."""
+        return self.geometry.pointwise and self.direct
+
+    @property
+    def lanes_per_group(self) -> int:
+        """Groups of 16 outputs that see the same channels."""
+        return -(-self.geometry.outputs // self.geometry.groups // LANES)
+
+
+def supports(spec: ConvSpec) -> str | None:
+    """Return why there is no kernel for spec, None when there is one."""
+    geometry = spec.geometry
+    if geometry.groups > 1 and geometry.outputs // geometry.groups % LANES:
+        return f"{geometry.outputs // geometry.groups} outputs per group are not a multiple of {LANES}"
+    if min(geometry.out_rows, geometry.out_columns) < 1:
+        return "the kernel is larger than the padded input"
+    return None
+
+
+def buffers(spec: ConvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
+    g = spec.geometry
+    segments = g.kernel_rows * spec.taps
+    return {
+        "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
+        "weight": ((spec.product.groups, segments, spec.steps, LANES * DEPTH), "int8"),
+        **epilogue_buffers(spec.product),
+    }
+
+
+def pack_rows(weight: Int8s) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed with segments that are rows."""
+    rows, columns, inputs, outputs = weight.shape
+    return _pack(weight.reshape(rows, columns * inputs, outputs))
+
+
+def pack_taps(weight: Int8s) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed with segments that are taps."""
+    rows, columns, inputs, outputs = weight.shape
+    return _pack(weight.reshape(rows * columns, inputs, outputs))
+
+
+def unpack_weight(packed: Int8s, shape: tuple[int, ...]) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs], whichever way it was packed."""
+    rows, columns, inputs, outputs = shape
+    groups, segments, steps, _ = packed.shape
+    tiles = packed.reshape(groups, segments, steps, LANES, DEPTH).transpose(1, 2, 4, 0, 3)
+    flat = tiles.reshape(segments, steps * DEPTH, groups * LANES)
+    length = rows * columns * inputs // segments
+    return np.ascontiguousarray(flat[:, :length, :outputs].reshape(shape))
+
+
+def _pack(weight: npt.NDArray[Any]) -> Int8s:
+    segments, length, outputs = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -length % DEPTH), (0, -outputs % LANES)))
+    tiles = padded.reshape(segments, -1, DEPTH, padded.shape[2] // LANES, LANES).transpose(3, 0, 1, 4, 2)
+    return np.ascontiguousarray(tiles.reshape(*tiles.shape[:3], LANES * DEPTH))

@@ -1,0 +1,163 @@
+"""How the loops of a convolution kernel are tiled, ordered and shared between threads."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.linear_epilogue import groups_per_step
+from tvmq.schedule.linear_spec import DEPTH, LANES
+from tvmq.schedule.register_tiles import (
+    LATENCY_SLOTS,
+    MIN_PARALLEL_MACS,
+    TILE_OVERHEAD_SLOTS,
+    WEIGHT_LOAD_SLOTS,
+)
+from tvmq.schedule.space import Decisions, Space
+from tvmq.schedule.x86_dots import REGISTERS
+from tvmq.schedule.x86_isa import Isa
+
+MAX_PIXELS = 14
+MAX_COLUMNS = 4
+UNITS_PER_THREAD = 4
+COPY_SHARE = 0.01  # of the whole kernel's time: what copying an image into its padding takes
+LONE_TABLE_SLOTS = 8  # what a group costs more that is looked up alone
+LONE_PACK_SLOTS = 1  # and one that is packed alone
+PREFETCH_BYTES = 1 << 18  # weights above this do not stay in the second cache level between two calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvDecision:
+    """A register tile is pixel_tile pixels of one line times column_tile groups of 16 outputs."""
+
+    pixel_tile: int
+    column_tile: int
+    outer: str = "columns"  # "columns": a weight tile stays while all pixels pass; "rows": the reverse
+    bands: int = 1  # an image's lines are cut into this many parts,
+    parts: int = 1  # the column tiles into this many: units of work are image x band x part
+    prefetch: bool = False  # ask for the next column tile's weights while this one's are used
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if self.outer not in ("columns", "rows"):
+            raise ValueError(f"ConvDecision: outer is {self.outer!r}, not 'columns' or 'rows'")
+        if min(self.pixel_tile, self.column_tile, self.bands, self.parts) < 1:
+            raise ValueError(f"ConvDecision: sizes are at least 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """The loops of a kernel under one decision."""
+
+    images: int
+    lines: int  # of an image; flat: tiles of pixels
+    width: int  # pixels of a line; flat: of everything
+    tiles: int  # pixel tiles of a line
+    columns: int  # column tiles
+
+    @classmethod
+    def of(cls, spec: ConvSpec, pixel_tile: int, column_tile: int) -> Extents:
+        """Return the loops for a register tile."""
+        geometry, columns = spec.geometry, ceil(spec.product.groups / column_tile)
+        if spec.flat:
+            return cls(1, ceil(geometry.pixels / pixel_tile), geometry.pixels, 1, columns)
+        tiles = ceil(geometry.out_columns / pixel_tile)
+        return cls(geometry.batch, geometry.out_rows, geometry.out_columns, tiles, columns)
+
+
+def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
+    """Return what conv_prim_func may be told; the default wastes fewest issue slots."""
+    default = choose_conv(spec, isa, threads)
+    shares = {1, threads, 2 * threads}
+
+    def valid(decisions: Decisions) -> bool:
+        return int(decisions["pixel_tile"]) * int(decisions["column_tile"]) <= REGISTERS[isa.bits, isa.vnni]
+
+    return Space(
+        {
+            "pixel_tile": tuple(range(1, min(_width(spec), MAX_PIXELS) + 1)),
+            "column_tile": tuple(columns for columns in range(1, MAX_COLUMNS + 1) if fits(spec, columns)),
+            "outer": ("columns", "rows"),
+            "bands": tuple(sorted(shares | {default.bands})),
+            "parts": tuple(sorted(shares | {default.parts})),
+            "prefetch": (False, True),
+            "parallel": (False, True) if threads > 1 else (default.parallel,),
+        },
+        asdict(default),
+        valid,
+    )
+
+
+@functools.cache
+def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
+    """Return the decision that wastes fewest issue slots; of equals, the one that loads least per product."""
+    registers = REGISTERS[isa.bits, isa.vnni]
+    tiles = [
+        (pixels, columns)
+        for pixels in range(1, min(_width(spec), MAX_PIXELS, registers) + 1)
+        for columns in range(1, MAX_COLUMNS + 1)
+        if pixels * columns <= registers and fits(spec, columns)
+    ]
+    pixels, columns = min(tiles, key=lambda tile: (_slots(spec, isa, *tile), 1 / tile[0] + 1 / tile[1]))
+    bands, parts = _shares(spec, Extents.of(spec, pixels, columns), threads)
+    weights = spec.product.groups * spec.geometry.kernel_rows * spec.taps * spec.steps * LANES * DEPTH
+    return ConvDecision(
+        pixel_tile=pixels,
+        column_tile=columns,
+        bands=bands,
+        parts=parts,
+        prefetch=weights > PREFETCH_BYTES,
+        parallel=threads > 1 and spec.geometry.batch * bands * parts > 1,
+    )
+
+
+def step_groups(spec: ConvSpec, isa: Isa, column_tile: int) -> int:
+    """Return how many groups of a column tile are requantized together."""
+    together = groups_per_step(spec.product, isa)
+    return 1 if column_tile % together else together
+
+
+def _width(spec: ConvSpec) -> int:
+    """Return the pixels of a line."""
+    return spec.geometry.pixels if spec.flat else spec.geometry.out_columns
+
+
+def fits(spec: ConvSpec, column_tile: int) -> bool:
+    """Whether the outputs of every column tile see the same channels."""
+    if spec.geometry.groups > 1:
+        return spec.lanes_per_group % column_tile == 0
+    return column_tile <= spec.product.groups
+
+
+def _slots(spec: ConvSpec, isa: Isa, pixels: int, columns: int) -> int:
+    """Return the issue slots of the whole kernel."""
+    extents = Extents.of(spec, pixels, columns)
+    step = max(pixels * columns, LATENCY_SLOTS, WEIGHT_LOAD_SLOTS * columns)
+    steps = spec.geometry.kernel_rows * spec.taps * spec.steps
+    alone = step_groups(spec, isa, columns) < groups_per_step(spec.product, isa)
+    group = (LONE_TABLE_SLOTS if spec.product.table else LONE_PACK_SLOTS) if alone else 0
+    tiles = extents.images * extents.lines * extents.tiles * extents.columns
+    return tiles * (steps * step + TILE_OVERHEAD_SLOTS + group * pixels * columns)
+
+
+def _shares(spec: ConvSpec, extents: Extents, threads: int) -> tuple[int, int]:
+    """Return into how many bands and parts to cut the work, so that threads end together."""
+    outputs_and_inputs = spec.product.groups * 16 * spec.geometry.group_inputs
+    macs = spec.geometry.pixels * outputs_and_inputs * spec.geometry.kernel_rows * spec.geometry.kernel_columns
+    if threads == 1 or macs < MIN_PARALLEL_MACS:
+        return 1, 1
+    most = UNITS_PER_THREAD * threads
+
+    def cost(share: tuple[int, int]) -> tuple[float, int]:
+        bands, parts = share
+        units = extents.images * bands * parts
+        lines, columns = ceil(extents.lines / bands), ceil(extents.columns / parts)
+        work = lines * columns / (extents.lines * extents.columns)
+        copied = 0.0 if spec.direct else COPY_SHARE * lines / extents.lines
+        return ceil(units / threads) * (work + copied), units
+
+    shares = itertools.product(range(1, min(extents.lines, most) + 1), range(1, min(extents.columns, most) + 1))
+    return min((s for s in shares if s[0] * s[1] * extents.images <= max(most, extents.images)), key=cost)

@@ -1,0 +1,191 @@
+"""uint8 x int8 convolutions for x86: dot products straight from the input, and all that follows them.
+
+Implicit GEMM: no patches are written to memory. A tile of sums, some pixels of one line times some groups of
+16 outputs, stays in registers while the kernel's window passes; four bytes of each pixel are broadcast from
+where they lie. Where there is padding, each unit of work first copies its lines into scratch with the padding
+around them. A last tile that does not fit is moved up: it computes some sums twice, to the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.tirx import const
+
+from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
+from tvmq.schedule.conv_tiles import ConvDecision, Extents, step_groups
+from tvmq.schedule.linear_epilogue import Epilogue
+from tvmq.schedule.linear_spec import DEPTH, LANES
+from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
+from tvmq.schedule.x86_dots import activations, dot, weights
+from tvmq.schedule.x86_isa import Isa
+
+BYTES = 64  # moved at once into scratch
+
+
+def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.PrimFunc:
+    """Return the kernel, its parameters as conv_spec.buffers(spec) lists them.
+
+    Raises ValueError where supports(spec) gives a reason.
+    """
+    if reason := supports(spec):
+        raise ValueError(f"conv_prim_func: {reason}; ask supports() first")
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("conv2d")
+        T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
+        arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec).items()}
+        step = step_groups(spec, isa, decision.column_tile)
+        _Kernel(spec, decision, Epilogue(spec.product, arguments, isa, step)).emit()
+    return builder.get()
+
+
+class _Kernel:
+    """Emits the statements of one kernel; what they share are its fields."""
+
+    def __init__(self, spec: ConvSpec, decision: ConvDecision, epilogue: Epilogue) -> None:
+        self.spec, self.decision, self.epilogue, self.isa = spec, decision, epilogue, epilogue.isa
+        self.x, self.weight = epilogue.arguments["x"], epilogue.arguments["weight"]
+        self.pixels, self.columns = decision.pixel_tile, decision.column_tile
+        self.extents = Extents.of(spec, self.pixels, self.columns)
+        self.band_lines = -(-self.extents.lines // decision.bands)
+        self.part_columns = -(-self.extents.columns // decision.parts)
+        geometry = spec.geometry
+        self.line_width = geometry.columns + (0 if spec.direct else geometry.left + geometry.right)
+        self.line_bytes = self.line_width * geometry.channels
+
+    def emit(self) -> None:
+        units = self.extents.images * self.decision.bands * self.decision.parts
+        loop = T.parallel if self.decision.parallel else T.serial
+        with loop(units) as unit, T.sblock("unit"):
+            index = T.axis.spatial(units, unit)
+            buffers = self.epilogue.arguments
+            written = {"out", "copy"}
+            T.reads(*(_whole(b) for name, b in buffers.items() if name not in written))
+            T.writes(*(_whole(b) for name, b in buffers.items() if name in written))
+            self.acc = [
+                T.sblock_alloc_buffer((LANES,), "int32") for _ in range(self.pixels * self.columns)
+            ]
+            part, band = index % self.decision.parts, index // self.decision.parts
+            self.image = T.bind(band // self.decision.bands)
+            first = band % self.decision.bands * self.band_lines
+            self.first_line = T.bind(T.min(first, self.extents.lines - self.band_lines))
+            self.source = self._direct() if self.spec.direct else self._scratch()
+            columns = self.extents.columns
+            self.first_column = T.bind(T.min(part * self.part_columns, columns - self.part_columns))
+            order = (self.part_columns, self.band_lines, self.extents.tiles)
+            if self.decision.outer == "columns":
+                with T.grid(*order) as (column, line, tile):
+                    self._tile(column, line, tile)
+            else:
+                with T.grid(*order[1:], order[0]) as (line, tile, column):
+                    self._tile(column, line, tile)
+
+    def _direct(self) -> Buffer:
+        geometry = self.spec.geometry
+        self.origin = self.image * (geometry.rows * self.line_bytes)
+        self.origin += self.first_line * (0 if self.spec.flat else geometry.stride_rows * self.line_bytes)
+        self.origin = T.bind(self.origin)
+        return T.decl_buffer((geometry.batch * geometry.rows * self.line_bytes,), "uint8", data=self.x.data)
+
+    def _scratch(self) -> Buffer:
+        """Emit the copy of the band's lines into scratch with the padding around them."""
+        g = self.spec.geometry
+        flat = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), "uint8", data=self.x.data)
+        lines = (self.band_lines - 1) * g.stride_rows + (g.kernel_rows - 1) * g.dilation_rows + 1
+        # The last step of the last segment may read past the last line.
+        scratch = T.sblock_alloc_buffer((lines * self.line_bytes + BYTES,), "uint8")
+        self.origin = const(0, "int32")
+        left, right, copied = g.left * g.channels, g.right * g.channels, g.columns * g.channels
+        with T.serial(lines) as line:
+            row = T.bind(self.first_line * g.stride_rows + line - g.top)
+            start = T.bind(line * self.line_bytes)
+            with T.If(T.And(row >= 0, row < g.rows)):
+                with T.Then():
+                    self._fill(scratch, start, left)
+                    source = T.bind((self.image * g.rows + row) * copied)
+                    _each_vector(copied, lambda at, n: store(scratch, start + left + at, load(flat, source + at, n)))
+                    self._fill(scratch, start + left + copied, right)
+                with T.Else():
+                    self._fill(scratch, start, self.line_bytes)
+        return scratch
+
+    def _fill(self, scratch: Buffer, start: Expr, count: int) -> None:
+        def put(at: Expr, lanes: int) -> None:
+            value = splat(self.spec.pad_value, f"uint8x{lanes}" if lanes > 1 else "uint8")
+            store(scratch, start + at, value)
+
+        _each_vector(count, put)
+
+    def _tile(self, column: Expr, line: Expr, tile: Expr) -> None:
+        """One register tile: its sums, then what is stored of them."""
+        spec, g = self.spec, self.spec.geometry
+        groups = spec.product.groups
+        group = T.bind(T.min((self.first_column + column) * self.columns, groups - self.columns))
+        if spec.flat:
+            pixel = T.bind(T.min((self.first_line + line) * self.pixels, self.extents.width - self.pixels))
+            base, row = T.bind(pixel * g.channels), pixel
+        else:
+            pixel = T.bind(T.min(tile * self.pixels, self.extents.width - self.pixels))
+            start = line * (g.stride_rows * self.line_bytes) + pixel * (g.stride_columns * g.channels)
+            base = T.bind(self.origin + start)
+            row = (self.image * g.out_rows + self.first_line + line) * g.out_columns + pixel
+        if g.groups > 1:
+            base = T.bind(base + group // spec.lanes_per_group * g.group_inputs)
+        for acc in self.acc:
+            store(acc, 0, splat(0, "int32x16"))
+        next_group = T.min(group + self.columns + T.min(line * self.extents.tiles + tile, self.columns - 1), groups - 1)
+        self.next_group = T.bind(next_group)
+        with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across, T.serial(spec.steps) as step:
+            window = down * (g.dilation_rows * self.line_bytes) + across * (g.dilation_columns * g.channels)
+            self._step(group, down * spec.taps + across, step, base + window + step * DEPTH)
+        self._store(row, group)
+
+    def _step(self, group: Expr, segment: Expr, step: Expr, offset: Expr) -> None:
+        """Four bytes of every pixel times four weights of every output."""
+        stride = self.spec.geometry.stride_columns * self.spec.geometry.channels
+        lanes = LANES // self.isa.parts
+        places = [(j, part * lanes) for j in range(self.columns) for part in range(self.isa.parts)]
+        found = [
+            weights(self.isa, load(self.weight, (group + j, segment, step, at * DEPTH), lanes * DEPTH))
+            for j, at in places
+        ]
+        if self.decision.prefetch:
+            prefetch(self.weight, (self.next_group, segment, step, 0), level=2)
+        for i in range(self.pixels):
+            four = T.reinterpret("int32", load(self.source, offset + i * stride, DEPTH))
+            seen = activations(self.isa, T.broadcast(four, lanes))
+            for (j, at), weight in zip(places, found, strict=True):
+                acc = self.acc[i * self.columns + j]
+                store(acc, at, dot(self.isa, load(acc, at, lanes), seen, weight))
+
+    def _store(self, row: Expr, group: Expr) -> None:
+        per_step = self.epilogue.per_step
+        step = T.bind(group // per_step)
+        steps = self.columns // per_step
+        for i in range(self.pixels):
+            for j in range(steps):
+                sums = [load(self.acc[i * self.columns + j * per_step + k], 0, LANES) for k in range(per_step)]
+                self.epilogue.store_step(row + i, step + j, sums, may_be_last=j == steps - 1)
+
+
+def _whole(buffer: Any) -> Any:
+    return buffer[tuple(slice(0, size) for size in buffer.shape)]
+
+
+def _each_vector(count: int, emit: Any) -> None:
+    """Call emit(offset, lanes) so that count bytes are covered by vectors of 64, then ever smaller ones."""
+    whole = count // BYTES
+    if whole:
+        with T.serial(whole) as index:
+            emit(index * BYTES, BYTES)
+    done = whole * BYTES
+    lanes = BYTES // 2
+    while done < count:
+        if done + lanes <= count:
+            emit(done, lanes)
+            done += lanes
+        else:
+            lanes //= 2
