@@ -97,6 +97,89 @@ def round_shift_wide(x: IntArray, shift: IntArray | int) -> IntArray:
     return (np.asarray(x, np.int64) + (np.int64(1) << (k - 1))) >> k
 
 
+def convolution(
+    x: IntArray,
+    weight: IntArray,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+) -> IntArray:
+    """Return the sums of a convolution, int64 [B, out rows, out columns, O].
+
+    x [B, H, W, C]; weight [rows, columns, C / groups, O]; padding: top, left, bottom, right, of pad_value,
+    the stored zero, whose products the bias takes out again.
+    """
+    top, left, bottom, right = padding
+    wide = np.pad(
+        np.asarray(x, np.int64), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=pad_value
+    )
+    rows, columns, inputs, outputs = weight.shape
+    size = [
+        (wide.shape[1 + axis] - (length - 1) * dilation[axis] - 1) // strides[axis] + 1
+        for axis, length in enumerate((rows, columns))
+    ]
+    split = np.asarray(weight, np.int64).reshape(rows, columns, inputs, groups, outputs // groups)
+    total = np.zeros((len(x), *size, groups, outputs // groups), np.int64)
+    for down in range(rows):
+        for across in range(columns):
+            first = down * dilation[0], across * dilation[1]
+            ends = [f + (n - 1) * s + 1 for f, n, s in zip(first, size, strides, strict=True)]
+            seen = wide[:, first[0] : ends[0] : strides[0], first[1] : ends[1] : strides[1]]
+            total += np.einsum(
+                "bijgc,cgo->bijgo", seen.reshape(*seen.shape[:3], groups, inputs), split[down, across]
+            )
+    return total.reshape(len(x), *size, outputs)
+
+
+def max_pool(
+    x: IntArray, window: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int, int, int]
+) -> IntArray:
+    """Return the largest of each window of x [B, H, W, C], in its dtype; padding is never the largest."""
+    lowest = INTEGER_RANGE[str(x.dtype)][0]
+    largest: IntArray = _windows(x, window, strides, padding, lowest).max((-2, -1))
+    return largest
+
+
+def mean_pool(
+    x: IntArray,
+    window: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    *,
+    zero_point: int,
+    multiplier: int,
+    shift: int,
+    out_zero_point: int,
+    dtype: str,
+) -> IntArray:
+    """Return the mean of each window of x [B, H, W, C] in dtype; padding counts as real zero.
+
+    multiplier / 2**shift = scale / (out scale * window size), as fixed_point_multiplier gives it; a window's
+    sum reaches no 2**31.
+    """
+    centred = np.asarray(x, np.int64) - zero_point
+    sums = _windows(centred, window, strides, padding, 0).sum((-2, -1))
+    factor, by = np.array(multiplier, np.int32), np.array(shift, np.int32)
+    return requantize_fixed_point(sums, factor, by, out_zero_point, dtype)
+
+
+def _windows(
+    x: IntArray,
+    window: tuple[int, int],
+    strides: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    fill: int,
+) -> IntArray:
+    """Return [B, out rows, out columns, C, window rows, window columns]."""
+    top, left, bottom, right = padding
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
+    return seen[:, :: strides[0], :: strides[1]]
+
+
 def power_of_two_exponent(ratio: float, tolerance: float = 1e-6) -> int | None:
     """Return k with log2(ratio) within tolerance of -k, the rounding of a few float32 scales, else None."""
     exponent = -math.log2(ratio)

@@ -11,6 +11,8 @@ from tvm import relax
 
 from tvmq import numerics
 from tvmq.passes import attention_composite, composites
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.passes.epilogue import Copy, Epilogue
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def linear(
     args: list[np.ndarray] = [x, weight, bias]
     if out_dtype == "float32":
         factor = rng.random(6, np.float32)
-        func = composites.linear("site", rows=5, inputs=8, outputs=6, in_dtype=in_dtype, out_dtype="float32")
+        plain = Epilogue(out_dtype="float32")
+        func = composites.linear("site", plain, rows=5, inputs=8, outputs=6, in_dtype=in_dtype)
         return Case(func, (*args, factor), acc.astype(np.float32) * factor)
     if fixed_point:
         multiplier, shift = numerics.fixed_point_multiplier(rng.random(6) * 0.01 + 0.001)
@@ -61,12 +64,7 @@ def linear(
     if table:
         args.append(rng.integers(0, 256, 256).astype(np.uint8))
         y = args[-1][y]
-    func = composites.linear(
-        "site",
-        rows=5,
-        inputs=8,
-        outputs=6,
-        in_dtype=in_dtype,
+    epilogue = Epilogue(
         out_dtype=out_dtype,
         low=low,
         high=top,
@@ -75,44 +73,46 @@ def linear(
         residual=residual,
         table=table,
     )
+    func = composites.linear("site", epilogue, rows=5, inputs=8, outputs=6, in_dtype=in_dtype)
     return Case(func, tuple(args), y)
 
 
-def depthwise(
-    out_dtype: str, strides: tuple[int, int] = (1, 1), *, channels: int = 6, fixed_point: bool = False
+def conv2d(
+    *, channels: int = 4, outputs: int = 6, groups: int = 1, copy: Copy | None = None, **window: int
 ) -> Case:
-    """Return a convolution of 2 padded images of 7 x 6 with 3 x 2 taps per channel."""
+    """Return a convolution of 2 images of 7 x 6 by 3 x 2 taps, padded with 9 on some sides."""
     rng = np.random.default_rng(7)
-    x = rng.integers(0, 256, (2, 7, 6, channels)).astype(np.uint8)
-    weight = rng.integers(-127, 128, (6, channels)).astype(np.int8)
-    bias = rng.integers(-9000, 9000, channels).astype(np.int32)
-    rows, columns = (7 - 3) // strides[0] + 1, (6 - 2) // strides[1] + 1
-    acc = np.zeros((2, rows, columns, channels), np.int64) + bias
-    for tap in range(6):
-        down, across = divmod(tap, 2)
-        seen = x[:, down :: strides[0], across :: strides[1]][:, :rows, :columns]
-        acc += seen.astype(np.int64) * weight[tap]
-    acc = acc.reshape(-1, channels)
-    args: tuple[np.ndarray, ...] = (rng.integers(5, 9, channels).astype(np.int32),)
-    y, zero_point = acc >> args[0], 0
-    if fixed_point:
-        args, zero_point = numerics.fixed_point_multiplier(rng.random(channels) * 0.01 + 0.001), 3
-        y = numerics.requantize_fixed_point(acc, *args, zero_point, "int32").astype(np.int64)
-    low, high = numerics.INTEGER_RANGE[out_dtype]
-    func = composites.depthwise(
-        "site",
-        data_shape=x.shape,
-        kernel=(3, 2),
-        strides=strides,
-        size=(rows, columns),
-        in_dtype="uint8",
-        out_dtype=out_dtype,
-        low=low,
-        high=high,
-        zero_point=zero_point,
-        fixed_point=fixed_point,
+    geometry = ConvGeometry(
+        batch=2,
+        rows=7,
+        columns=6,
+        channels=channels,
+        outputs=outputs,
+        kernel_rows=3,
+        kernel_columns=2,
+        groups=groups,
+        **window,
     )
-    return Case(func, (x, weight, bias, *args), np.clip(y, low, high).astype(out_dtype))
+    g = geometry
+    x = rng.integers(0, 256, (2 * 7 * 6, channels)).astype(np.uint8)
+    weight = rng.integers(-127, 128, (3, 2, g.group_inputs, outputs)).astype(np.int8)
+    bias = rng.integers(-9000, 9000, outputs).astype(np.int32)
+    shift = rng.integers(5, 9, outputs).astype(np.int32)
+    sums = numerics.convolution(
+        x.reshape(2, 7, 6, channels),
+        weight,
+        strides=(g.stride_rows, g.stride_columns),
+        padding=(g.top, g.left, g.bottom, g.right),
+        dilation=(g.dilation_rows, g.dilation_columns),
+        groups=groups,
+        pad_value=9,
+    )
+    y = (sums.reshape(g.pixels, outputs) + bias) >> shift
+    dtype = "uint8" if copy is None else "int16"
+    epilogue = Epilogue(out_dtype=dtype, low=3, high=200, copy=copy)
+    func = composites.conv2d("site", epilogue, geometry, in_dtype="uint8", pad_value=9)
+    expected = np.clip(y, 3, 200).astype(dtype)
+    return Case(func, (x, weight, bias, shift), expected)
 
 
 def layer_norm(out_dtype: str, pieces: int = 0) -> Case:
@@ -209,9 +209,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "fixed point": lambda: linear("uint8", fixed_point=True, zero_point=128),
     "fixed point and residual": lambda: linear("int16", fixed_point=True, residual=True),
     "fixed point and table": lambda: linear("uint8", fixed_point=True, zero_point=3, table=True),
-    "depthwise": lambda: depthwise("uint8"),
-    "depthwise with strides": lambda: depthwise("int16", (2, 3)),
-    "depthwise, fixed point": lambda: depthwise("uint8", fixed_point=True),
+    "convolution": lambda: conv2d(top=1, left=2, right=1),
+    "convolution with strides": lambda: conv2d(stride_rows=2, stride_columns=3),
+    "convolution, dilated": lambda: conv2d(dilation_rows=2, dilation_columns=3, bottom=1),
+    "convolution in groups": lambda: conv2d(groups=2, top=1),
+    "depthwise": lambda: conv2d(channels=6, groups=6, top=1, left=1, right=1),
     "layer norm to uint8": lambda: layer_norm("uint8"),
     "layer norm to int16": lambda: layer_norm("int16"),
     "layer norm of pieces": lambda: layer_norm("uint8", 3),

@@ -12,6 +12,7 @@ from tvm.script import relax as R
 from tests.passes.composite_cases import CASES, Case
 from tvmq import reference
 from tvmq.passes import composites
+from tvmq.passes.epilogue import Epilogue
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def test_a_linear_is_a_product_a_shift_and_a_clip():
             {
                 "tvmq.kernel": "linear",
                 "tvmq.site": "fc",
+                "tvmq.in_dtype": "uint8",
                 "tvmq.out_dtype": "uint8",
                 "tvmq.low": 5,
                 "tvmq.high": 255,
@@ -69,9 +71,8 @@ def test_a_linear_is_a_product_a_shift_and_a_clip():
         y = R.astype(clipped, dtype="uint8")
         return y
 
-    func = composites.linear(
-        "fc", rows=2, inputs=4, outputs=3, in_dtype="uint8", out_dtype="uint8", low=5, high=255
-    )
+    epilogue = Epilogue(out_dtype="uint8", low=5, high=255)
+    func = composites.linear("fc", epilogue, rows=2, inputs=4, outputs=3, in_dtype="uint8")
     tvm.ir.assert_structural_equal(func, expected)
 
 

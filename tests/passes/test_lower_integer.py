@@ -18,6 +18,7 @@ from tvmq import reference
 from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantParams
 from tvmq.passes import composites
+from tvmq.passes.epilogue import Epilogue
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
 
@@ -78,9 +79,8 @@ class Integer:
 
 def test_a_linear_between_quantize_and_dequantize_becomes_one_call():
     expected = Integer.clone()
-    func = composites.linear(
-        "fc", rows=3, inputs=2, outputs=2, in_dtype="uint8", out_dtype="uint8", low=0, high=255
-    )
+    stored = Epilogue(out_dtype="uint8", low=0, high=255)
+    func = composites.linear("fc", stored, rows=3, inputs=2, outputs=2, in_dtype="uint8")
     expected.update_func(expected.get_global_var("linear_0"), func)
     tvm.ir.assert_structural_equal(LowerInteger()(Qdq), expected, map_free_vars=True)
 
@@ -88,7 +88,7 @@ def test_a_linear_between_quantize_and_dequantize_becomes_one_call():
 GRAPHS: dict[Callable[[], tvm.IRModule], list[tuple[str, str]]] = {
     qdq_graphs.mlp: [("layer_norm", "norm"), ("linear", "fc1"), ("linear", "fc2")],
     qdq_graphs.attention: [("linear", "q"), ("linear", "k"), ("linear", "v"), ("attention", "attn")],
-    qdq_graphs.convolutions: [("linear", "conv"), *(("linear", f"up.phase{i}") for i in range(4))],
+    qdq_graphs.convolutions: [("conv2d", "conv"), *(("linear", f"up.phase{i}") for i in range(4))],
 }
 
 

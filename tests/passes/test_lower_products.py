@@ -21,6 +21,7 @@ from tvmq import reference
 from tvmq.formats import QuantParams
 from tvmq.passes.composites import attributes
 from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.verify_level import verify
 
 
 def lowered_linear(make: QdqBuilder, result: Var, x: Var) -> dict[str, object]:
@@ -99,3 +100,48 @@ def test_a_weight_that_is_an_input_is_multiplied_in_float():
     weight = relax.Var("w", relax.TensorType((8, 8), "float32"))
     product = make.bind("fc", op.matmul(make.stored("x", x, NORMED), weight))
     assert kernels(LowerInteger()(make.module([x, weight], make.stored("y", product, HIDDEN)))) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding", "more", "groups"),
+    [
+        ((3, 3), (1, 1), (1, 1), {}, 1),
+        ((3, 2), (2, 1), (0, 1, 2, 0), {"dilation": (2, 1)}, 1),
+        ((1, 1), (2, 2), (0, 0), {}, 1),
+        ((3, 3), (1, 1), (1, 1), {"groups": 3}, 1),  # fewer groups fill vectors
+        ((5, 5), (2, 2), (2, 2), {"groups": 6}, 1),  # of too few channels for a depthwise kernel
+    ],
+)
+def test_a_convolution_is_one_call_with_its_bias_and_its_clip(kernel, strides, padding, more, groups):
+    make, x = QdqBuilder(), float_input(2, 6, 9, 8)
+    weight = make.weight((6, 6 // more.get("groups", 1), *kernel), 0, -8)
+    conv = make.bind("conv", op.nn.conv2d(make.stored("x", x, NORMED), weight, strides, padding, **more))
+    biased = make.bind("conv.bias", op.add(conv, make.constant(1, 6, 1, 1)))
+    qdq = make.module([x], make.stored("y", make.bind("clip", op.clip(biased, 0, 6)), HIDDEN))
+    lowered = LowerInteger()(qdq)
+    assert kernels(lowered) == [("conv2d", "conv")]
+    verify(lowered, "integer")
+    found = attributes(next(f for g, f in lowered.functions.items() if str(g.name_hint) != "main"))
+    assert (found["low"], found["high"], found["groups"]) == (100, 196, groups)
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, lowered)]
+    np.testing.assert_allclose(*values, rtol=0, atol=HIDDEN.scale)
+    assert (values[0] == values[1]).float().mean() > 0.9
+    assert values[0].unique().numel() > 5
+
+
+def test_a_trunk_and_its_uint8_copy_are_stored_by_one_call():
+    make, x = QdqBuilder(), float_input(1, 4, 5, 5)
+    weights = [make.weight((4, 4, 1, 1), 0, -8) for _ in range(2)]
+    conv = make.bind("conv", op.nn.conv2d(make.stored("x", x, NORMED), weights[0]))
+    trunk = make.stored("trunk", conv, TRUNK)
+    copy = make.stored("copy", trunk, QuantParams(TRUNK.scale * 16, 128, "uint8"))
+    last = make.bind("last", op.nn.conv2d(copy, weights[1]))
+    total = make.stored("sum", make.bind("sum", op.add(last, trunk)), TRUNK)
+    qdq = make.module([x], total)
+    lowered = LowerInteger()(qdq)
+    verify(lowered, "integer")
+    assert kernels(lowered) == [("conv2d", "conv"), ("conv2d", "last")]
+    first = next(f for f in lowered.functions.values() if attributes(f).get("site") == "conv")
+    assert (attributes(first)["copy_shift"], attributes(first)["copy_zero_point"]) == (4, 128)
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, lowered)]
+    np.testing.assert_allclose(*values, rtol=0, atol=20 * TRUNK.scale)

@@ -1,11 +1,11 @@
-"""Rows of patches times a matrix are the convolution, as torch defines it, on integers."""
+"""Rows of patches times matrices are the transposed convolution, as torch defines it, on integers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
@@ -13,13 +13,10 @@ from tvm.runtime import tensor
 
 from tests.passes.lowered import lowered_value
 from tvmq.formats import QuantParams
-from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.lowering_values import Emitter, Expr, Stored
 from tvmq.passes.patches import (
     MULTIPLE,
-    conv_patches,
     interleave,
-    supports_conv,
     supports_transposed,
     transposed_phases,
 )
@@ -39,43 +36,6 @@ def product(emit: Emitter, rows: Expr, matrix: np.ndarray, zero_point: int) -> E
     bias = -zero_point * matrix.astype(np.int32).sum(0)
     acc = emit(op.matmul(rows, relax.const(tensor(matrix)), out_dtype="int32"))
     return emit(op.add(acc, relax.const(bias.astype(np.int32))))
-
-
-def conv_call(
-    x: tuple[int, ...], w: tuple[int, ...], strides: object, padding: object, **more: object
-) -> object:
-    a, b = (relax.Var("a", relax.TensorType(s, "float32")) for s in (x, w))
-    return op.nn.conv2d(a, b, strides, padding, **more)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    kernel=st.tuples(small, small),
-    strides=st.tuples(small, small),
-    padding=st.tuples(*[st.integers(0, 2)] * 4),
-    channels=st.tuples(small, small),
-    size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
-    dtype=st.sampled_from(["uint8", "int8"]),
-    zero_point=st.integers(0, 127),
-    seed=st.integers(0, 2**16),
-)
-@example((2, 3), (2, 3), (0, 0, 0, 0), (3, 2), (4, 6), "uint8", 9, 0)  # tiles: the patch embedding
-@example((2, 2), (2, 2), (0, 0, 0, 0), (1, 2), (4, 4), "int8", 9, 0)  # and tiles of a multiple of four
-def test_conv2d(kernel, strides, padding, channels, size, dtype, zero_point, seed):
-    x = values((2, channels[0], *size), dtype, seed)
-    w = values((channels[1], channels[0], *kernel), "int8", seed + 1)
-    attrs = conv_call(x.shape, w.shape, strides, padding).attrs
-
-    def lower(emit: Emitter, stored: Stored) -> Expr:
-        rows, matrix, out = conv_patches(emit, stored, w, attrs)
-        acc = product(emit, rows, matrix, zero_point)
-        return emit.dense(Stored(ACCUMULATOR, RowsLayout(out, 1, (channels[1],)), rows_var=acc))
-
-    found = lowered_value(x, QuantParams(1.0, zero_point, dtype), lower)
-    top, left, bottom, right = padding
-    real = torch.nn.functional.pad(torch.tensor(x - np.float64(zero_point)), (left, right, top, bottom))
-    expected = torch.nn.functional.conv2d(real, torch.tensor(w, dtype=torch.float64), stride=strides)
-    assert found.to(torch.float64).equal(expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,14 +64,6 @@ def test_conv2d_transpose(strides, padding, channels, size, zero_point, seed):
     real, weight = torch.tensor(x - np.float64(zero_point)), torch.tensor(w, dtype=torch.float64)
     expected = torch.nn.functional.conv_transpose2d(real, weight, stride=strides, padding=padding)
     assert found.to(torch.float64).equal(expected)
-
-
-@pytest.mark.parametrize(
-    "more", [{"groups": 3}, {"dilation": (2, 2)}, {"data_layout": "NHWC", "kernel_layout": "HWIO"}]
-)
-def test_other_convolutions_are_not_covered(more):
-    assert supports_conv(conv_call((1, 3, 8, 8), (3, 3, 3, 3), 1, 0).attrs)
-    assert not supports_conv(conv_call((1, 3, 8, 8), (3, 3, 3, 3), 1, 0, **more).attrs)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import tvm
 from tvm import relax
@@ -10,6 +12,7 @@ from tests.passes.golden import const
 from tests.passes.qdq_graphs import HIDDEN, NORMED, QdqBuilder, float_input
 from tvmq.passes import composites
 from tvmq.passes.canonicalize import canonicalize
+from tvmq.passes.epilogue import Epilogue
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
 
@@ -94,13 +97,17 @@ def test_integer_excuses_what_comes_before_the_first_quantize_and_after_the_last
     verify(LowerInteger()(make.module([x], out)), "integer")
 
 
-LINEAR = {"rows": 6, "inputs": 8, "outputs": 8, "out_dtype": "uint8", "high": 255}
+LINEAR = {"rows": 6, "inputs": 8, "outputs": 8}
+BYTES = Epilogue(out_dtype="uint8", high=255)
 
 
 @pytest.mark.parametrize(
     ("func", "message"),
     [
-        (lambda: composites.linear("q", in_dtype="int32", **LINEAR), "linear_0: x is int32, wanted uint8 or"),
+        (
+            lambda: composites.linear("q", BYTES, in_dtype="int32", **LINEAR),
+            "linear_0: x is int32, wanted uint8 or",
+        ),
         (lambda: whole().without_attr("tvmq.low"), r"linear_0: lacks the attribute tvmq\.low"),
         (lambda: whole().without_attr("tvmq.kernel"), r"linear_0: is no composite; wanted tvmq\.kernel"),
         (lambda: whole("float32"), "linear_0: astype computes in float"),
@@ -115,5 +122,5 @@ def test_integer_wants_composites_that_are_what_they_say(func, message):
 
 def whole(out_dtype: str = "uint8") -> relax.Function:
     """A linear that says its results are uint8."""
-    func = composites.linear("q", in_dtype="uint8", **{**LINEAR, "out_dtype": out_dtype})
+    func = composites.linear("q", replace(BYTES, out_dtype=out_dtype), in_dtype="uint8", **LINEAR)
     return func.with_attr("tvmq.out_dtype", "uint8")

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,9 @@ from hypothesis import strategies as st
 
 from tests.strategies import seeds
 from tvmq.schedule.attention_spec import pack_bias
+from tvmq.schedule.conv_spec import pack_rows
+from tvmq.schedule.depthwise_spec import pack_channels
+from tvmq.schedule.depthwise_spec import pack_weight as pack_depthwise
 from tvmq.schedule.float_linear import pack_float_weight
 from tvmq.schedule.kernels import UNPACK, find, unpack
 from tvmq.schedule.linear_spec import LANES, pack_weight, pad_channels
@@ -12,8 +17,8 @@ from tvmq.schedule.saturation import pack_sorted
 from tvmq.target import load_profile
 
 LINEAR = {
-    "kernel": "linear", "out_dtype": "uint8", "residual": False, "table": False, "fixed_point": False,
-    "zero_point": 0, "low": 0, "high": 255,
+    "kernel": "linear", "in_dtype": "uint8", "out_dtype": "uint8", "residual": False, "table": False,
+    "fixed_point": False, "zero_point": 0, "low": 0, "high": 255,
 }  # fmt: skip
 SHAPES = [(5, 8), (8, 20), (20,), (20,)]
 
@@ -23,12 +28,18 @@ PACK = {
     "float16": pack_float_weight,
     "keys16": pack_bias,
     "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),
+    "conv16x4": pack_rows,
+    **{f"depthwise{n}": partial(pack_depthwise, widest=n) for n in (16, 32, 64)},
+    **{f"quarters{n}": partial(pack_channels, widest=n) for n in (16, 32, 64)},
 }
 
 
 @given(st.sampled_from(sorted(UNPACK)), st.integers(1, 9), st.integers(1, 50), seeds)
 def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, seed: int):
-    shape = {"channels16": (outputs,), "keys16": (1, 2, depth, outputs)}.get(layout, (4 * depth, outputs))
+    shapes = {"channels16": (outputs,), "keys16": (1, 2, depth, outputs), "conv16x4": (depth, 2, 3, outputs)}
+    shapes |= {name: (depth, 3, 1, outputs + 15) for name in PACK if name.startswith("depthwise")}
+    shapes |= {name: (outputs + 15,) for name in PACK if name.startswith("quarters")}
+    shape = shapes.get(layout, (4 * depth, outputs))
     values = np.random.default_rng(seed).integers(-127, 128, shape)
     values = values.astype({"float16": np.float32, "keys16": np.int16}.get(layout, np.int8))
     packed = PACK[layout](values)

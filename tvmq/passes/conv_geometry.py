@@ -15,8 +15,9 @@ LANES = 16  # outputs that kernels compute together
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvGeometry:
-    """Data is [batch * rows * columns, channels]; weights are [kernel rows, kernel columns, channels / groups,
-    outputs]; the result is [pixels, outputs].
+    """Data is [batch * rows * columns, channels], the result [pixels, outputs].
+
+    Weights are [kernel rows, kernel columns, channels / groups, outputs].
     """
 
     batch: int
@@ -119,8 +120,9 @@ def merged(geometry: ConvGeometry, weight: npt.NDArray[np.int8]) -> tuple[ConvGe
     """Return the same convolution in fewer groups, whose outputs fill whole vectors.
 
     weight [kernel rows, kernel columns, inputs of a group, outputs] gets zeros where groups do not mix.
+    Depthwise convolutions of 16 channels and more, which have a kernel of their own, stay as they are.
     """
-    if geometry.groups == 1:
+    if geometry.groups == 1 or (geometry.depthwise and geometry.channels >= LANES):
         return geometry, weight
     group_outputs = geometry.outputs // geometry.groups
     joined = LANES // math.gcd(LANES, group_outputs)

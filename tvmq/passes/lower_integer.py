@@ -25,7 +25,7 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes import lower_attention, lower_products, lower_sites, lower_views
+from tvmq.passes import lower_attention, lower_pools, lower_products, lower_sites, lower_views
 from tvmq.passes.composite_body import integer
 from tvmq.passes.composites import attributes
 from tvmq.passes.layouts import channels_last
@@ -39,6 +39,7 @@ from tvmq.passes.lowering_values import (
     Stored,
     WeightConstant,
 )
+from tvmq.passes.pool_windows import POOLS
 from tvmq.passes.rebuild import bindings, op_name, used_vars
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
@@ -236,6 +237,7 @@ HANDLERS: Mapping[str, Handler] = {
     "matmul": lower_products.matmul,
     "nn.conv2d": lower_products.conv2d,
     "nn.conv2d_transpose": lower_products.conv2d_transpose,
+    **dict.fromkeys((*(f"nn.{name}" for name in POOLS), "mean"), lower_pools.pooling),
     "nn.layer_norm": lower_sites.layer_norm,
     **dict.fromkeys(("nn.attention", "nn.attention_bias"), lower_attention.attention),
     "where": lower_attention.hidden_rows,
@@ -244,6 +246,7 @@ HANDLERS: Mapping[str, Handler] = {
 
 QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]] = {
     "conv2d_transpose": lower_products.quantize_transposed,
+    "pool": lower_pools.quantize_pool,
     "layer_norm": lower_sites.quantize_layer_norm,
     "attention": lower_attention.quantize_attention,
     "unary": lower_sites.quantize_unary,

@@ -60,9 +60,7 @@ def conv2d(emit: Emitter, source: QdqCall) -> PendingLinear | None:
     if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCHW", "OIHW"):
         return None
     geometry = ConvGeometry.of(x.layout.shape, quantized.values.shape, attrs)
-    values = quantized.values.transpose(2, 3, 1, 0)
-    if not geometry.depthwise:
-        geometry, values = merged(geometry, values)
+    geometry, values = merged(geometry, quantized.values.transpose(2, 3, 1, 0))
     matrix = np.ascontiguousarray(values.reshape(-1, geometry.outputs))
     batch, channels, rows, columns = x.layout.shape
     pixels = emit.with_layout(x, RowsLayout((batch, rows, columns), 1, (channels,)))

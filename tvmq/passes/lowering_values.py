@@ -84,7 +84,7 @@ class QdqCall:
 class Pending:
     """Any other integer operation, which waits for the quantize that gives its output scale."""
 
-    kind: str  # layer_norm attention unary add embedding conv2d_transpose
+    kind: str  # layer_norm attention unary add embedding pool conv2d_transpose
     source: QdqCall
     bias: Expr | None = None  # of convolutions
     bounds: tuple[float, float] | None = None

@@ -36,6 +36,7 @@ KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
         (("int8",),) * 3 + (("uint8",),),
         ("heads", "score_shift", "numerator", "norm_shift", "biases", "mask"),
     ),
+    "pool": ((STORED,), ("operation", "kernel_rows", "kernel_columns", "multiplier", "shift", "out_dtype")),
     "table": ((("uint8",), ("uint8",)), ()),
 }
 

@@ -12,6 +12,7 @@ from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
 from tvmq.passes.composites import attributes
 from tvmq.passes.patches import supports_transposed
+from tvmq.passes.pool_windows import window_of
 from tvmq.passes.rebuild import bindings, op_name
 from tvmq.plan.nodes import SITE_KINDS, Node, Nodes
 from tvmq.sites import MOVES, match_sites, sites
@@ -19,8 +20,12 @@ from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
 from tvmq.unary import UNARY_FUNCTIONS
 
 W8A8 = Precision(8, 8)
-# Only unary functions: every other planned site quantizes its own input.
-FLOAT_INPUT = "its input is float already, where a table of 256 values gains nothing"
+# Only unary functions and poolings: every other planned site quantizes its own input.
+FLOAT_INPUT = "its input is float already, where a table or a pooling of integers gains nothing"
+POOL_REASON = (
+    "pooling has an integer kernel for windows of one size, none cut short at the border, and means for all "
+    "pixels or tokens of a channel"
+)
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
     "attention": "it needs queries, keys and values stored as int8 with scales chosen for it alone, which "
@@ -52,7 +57,7 @@ def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] 
 
 def kind_of(node: Node) -> str:
     """Return the site kind that users see."""
-    return node.op if node.kind in ("unary", "depthwise") else node.kind
+    return node.op if node.kind in ("unary", "depthwise", "max_pool", "mean_pool") else node.kind
 
 
 def float_reason(node: Node) -> str:
@@ -65,6 +70,8 @@ def float_reason(node: Node) -> str:
         shape = tuple(int(d) for d in node.call.args[1].ty.shape)
         if not supports_transposed(shape, node.call.attrs):
             return "only transposed convolutions with kernel = stride + 2 * padding have an integer kernel"
+    if node.kind in ("max_pool", "mean_pool") and window_of(node.call) is None:
+        return POOL_REASON
     if node.kind == "attention" and node.call.attrs.causal_mask is not None:
         return "causal attention has no integer kernel yet"
     return _layer_norm_reason(node) if node.kind == "layer_norm" else ""
@@ -91,10 +98,6 @@ REASONS = {
     "conv2d": "convolutions with computed weights have no integer kernel yet",
     "conv2d_transpose": "convolutions with computed weights have no integer kernel yet",
     "resize2d": "interpolation has no integer kernel yet",
-    "avg_pool2d": "pooling has no integer kernel yet",
-    "adaptive_avg_pool2d": "pooling has no integer kernel yet",
-    "max_pool2d": "pooling has no integer kernel yet",
-    "mean": "reductions outside of layer norm have no integer kernel yet",
     "batch_norm": "batch norm that no product precedes stays float",
     "add": "only values of one shape, or a value and a tensor constant, are added in integers",
 }

@@ -24,7 +24,9 @@ WANTS = {
     "layer_norm": "int16",
     "unary": "uint8",
     "add": "int16",
+    "mean_pool": "uint8",
 }
+FOLLOWING = ("unary", "max_pool", "mean_pool")  # integers pay only where their input holds some already
 FLOAT = "float32"
 
 
@@ -76,9 +78,11 @@ def integer_nodes(nodes: Nodes, is_integer: Callable[[str], bool]) -> frozenset[
     for name, node in nodes.by_name.items():
         if node.kind == "embedding" and is_integer(name):
             found.add(name)
+        elif node.kind in FOLLOWING:
+            if is_integer(name) and node.inputs[0] in found:
+                found.add(name)
         elif node.kind in WANTS and node.kind != "add":
-            # A table pays only where its input is integer already.
-            if is_integer(name) and (node.kind != "unary" or node.inputs[0] in found):
+            if is_integer(name):
                 found.add(name)
         elif node.kind in ("add", "view", "bias") and any(source in found for source in node.inputs):
             found.add(name)
@@ -119,6 +123,8 @@ def _demands(nodes: Nodes, integer: frozenset[str], fused: Mapping[str, str]) ->
                 wishes |= demand[user]
             elif node.kind == "bias" or fused.get(name) == user:
                 continue
+            elif node.kind == "max_pool" and user in integer:  # stored as its result is
+                wishes.add("int16" if "int16" in demand[user] else "uint8")
             else:
                 wishes.add(WANTS[node.kind] if user in integer else FLOAT)
     return demand
@@ -138,7 +144,7 @@ def _storage(node: Node | None, wishes: set[str], integer: bool, direct: bool) -
         # An accumulator becomes float directly; what is 8 bits inside is stored before it becomes float.
         if node is None or not integer or direct:
             return None
-        return "uint8" if node.kind in ("attention", "unary") else "int16"
+        return "uint8" if node.kind in ("attention", "unary", "max_pool") else "int16"
     if wanted == {"uint8", "int16"} or len(wanted) > 1:
         return "int16"
     return wanted.pop()
@@ -172,10 +178,10 @@ class _Regions:
         self._nodes = nodes
         self._fused = fused
         for name, node in nodes.by_name.items():
-            joins = node.kind == "add" or (node.kind == "view" and node.op == "concat")
+            joins = node.kind in ("add", "max_pool") or (node.kind == "view" and node.op == "concat")
             if joins and name in integer:
                 members = [root for source in node.inputs for root in self.roots(source)]
-                members += [self._final(name)] if node.kind == "add" else []
+                members += [] if node.kind == "view" else [self._final(name)]
                 for other in members[1:]:
                     self._join(members[0], other)
 

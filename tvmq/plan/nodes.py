@@ -12,6 +12,7 @@ from tvm import relax
 from tvmq.passes.constants import scalar_of
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.hidden_rows import rows_shown
+from tvmq.passes.pool_windows import POOLS
 from tvmq.passes.rebuild import op_name
 from tvmq.passes.score_terms import score_terms
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
@@ -20,7 +21,14 @@ CLIPS = {"relu", "relu6"}
 VIEWS = {"reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take", "concat"}
 MULTIPLYING = ("linear", "conv2d", "depthwise", "conv2d_transpose")
 SITE_KINDS = {
-    "linear", "conv2d", "depthwise", "conv2d_transpose", "attention", "layer_norm", "unary", "embedding"
+    "linear", "conv2d", "depthwise", "conv2d_transpose", "attention", "layer_norm", "unary", "embedding",
+    "max_pool", "mean_pool",
+}  # fmt: skip
+
+# Operators whose name alone says what they are.
+SIMPLE = {
+    "attention": "attention", "layer_norm": "layer_norm", **dict.fromkeys(UNARY_FUNCTIONS, "unary"),
+    **dict.fromkeys((*POOLS, "mean"), "mean_pool"), "max_pool2d": "max_pool",
 }  # fmt: skip
 
 
@@ -94,14 +102,12 @@ def _kind(op: str, call: relax.Expr, earlier: Mapping[str, Node]) -> str:
         return "linear"
     if op in ("conv2d", "conv2d_transpose"):
         return _kind_of_convolution(op, call) if _is_weight(call.args[1], 4) else "other"
-    if op in ("attention", "layer_norm"):
-        return op
+    if op in SIMPLE:
+        return SIMPLE[op]
     if op == "attention_bias":
         return "other" if score_terms(_bound(earlier), call.args[3]) is None else "attention"
     if op == "where":
         return "view" if _hides_rows(call, earlier) else "other"
-    if op in UNARY_FUNCTIONS:
-        return "unary"
     if op == "add":
         return _kind_of_add(call, earlier)
     if op == "take" and _is_weight(call.args[0], 2) and call.attrs.axis is not None:

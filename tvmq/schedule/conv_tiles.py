@@ -78,7 +78,7 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
 
     return Space(
         {
-            "pixel_tile": tuple(range(1, min(_width(spec), MAX_PIXELS) + 1)),
+            "pixel_tile": tuple(range(1, min(line_pixels(spec), MAX_PIXELS) + 1)),
             "column_tile": tuple(columns for columns in range(1, MAX_COLUMNS + 1) if fits(spec, columns)),
             "outer": ("columns", "rows"),
             "bands": tuple(sorted(shares | {default.bands})),
@@ -97,7 +97,7 @@ def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     registers = REGISTERS[isa.bits, isa.vnni]
     tiles = [
         (pixels, columns)
-        for pixels in range(1, min(_width(spec), MAX_PIXELS, registers) + 1)
+        for pixels in range(1, min(line_pixels(spec), MAX_PIXELS, registers) + 1)
         for columns in range(1, MAX_COLUMNS + 1)
         if pixels * columns <= registers and fits(spec, columns)
     ]
@@ -120,7 +120,7 @@ def step_groups(spec: ConvSpec, isa: Isa, column_tile: int) -> int:
     return 1 if column_tile % together else together
 
 
-def _width(spec: ConvSpec) -> int:
+def line_pixels(spec: ConvSpec) -> int:
     """Return the pixels of a line."""
     return spec.geometry.pixels if spec.flat else spec.geometry.out_columns
 
@@ -146,7 +146,9 @@ def _slots(spec: ConvSpec, isa: Isa, pixels: int, columns: int) -> int:
 def _shares(spec: ConvSpec, extents: Extents, threads: int) -> tuple[int, int]:
     """Return into how many bands and parts to cut the work, so that threads end together."""
     outputs_and_inputs = spec.product.groups * 16 * spec.geometry.group_inputs
-    macs = spec.geometry.pixels * outputs_and_inputs * spec.geometry.kernel_rows * spec.geometry.kernel_columns
+    macs = (
+        spec.geometry.pixels * outputs_and_inputs * spec.geometry.kernel_rows * spec.geometry.kernel_columns
+    )
     if threads == 1 or macs < MIN_PARALLEL_MACS:
         return 1, 1
     most = UNITS_PER_THREAD * threads
@@ -159,5 +161,7 @@ def _shares(spec: ConvSpec, extents: Extents, threads: int) -> tuple[int, int]:
         copied = 0.0 if spec.direct else COPY_SHARE * lines / extents.lines
         return ceil(units / threads) * (work + copied), units
 
-    shares = itertools.product(range(1, min(extents.lines, most) + 1), range(1, min(extents.columns, most) + 1))
+    shares = itertools.product(
+        range(1, min(extents.lines, most) + 1), range(1, min(extents.columns, most) + 1)
+    )
     return min((s for s in shares if s[0] * s[1] * extents.images <= max(most, extents.images)), key=cost)

@@ -34,7 +34,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthwiseSpec:
-    """One kernel: the convolution of uint8, each channel with its own weights, and what happens to its sums."""
+    """One kernel: a convolution of uint8 with weights for each channel, and what happens to its sums."""
 
     geometry: ConvGeometry
     product: LinearSpec  # rows: the pixels of the result; inputs: 1
@@ -60,8 +60,6 @@ def supports(spec: DepthwiseSpec) -> str | None:
         return f"{geometry.channels} channels are fewer than {LANES}"
     if geometry.kernel_columns > MAX_COLUMNS:
         return f"{geometry.kernel_columns} kernel columns are over {MAX_COLUMNS}"
-    if min(geometry.out_rows, geometry.out_columns) < 1:
-        return "the kernel is larger than the padded input"
     return None
 
 

@@ -18,6 +18,7 @@ from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.passes.pool_composite import Pooling
 from tvmq.schedule import (
     attention_spec,
     conv_spec,
@@ -36,6 +37,7 @@ from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
+from tvmq.schedule.pool import PoolSpec, pool_prim_func
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.saturation import pack_sorted, unpack_sorted
 from tvmq.schedule.space import Decisions, Space
@@ -190,6 +192,16 @@ def _depthwise(
     return Kernel((spec, profile.name, threads), name, packing, build, space)
 
 
+def _pool(
+    attrs: Mapping[str, Any], _shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    geometry = ConvGeometry.from_attrs(attrs)
+    pooling = Pooling(**_fields(attrs, *(field.name for field in dataclasses.fields(Pooling))))
+    spec = PoolSpec(geometry, pooling)
+    name = f"{pooling.operation}_pool_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
+    return Kernel((spec, profile.name, threads), name, (None,), lambda: pool_prim_func(spec, threads))
+
+
 def _product(attrs: Mapping[str, Any], rows: int, inputs: int, outputs: int) -> LinearSpec:
     out_dtype = str(attrs["out_dtype"])
     copies = "copy_shift" in attrs
@@ -283,5 +295,5 @@ def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {"linear": _linear, "conv2d": _conv2d, "layer_norm": _layer_norm, "attention": _attention}
+    {"linear": _linear, "conv2d": _conv2d, "pool": _pool, "layer_norm": _layer_norm, "attention": _attention}
 )

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
 from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
-from tvmq.schedule.conv_tiles import ConvDecision, Extents, step_groups
+from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
@@ -33,6 +33,9 @@ def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.Pri
     """
     if reason := supports(spec):
         raise ValueError(f"conv_prim_func: {reason}; ask supports() first")
+    if decision.pixel_tile > line_pixels(spec) or not fits(spec, decision.column_tile):
+        tile = f"{decision.pixel_tile} x {decision.column_tile}"
+        raise ValueError(f"conv_prim_func: a tile of {tile} is more than a line and a group of {spec} have")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv2d")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
@@ -65,9 +68,7 @@ class _Kernel:
             written = {"out", "copy"}
             T.reads(*(_whole(b) for name, b in buffers.items() if name not in written))
             T.writes(*(_whole(b) for name, b in buffers.items() if name in written))
-            self.acc = [
-                T.sblock_alloc_buffer((LANES,), "int32") for _ in range(self.pixels * self.columns)
-            ]
+            self.acc = [T.sblock_alloc_buffer((LANES,), "int32") for _ in range(self.pixels * self.columns)]
             part, band = index % self.decision.parts, index // self.decision.parts
             self.image = T.bind(band // self.decision.bands)
             first = band % self.decision.bands * self.band_lines
@@ -106,7 +107,9 @@ class _Kernel:
                 with T.Then():
                     self._fill(scratch, start, left)
                     source = T.bind((self.image * g.rows + row) * copied)
-                    _each_vector(copied, lambda at, n: store(scratch, start + left + at, load(flat, source + at, n)))
+                    _each_vector(
+                        copied, lambda at, n: store(scratch, start + left + at, load(flat, source + at, n))
+                    )
                     self._fill(scratch, start + left + copied, right)
                 with T.Else():
                     self._fill(scratch, start, self.line_bytes)
@@ -136,7 +139,9 @@ class _Kernel:
             base = T.bind(base + group // spec.lanes_per_group * g.group_inputs)
         for acc in self.acc:
             store(acc, 0, splat(0, "int32x16"))
-        next_group = T.min(group + self.columns + T.min(line * self.extents.tiles + tile, self.columns - 1), groups - 1)
+        next_group = T.min(
+            group + self.columns + T.min(line * self.extents.tiles + tile, self.columns - 1), groups - 1
+        )
         self.next_group = T.bind(next_group)
         with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across, T.serial(spec.steps) as step:
             window = down * (g.dilation_rows * self.line_bytes) + across * (g.dilation_columns * g.channels)
@@ -167,7 +172,9 @@ class _Kernel:
         steps = self.columns // per_step
         for i in range(self.pixels):
             for j in range(steps):
-                sums = [load(self.acc[i * self.columns + j * per_step + k], 0, LANES) for k in range(per_step)]
+                sums = [
+                    load(self.acc[i * self.columns + j * per_step + k], 0, LANES) for k in range(per_step)
+                ]
                 self.epilogue.store_step(row + i, step + j, sums, may_be_last=j == steps - 1)
 
 

@@ -2,8 +2,9 @@
 
 The bytes of four rows of one column are woven together, so that one dot instruction adds four rows of a
 column to the sums of a channel; columns that neighbouring pixels share are woven once per tile. The weaving
-leaves every fourth channel in a vector; what is stored is packed with saturation and put back in order. Padding is never written: a tile at
-the border knows which of its columns lie outside, a line at the border asks for each row.
+leaves every fourth channel in a vector; what is stored is packed with saturation and put back in order.
+Padding is never written: a tile at the border knows which of its columns lie outside, a line at the border
+asks for each row.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ class _Kernel:
             index = T.axis.spatial(units, unit)
             T.reads(*(_whole(b) for name, b in self.arguments.items() if name not in ("out", "copy")))
             T.writes(*(_whole(b) for name, b in self.arguments.items() if name in ("out", "copy")))
-            self.order = {chunk.width: _natural(chunk.width) for chunk in chunks(g.channels, widest_chunk(self.isa))}
+            self.order = {
+                chunk.width: _natural(chunk.width) for chunk in chunks(g.channels, widest_chunk(self.isa))
+            }
             image = T.bind(index // self.bands)
             first = T.bind(T.min(index % self.bands * self.lines, g.out_rows - self.lines))
             with T.serial(self.lines) as step:
@@ -171,7 +174,10 @@ class _Kernel:
         for column in sorted({i * g.stride_columns + step for i in range(self.pixels) for step in steps}):
             outside = known is not None and not 0 <= known * g.stride_columns + column - g.left < g.columns
             at = start * g.stride_columns + (column - g.left)
-            quads = [self._interleaved(line, chunk, quad, None if outside else at) for quad in range(self.spec.quads)]
+            quads = [
+                self._interleaved(line, chunk, quad, None if outside else at)
+                for quad in range(self.spec.quads)
+            ]
             seen = [[activations(isa, vector) for vector in vectors] for vectors in quads]
             for i in range(self.pixels):
                 step = column - i * g.stride_columns
@@ -241,7 +247,9 @@ class _Kernel:
         packed = _llvm(PACK_BYTES[product.out_dtype][width], f"{product.out_dtype}x{width}", *words)
         # The packs work inside lanes of 128 bits: byte 4 * s + i of a lane is channel 4 * i + s.
         packed = _llvm(SHUFFLE[width], f"{product.out_dtype}x{width}", packed, self.order[width])
-        for limit, end, clip in zip(product.clip, INTEGER_RANGE[product.out_dtype], (T.max, T.min), strict=True):
+        for limit, end, clip in zip(
+            product.clip, INTEGER_RANGE[product.out_dtype], (T.max, T.min), strict=True
+        ):
             if limit != end:
                 packed = clip(packed, splat(limit, f"{product.out_dtype}x{width}"))
         if product.table:
@@ -276,7 +284,9 @@ def _woven(pair: Sequence[Expr], half: int, bits: int) -> Any:
         low = T.bitwise_and(first, splat(ones, dtype))
         return T.bind(T.bitwise_or(low, T.shift_left(second[0], by)) if second else low)
     high = T.shift_right(first, by)
-    return T.bind(T.bitwise_or(high, T.bitwise_and(second[0], splat(ones << bits, dtype))) if second else high)
+    return T.bind(
+        T.bitwise_or(high, T.bitwise_and(second[0], splat(ones << bits, dtype))) if second else high
+    )
 
 
 def _wide(words: Expr) -> Expr:

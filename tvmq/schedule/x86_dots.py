@@ -1,7 +1,7 @@
 """Dots of four bytes for kernels written statement by statement; `x86_intrinsics` has them for schedules.
 
-Operands are vectors of one register of an Isa: N sums int32, N times four uint8 that share a register, N times
-four int8. `activations` and `weights` do once what several dots share.
+Operands are vectors of one register of an Isa: N sums int32, N times four uint8 that share a register, and N
+times four int8. `activations` and `weights` do once what several dots share.
 """
 
 from __future__ import annotations

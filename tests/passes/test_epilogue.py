@@ -1,0 +1,34 @@
+"""A product that stores its result twice: int16 and the uint8 that numerics makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import relax
+
+from tests.passes.composite_cases import conv2d
+from tvmq import numerics, reference
+from tvmq.passes.composites import attributes
+from tvmq.passes.epilogue import Copy
+
+
+@pytest.mark.parametrize("copy", [Copy(0, 0), Copy(1, 30), Copy(4, 3)])
+def test_the_copy_is_the_requantized_result(copy):
+    case = conv2d(copy=copy, top=1)
+    wanted = numerics.requantize(case.expected, copy.shift, copy.zero_point, "uint8")
+    main = case.func.with_attr("global_symbol", "main")
+    by_reference = reference.run(tvm.IRModule({"main": main}), [torch.from_numpy(a) for a in case.args])
+    library = tvm.compile(tvm.IRModule({"main": main}), tvm.target.Target({"kind": "llvm"}))
+    machine = relax.VirtualMachine(library, tvm.cpu())
+    by_tvm = [r.numpy() for r in machine["main"](*(tvm.runtime.tensor(a) for a in case.args))]
+    for both in ([r.numpy() for r in by_reference], by_tvm):
+        np.testing.assert_array_equal(both[0], case.expected)
+        np.testing.assert_array_equal(both[1], wanted)
+    assert len(np.unique(wanted)) > 4
+
+
+def test_only_a_copy_is_named_in_the_attributes():
+    assert attributes(conv2d(copy=Copy(4, 3)).func)["copy_zero_point"] == 3
+    assert "copy_shift" not in attributes(conv2d().func)

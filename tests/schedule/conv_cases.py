@@ -1,0 +1,130 @@
+"""Random integer convolutions, what numerics makes of them, and their compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+
+from tests.schedule.isa_cases import ISA, target_of
+from tvmq import numerics
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule import conv_spec, depthwise_spec
+from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
+from tvmq.schedule.depthwise_spec import DepthwiseSpec
+from tvmq.schedule.linear_spec import LANES, LinearSpec, pad_channels
+from tvmq.schedule.x86_conv import conv_prim_func
+from tvmq.schedule.x86_depthwise import (
+    DepthwiseDecision,
+    choose_depthwise,
+    depthwise_prim_func,
+    widest_chunk,
+)
+
+EPILOGUES: dict[str, dict[str, Any]] = {
+    "uint8": {"out_dtype": "uint8", "high": 200},
+    "table": {"out_dtype": "uint8", "table": True},
+    "int8": {"out_dtype": "int8", "low": -100},
+    "trunk": {"out_dtype": "int16", "residual": True, "copy": (3, 5)},
+    "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 9},
+    "float32": {"out_dtype": "float32"},
+}
+Spec = ConvSpec | DepthwiseSpec
+
+
+def geometry_of(channels: int, outputs: int, kernel: int, **fields: int) -> ConvGeometry:
+    """Return a convolution of two images of 9 x 7 unless fields say otherwise."""
+    plain = {"batch": 2, "rows": 9, "columns": 7, "channels": channels, "outputs": outputs}
+    return ConvGeometry(**{**plain, "kernel_rows": kernel, "kernel_columns": kernel, **fields})
+
+
+def spec_of(geometry: ConvGeometry, epilogue: str) -> Spec:
+    """Return the specification of the kernel that computes geometry."""
+    kind = DepthwiseSpec if geometry.depthwise else ConvSpec
+    product = LinearSpec(
+        rows=geometry.pixels, inputs=geometry.group_inputs, outputs=geometry.outputs, **EPILOGUES[epilogue]
+    )
+    return kind(geometry=geometry, product=product, pad_value=7)
+
+
+def compiled(spec: Spec, name: str, decision: Any = None, threads: int = 1) -> Any:
+    """Return the kernel for an instruction set."""
+    isa = ISA[name]
+    if isinstance(spec, DepthwiseSpec):
+        chosen: DepthwiseDecision = decision or choose_depthwise(spec, threads)
+        func = depthwise_prim_func(spec, chosen, isa)
+    else:
+        tiles: ConvDecision = decision or choose_conv(spec, isa, threads)
+        func = conv_prim_func(spec, tiles, isa)
+    return tvm.compile(tvm.IRModule({"main": func}), target_of(isa))
+
+
+def check(kernel: Any, spec: Spec, isa: str) -> None:
+    """Run the kernel on random arguments; every byte of its outputs must be that of numerics."""
+    arguments, expected = random_case(spec, isa)
+    out = [tvm.runtime.tensor(np.full(values.shape, 77, values.dtype)) for values in expected]
+    kernel(*map(tvm.runtime.tensor, arguments), *out)
+    for found, values in zip(out, expected, strict=True):
+        np.testing.assert_array_equal(found.numpy(), values)
+
+
+def random_case(spec: Spec, isa: str) -> tuple[list[Any], list[Any]]:
+    """Return the kernel's arguments without its outputs, and these."""
+    g, product = spec.geometry, spec.product
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (g.batch * g.rows * g.columns, g.channels), "uint8")
+    weight = random.integers(-127, 128, (g.kernel_rows, g.kernel_columns, g.group_inputs, g.outputs))
+    sums = numerics.convolution(
+        x.reshape(g.batch, g.rows, g.columns, g.channels),
+        weight,
+        strides=(g.stride_rows, g.stride_columns),
+        padding=(g.top, g.left, g.bottom, g.right),
+        dilation=(g.dilation_rows, g.dilation_columns),
+        groups=g.groups,
+        pad_value=spec.pad_value,
+    )
+    bias = random.integers(-5000, 5000, g.outputs, "int32")
+    rescale, y = _rescaled(product, sums.reshape(g.pixels, -1) + bias, random)
+    rest, expected = _finished(product, y, random)
+    packed, per_channel = _packed(spec, weight.astype("int8"), [bias, *rescale], widest_chunk(ISA[isa]))
+    return [x, packed, *per_channel, *rest], expected
+
+
+def _rescaled(product: LinearSpec, acc: Any, random: Any) -> tuple[list[Any], Any]:
+    outputs = product.outputs
+    if product.out_dtype == "float32":
+        factor = random.random(outputs, "float32")
+        return [factor], acc.astype("float32") * factor
+    if product.fixed_point:
+        multiplier = random.integers(2**30, 2**31, outputs).astype("int32")
+        shift = random.integers(34, 46, outputs, "int32")
+        return [multiplier, shift], numerics.round_shift_wide(acc * multiplier.astype("int64"), shift) + 9
+    shift = random.integers(4, 12, outputs, "int32")
+    return [shift], acc >> shift
+
+
+def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[list[Any], list[Any]]:
+    rest = []
+    if product.out_dtype == "float32":
+        return rest, [y]
+    if product.residual:
+        rest.append(random.integers(-3000, 3000, y.shape).astype("int16"))
+        y = y + rest[-1]
+    y = np.clip(y, *product.clip).astype(product.out_dtype)
+    if product.table:
+        rest.append(random.permutation(256).astype("uint8"))
+        y = rest[-1][y]
+    copy = [] if product.copy is None else [numerics.requantize(y, *product.copy, "uint8")]
+    return rest, [y, *copy]
+
+
+def _packed(spec: Spec, weight: Any, per_channel: list[Any], widest: int) -> tuple[Any, list[Any]]:
+    padded = [pad_channels(values, spec.product.groups * LANES) for values in per_channel]
+    if isinstance(spec, ConvSpec):
+        return (conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps)(weight), padded
+    packed = depthwise_spec.pack_weight(weight, widest)
+    if not spec.short:
+        return packed, padded
+    return packed, [depthwise_spec.pack_channels(values, widest) for values in per_channel]

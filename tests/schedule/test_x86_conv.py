@@ -1,0 +1,78 @@
+"""The convolution kernels equal numerics bit for bit, for any window, epilogue and tile."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, spec_of
+from tests.schedule.isa_cases import ISA, NAMES
+from tests.schedule.pool import pool_of
+from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
+from tvmq.schedule.x86_conv import conv_prim_func
+
+paddings = st.tuples(*[st.integers(0, 2)] * 4)
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=5, deadline=None)
+@given(
+    channels=st.integers(1, 20),
+    outputs=st.integers(1, 70),
+    kernel=st.integers(1, 3),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=paddings,
+    epilogue=st.sampled_from(sorted(EPILOGUES)),
+    threads=st.sampled_from([1, 2, 3]),
+)
+@example(8, 33, 1, (1, 1), (1, 1), (0, 0, 0, 0), "trunk", 1)  # all pixels are one line
+@example(8, 64, 1, (2, 2), (1, 1), (0, 0, 0, 0), "table", 1)  # read where it lies, with strides
+@example(3, 17, 3, (2, 2), (1, 1), (1, 1, 1, 1), "uint8", 2)  # the first layer of a network
+def test_any_window_is_exact(isa, channels, outputs, kernel, strides, dilation, padding, epilogue, threads):
+    names = ("stride_rows", "stride_columns", "dilation_rows", "dilation_columns")
+    fields = dict(
+        zip((*names, "top", "left", "bottom", "right"), (*strides, *dilation, *padding), strict=True)
+    )
+    spec = spec_of(geometry_of(channels, outputs, kernel, **fields), epilogue)
+    check(compiled(spec, isa, threads=threads), spec, isa)
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize(("channels", "outputs"), [(32, 64), (12, 32)])
+def test_groups_see_their_own_channels(isa, channels, outputs):
+    geometry = geometry_of(channels, outputs, 3, groups=2, top=1, left=1, dilation_columns=2)
+    spec = spec_of(geometry, "uint8")
+    check(compiled(spec, isa), spec, isa)
+
+
+@pytest.mark.isa("avx512_vnni")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixel_tile": 1, "column_tile": 1},
+        {"pixel_tile": 5, "column_tile": 4, "outer": "rows"},
+        {"pixel_tile": 7, "column_tile": 3, "prefetch": True},
+        {"pixel_tile": 4, "column_tile": 2, "bands": 4, "parts": 3, "parallel": True},
+        {"pixel_tile": 4, "column_tile": 1, "bands": 20, "parts": 9, "parallel": True},
+    ],
+)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_every_decision_gives_the_same_bytes(fields, kernel):
+    spec = spec_of(geometry_of(8, 70, kernel, columns=9, left=kernel // 2), "trunk")
+    with pool_of(2):
+        check(compiled(spec, "avx512_vnni", ConvDecision(**fields)), spec, "avx512_vnni")
+
+
+def test_what_has_no_kernel_has_a_reason():
+    spec = spec_of(geometry_of(8, 8, 3, groups=2), "uint8")
+    isa = ISA["avx512_vnni"]
+    with pytest.raises(ValueError, match="4 outputs per group"):
+        conv_prim_func(spec, choose_conv(spec, isa, 1), isa)
+
+
+def test_tiles_larger_than_the_result_are_refused():
+    spec = spec_of(geometry_of(8, 8, 3), "uint8")
+    with pytest.raises(ValueError, match="tile of 6 x 1"):
+        conv_prim_func(spec, ConvDecision(pixel_tile=6, column_tile=1), ISA["avx512_vnni"])
