@@ -246,3 +246,26 @@ def test_logits_saturate_and_a_hidden_key_stays_below():
     mask[..., 1:3] = 0
     rest = [0, 3, 4, 5, 6]
     assert (run(b=[least], m=mask) == run(k=k[..., rest, :], v=v[..., rest, :], b=[least[..., rest]])).all()
+
+
+def test_a_convolution_is_torchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 256, (2, 9, 8, 6)), rng.integers(-127, 128, (3, 2, 3, 4))
+    found = numerics.convolution(
+        x, weight, strides=(2, 1), padding=(1, 0, 2, 1), dilation=(1, 2), groups=2, pad_value=7
+    )
+    padded = torch.nn.functional.pad(torch.tensor(x).permute(0, 3, 1, 2), (0, 1, 1, 2), value=7)
+    kernel = torch.tensor(weight).permute(3, 2, 0, 1)
+    wanted = torch.nn.functional.conv2d(padded.double(), kernel.double(), None, (2, 1), 0, (1, 2), 2)
+    np.testing.assert_array_equal(found, wanted.permute(0, 2, 3, 1).numpy())
+
+
+def test_padding_is_never_the_largest_and_is_zero_in_a_mean():
+    x = np.full((1, 2, 2, 1), -5, np.int8)
+    assert (numerics.max_pool(x, (2, 2), (1, 1), (1, 1, 1, 1)) == -5).all()
+    multiplier, shift = (int(v) for v in numerics.fixed_point_multiplier(np.array(1 / 4)))
+    numbers = {"zero_point": -9, "multiplier": multiplier, "shift": shift, "out_zero_point": 100}
+    found = numerics.mean_pool(x, (2, 2), (1, 1), (1, 1, 0, 0), **numbers, dtype="uint8")
+    # 4 above the zero point, at 1, 2, 2 and 4 of the 4 places
+    assert found.ravel().tolist() == [101, 102, 102, 104]

@@ -10,17 +10,14 @@ from math import ceil
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.linear_epilogue import groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
-from tvmq.schedule.register_tiles import (
-    LATENCY_SLOTS,
-    MIN_PARALLEL_MACS,
-    TILE_OVERHEAD_SLOTS,
-    WEIGHT_LOAD_SLOTS,
-)
+from tvmq.schedule.register_tiles import LATENCY_SLOTS, MIN_PARALLEL_MACS
 from tvmq.schedule.space import Decisions, Space
 from tvmq.schedule.x86_dots import REGISTERS
 from tvmq.schedule.x86_isa import Isa
 
 MAX_PIXELS = 14
+WEIGHT_LOAD_SLOTS = 3  # of 64 bytes from the second cache level
+TILE_OVERHEAD_SLOTS = 20  # loop set-up and the epilogue's tail, per tile
 MAX_COLUMNS = 4
 UNITS_PER_THREAD = 4
 COPY_SHARE = 0.01  # of the whole kernel's time: what copying an image into its padding takes

@@ -19,11 +19,10 @@ from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
+from tvmq.schedule.padded_band import padded_band, row_bytes
 from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
 from tvmq.schedule.x86_dots import activations, dot, weights
 from tvmq.schedule.x86_isa import Isa
-
-BYTES = 64  # moved at once into scratch
 
 
 def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.PrimFunc:
@@ -55,9 +54,7 @@ class _Kernel:
         self.extents = Extents.of(spec, self.pixels, self.columns)
         self.band_lines = -(-self.extents.lines // decision.bands)
         self.part_columns = -(-self.extents.columns // decision.parts)
-        geometry = spec.geometry
-        self.line_width = geometry.columns + (0 if spec.direct else geometry.left + geometry.right)
-        self.line_bytes = self.line_width * geometry.channels
+        self.line_bytes = row_bytes(spec.geometry)  # without padding, if the input is read where it lies
 
     def emit(self) -> None:
         units = self.extents.images * self.decision.bands * self.decision.parts
@@ -73,7 +70,7 @@ class _Kernel:
             self.image = T.bind(band // self.decision.bands)
             first = band % self.decision.bands * self.band_lines
             self.first_line = T.bind(T.min(first, self.extents.lines - self.band_lines))
-            self.source = self._direct() if self.spec.direct else self._scratch()
+            self.source = self._direct() if self.spec.direct else self._padded()
             columns = self.extents.columns
             self.first_column = T.bind(T.min(part * self.part_columns, columns - self.part_columns))
             order = (self.part_columns, self.band_lines, self.extents.tiles)
@@ -91,36 +88,12 @@ class _Kernel:
         self.origin = T.bind(self.origin)
         return T.decl_buffer((geometry.batch * geometry.rows * self.line_bytes,), "uint8", data=self.x.data)
 
-    def _scratch(self) -> Buffer:
-        """Emit the copy of the band's lines into scratch with the padding around them."""
-        g = self.spec.geometry
-        flat = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), "uint8", data=self.x.data)
-        lines = (self.band_lines - 1) * g.stride_rows + (g.kernel_rows - 1) * g.dilation_rows + 1
-        # The last step of the last segment may read past the last line.
-        scratch = T.sblock_alloc_buffer((lines * self.line_bytes + BYTES,), "uint8")
+    def _padded(self) -> Buffer:
+        spec = self.spec
         self.origin = const(0, "int32")
-        left, right, copied = g.left * g.channels, g.right * g.channels, g.columns * g.channels
-        with T.serial(lines) as line:
-            row = T.bind(self.first_line * g.stride_rows + line - g.top)
-            start = T.bind(line * self.line_bytes)
-            with T.If(T.And(row >= 0, row < g.rows)):
-                with T.Then():
-                    self._fill(scratch, start, left)
-                    source = T.bind((self.image * g.rows + row) * copied)
-                    _each_vector(
-                        copied, lambda at, n: store(scratch, start + left + at, load(flat, source + at, n))
-                    )
-                    self._fill(scratch, start + left + copied, right)
-                with T.Else():
-                    self._fill(scratch, start, self.line_bytes)
-        return scratch
-
-    def _fill(self, scratch: Buffer, start: Expr, count: int) -> None:
-        def put(at: Expr, lanes: int) -> None:
-            value = splat(self.spec.pad_value, f"uint8x{lanes}" if lanes > 1 else "uint8")
-            store(scratch, start + at, value)
-
-        _each_vector(count, put)
+        return padded_band(
+            spec.geometry, self.x, spec.pad_value, self.image, self.first_line, self.band_lines
+        )
 
     def _tile(self, column: Expr, line: Expr, tile: Expr) -> None:
         """One register tile: its sums, then what is stored of them."""
@@ -180,19 +153,3 @@ class _Kernel:
 
 def _whole(buffer: Any) -> Any:
     return buffer[tuple(slice(0, size) for size in buffer.shape)]
-
-
-def _each_vector(count: int, emit: Any) -> None:
-    """Call emit(offset, lanes) so that count bytes are covered by vectors of 64, then ever smaller ones."""
-    whole = count // BYTES
-    if whole:
-        with T.serial(whole) as index:
-            emit(index * BYTES, BYTES)
-    done = whole * BYTES
-    lanes = BYTES // 2
-    while done < count:
-        if done + lanes <= count:
-            emit(done, lanes)
-            done += lanes
-        else:
-            lanes //= 2

@@ -3,8 +3,7 @@
 The bytes of four rows of one column are woven together, so that one dot instruction adds four rows of a
 column to the sums of a channel; columns that neighbouring pixels share are woven once per tile. The weaving
 leaves every fourth channel in a vector; what is stored is packed with saturation and put back in order.
-Padding is never written: a tile at the border knows which of its columns lie outside, a line at the border
-asks for each row.
+Each unit of work copies its lines into scratch with the padding around them.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule.depthwise_spec import QUARTERS, Chunk, DepthwiseSpec, buffers, chunks, supports
 from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
+from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat, store
 from tvmq.schedule.x86_dots import activations, dot, weights
@@ -29,7 +29,7 @@ from tvmq.schedule.x86_intrinsics import lookup
 from tvmq.schedule.x86_isa import Isa
 
 TILE_PIXELS = 4
-UNITS_PER_THREAD = 4
+BAND_BYTES = 1 << 17  # of padded lines, which are written and read again
 MIN_PARALLEL_SUMS = 1 << 17  # sums of the kernel, some 10 us
 PACK_WORDS = {64: "avx512.packssdw.512", 32: "avx2.packssdw", 16: "sse2.packssdw.128"}
 PACK_BYTES = {
@@ -43,25 +43,31 @@ SHUFFLE = {64: "avx512.pshuf.b.512", 32: "avx2.pshuf.b", 16: "ssse3.pshuf.b.128"
 class DepthwiseDecision:
     """How the loops are cut."""
 
-    tile: int = TILE_PIXELS  # pixels of a line that share interleaved columns
+    tile: int = TILE_PIXELS  # pixels of a line that share woven columns
     bands: int = 1  # parts of an image's lines: units of work
+    parallel: bool = False
 
 
 def choose_depthwise(spec: DepthwiseSpec, threads: int) -> DepthwiseDecision:
-    """Return tiles of TILE_PIXELS, and bands where there is work for several threads."""
-    geometry = spec.geometry
-    if threads == 1 or geometry.pixels * geometry.channels < MIN_PARALLEL_SUMS:
-        return DepthwiseDecision()
-    most = range(1, min(geometry.out_rows, UNITS_PER_THREAD * threads) + 1)
-    bands = min(most, key=lambda n: (-(-n * geometry.batch // threads) * -(-geometry.out_rows // n), n))
-    return DepthwiseDecision(bands=bands)
+    """Return tiles of TILE_PIXELS, and bands that stay in the cache and share out evenly."""
+    g = spec.geometry
+    parallel = threads > 1 and g.pixels * g.channels >= MIN_PARALLEL_SUMS
+
+    def cost(bands: int) -> tuple[bool, int, int]:
+        lines = -(-g.out_rows // bands)
+        too_large = band_rows(g, lines) * row_bytes(g) > BAND_BYTES
+        rounds = -(-bands * g.batch // threads) if parallel else bands
+        return too_large, rounds * band_rows(g, lines), bands
+
+    return DepthwiseDecision(bands=min(range(1, g.out_rows + 1), key=cost), parallel=parallel)
 
 
 def depthwise_space(spec: DepthwiseSpec, threads: int) -> Space:
     """Return what depthwise_prim_func may be told."""
     default = choose_depthwise(spec, threads)
-    bands = {1, default.bands, *((threads, 2 * threads) if threads > 1 else ())}
-    return Space({"tile": (2, 4, 7, 8), "bands": tuple(sorted(bands))}, asdict(default))
+    bands = sorted({1, default.bands, min(2 * default.bands, spec.geometry.out_rows)})
+    parallel = (False, True) if threads > 1 else (False,)
+    return Space({"tile": (2, 4, 7, 8), "bands": tuple(bands), "parallel": parallel}, asdict(default))
 
 
 def widest_chunk(isa: Isa) -> int:
@@ -86,98 +92,50 @@ def depthwise_prim_func(spec: DepthwiseSpec, decision: DepthwiseDecision, isa: I
     return builder.get()
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line of the result: where it is, and the bytes of a row of the kernel at a column."""
-
-    row: Expr  # its first pixel
-    image: Expr
-    first: Expr  # the input row of the kernel's first row
-    inside: bool  # all rows of the kernel are inside of the input
-
-
 class _Kernel:
     """Emits the statements of one kernel; what they share are its fields."""
 
     def __init__(self, spec: DepthwiseSpec, decision: DepthwiseDecision, epilogue: Epilogue) -> None:
-        self.spec, self.epilogue, self.isa = spec, epilogue, epilogue.isa
+        self.spec, self.decision, self.epilogue, self.isa = spec, decision, epilogue, epilogue.isa
         self.arguments = epilogue.arguments
         self.pixels = min(decision.tile, spec.geometry.out_columns)
-        self.bands = decision.bands
         self.lines = -(-spec.geometry.out_rows // decision.bands)
 
     def emit(self) -> None:
-        g = self.spec.geometry
-        units = g.batch * self.bands
-        loop = T.parallel if self.bands > 1 else T.serial
+        g, bands = self.spec.geometry, self.decision.bands
+        units = g.batch * bands
+        loop = T.parallel if self.decision.parallel else T.serial
         with loop(units) as unit, T.sblock("unit"):
             index = T.axis.spatial(units, unit)
             T.reads(*(_whole(b) for name, b in self.arguments.items() if name not in ("out", "copy")))
             T.writes(*(_whole(b) for name, b in self.arguments.items() if name in ("out", "copy")))
-            self.order = {
-                chunk.width: _natural(chunk.width) for chunk in chunks(g.channels, widest_chunk(self.isa))
-            }
-            image = T.bind(index // self.bands)
-            first = T.bind(T.min(index % self.bands * self.lines, g.out_rows - self.lines))
-            with T.serial(self.lines) as step:
-                line = T.bind(first + step)
-                row = T.bind((image * g.out_rows + line) * g.out_columns)
-                source = T.bind(line * g.stride_rows - g.top)
-                reach = (g.kernel_rows - 1) * g.dilation_rows
-                with T.If(T.And(source >= 0, source + reach < g.rows)):
-                    with T.Then():
-                        self._line(_Line(row, image, source, inside=True))
-                    with T.Else():
-                        self._line(_Line(row, image, source, inside=False))
+            found = list(chunks(g.channels, widest_chunk(self.isa)))
+            self.order = {width: _natural(width) for width in {chunk.width for chunk in found}}
+            image = T.bind(index // bands)
+            first = T.bind(T.min(index % bands * self.lines, g.out_rows - self.lines))
+            self.band = padded_band(g, self.arguments["x"], self.spec.pad_value, image, first, self.lines)
+            tiles = -(-g.out_columns // self.pixels)
+            with T.serial(self.lines) as line:
+                row = T.bind((image * g.out_rows + first + line) * g.out_columns)
+                source = T.bind(line * (g.stride_rows * row_bytes(g)))
+                for chunk, count in _counted(found):
+                    with T.serial(count) as piece, T.serial(tiles) as tile:
+                        # A last tile that does not fit is moved up: it computes some pixels twice.
+                        start = T.bind(T.min(tile * self.pixels, g.out_columns - self.pixels))
+                        own = Chunk(
+                            chunk.start + piece * chunk.width, chunk.width, chunk.place + piece * chunk.width
+                        )
+                        self._tile(row + start, source + start * (g.stride_columns * g.channels), own)
 
-    def _line(self, line: _Line) -> None:
-        channels = self.spec.geometry.channels
-        found = list(chunks(channels, widest_chunk(self.isa)))
-        widest = [chunk for chunk in found if chunk.width == found[0].width and chunk.start == chunk.place]
-        with T.serial(len(widest)) as index:
-            self._tiles(line, Chunk(index * found[0].width, found[0].width, index * found[0].width))
-        for chunk in found[len(widest) :]:
-            self._tiles(line, chunk)
-
-    def _tiles(self, line: _Line, chunk: Chunk) -> None:
-        """The first and the last tile know their columns; those between lie inside."""
-        columns, pixels = self.spec.geometry.out_columns, self.pixels
-        self._tile(line, chunk, 0)
-        inner = self._inner()
-        if inner:
-            first, last = inner
-            with T.serial(-(-(last - first) // pixels)) as tile:
-                self._tile(line, chunk, T.bind(T.min(first + tile * pixels, last - pixels)))
-            for start in (*range(pixels, first, pixels), *range(last, columns - pixels, pixels)):
-                self._tile(line, chunk, start)
-            if columns > pixels:
-                self._tile(line, chunk, columns - pixels)
-            return
-        for start in range(pixels, columns, pixels):
-            self._tile(line, chunk, min(start, columns - pixels))
-
-    def _inner(self) -> tuple[int, int] | None:
-        """Return the pixels between the first and the last tile whose columns all lie inside of the input."""
-        g, pixels = self.spec.geometry, self.pixels
-        reach = (g.kernel_columns - 1) * g.dilation_columns
-        first = max(-(-g.left // g.stride_columns), pixels)
-        last = min((g.columns - 1 - reach + g.left) // g.stride_columns + 1, g.out_columns - pixels)
-        return (first, last) if last - first >= pixels else None
-
-    def _tile(self, line: _Line, chunk: Chunk, start: Any) -> None:
-        """Pixels from start on: every column they see in turn, until a pixel has seen all of its own."""
+    def _tile(self, row: Expr, source: Expr, chunk: Chunk) -> None:
+        """Pixels from row on: every column they see in turn, until a pixel has seen all of its own."""
         g = self.spec.geometry
         isa = replace(self.isa, bits=chunk.width * 8)
-        known = start if isinstance(start, int) else None
         steps = [column * g.dilation_columns for column in range(g.kernel_columns)]
         sums: dict[int, list[Expr]] = {}
         for column in sorted({i * g.stride_columns + step for i in range(self.pixels) for step in steps}):
-            outside = known is not None and not 0 <= known * g.stride_columns + column - g.left < g.columns
-            at = start * g.stride_columns + (column - g.left)
-            quads = [
-                self._interleaved(line, chunk, quad, None if outside else at)
-                for quad in range(self.spec.quads)
-            ]
+            at = source + column * g.channels
+            quads = [self._woven(at, chunk, quad) for quad in range(self.spec.quads)]
             seen = [[activations(isa, vector) for vector in vectors] for vectors in quads]
             for i in range(self.pixels):
                 step = column - i * g.stride_columns
@@ -186,33 +144,21 @@ class _Kernel:
                 for quad, vectors in enumerate(seen):
                     sums[i] = self._added(isa, chunk, sums.get(i), vectors, (quad, steps.index(step)))
                 if step == steps[-1]:
-                    self._store(isa, line.row + start + i, chunk, sums.pop(i))
+                    self._store(isa, row + i, chunk, sums.pop(i))
 
-    def _interleaved(self, line: _Line, chunk: Chunk, quad: int, column: Any) -> list[Expr]:
-        """Return four int32 vectors: the bytes of up to four rows at a column; None: outside of the input."""
+    def _woven(self, at: Expr, chunk: Chunk, quad: int) -> list[Expr]:
+        """Return four int32 vectors: the bytes of up to four rows of a column."""
         g = self.spec.geometry
-        rows = range(quad * DEPTH, min(quad * DEPTH + DEPTH, g.kernel_rows))
-        if column is None:
-            found = [splat(self.spec.pad_value, f"uint8x{chunk.width}") for _ in rows]
-        else:
-            found = [self._bytes(line, chunk, line.first + row * g.dilation_rows, column) for row in rows]
-        words = [T.bind(T.reinterpret(f"uint16x{chunk.width // 2}", row)) for row in found]
+        words = []
+        for row in range(quad * DEPTH, min(quad * DEPTH + DEPTH, g.kernel_rows)):
+            place = at + (row * g.dilation_rows * row_bytes(g) + chunk.start)
+            own = load(self.band, place, chunk.width)
+            words.append(T.bind(T.reinterpret(f"uint16x{chunk.width // 2}", own)))
         halves = [_woven(words[:2], half, 8) for half in (0, 1)]
         after = [_woven(words[2:], half, 8) for half in (0, 1)]
         pairs = [[_wide(v) for v in pair if v is not None] for pair in zip(halves, after, strict=True)]
         vectors = [_woven(pairs[vector % 2], vector // 2, 16) for vector in range(QUARTERS)]
         return [T.bind(T.reinterpret(f"int32x{chunk.width // DEPTH}", vector)) for vector in vectors]
-
-    def _bytes(self, line: _Line, chunk: Chunk, row: Expr, column: Any) -> Expr:
-        g, x = self.spec.geometry, self.arguments["x"]
-
-        def at(row: Expr) -> Expr:
-            return load(x, ((line.image * g.rows + row) * g.columns + column, chunk.start), chunk.width)
-
-        if line.inside:
-            return at(row)
-        padding = splat(self.spec.pad_value, f"uint8x{chunk.width}")
-        return T.if_then_else(T.And(row >= 0, row < g.rows), at(row), padding)
 
     def _added(
         self, isa: Isa, chunk: Chunk, sums: list[Expr] | None, vectors: Sequence[Any], place: tuple[int, int]
@@ -268,6 +214,16 @@ class _Kernel:
         for at in range(0, len(groups), per_step):
             own = groups[at : at + per_step]
             self.epilogue.store(row, chunk.start + at * LANES, own, len(own) * LANES)
+
+
+def _counted(found: Sequence[Chunk]) -> list[tuple[Chunk, int]]:
+    """Return the first chunk of each run of equal ones that lie side by side, and how many they are."""
+    runs: list[tuple[Chunk, int]] = []
+    for chunk in found:
+        last, count = runs[-1] if runs else (chunk, 0)
+        follows = runs and last.width == chunk.width and last.start + count * last.width == chunk.start
+        runs = [*runs[:-1], (last, count + 1)] if follows else [*runs, (chunk, 1)]
+    return runs
 
 
 def _woven(pair: Sequence[Expr], half: int, bits: int) -> Any:

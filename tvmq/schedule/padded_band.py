@@ -1,0 +1,73 @@
+"""Some lines of an image copied with the padding around them, so that a kernel's loops have no borders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.vectors import Buffer, Expr, load, splat, store
+
+BYTES = 64  # moved at once
+
+
+def band_rows(geometry: ConvGeometry, lines: int) -> int:
+    """Return the rows of the input, padding included, that so many lines of the result see."""
+    reach = (geometry.kernel_rows - 1) * geometry.dilation_rows + 1
+    return (lines - 1) * geometry.stride_rows + reach
+
+
+def row_bytes(geometry: ConvGeometry) -> int:
+    """Return the bytes of a padded row of uint8."""
+    return (geometry.columns + geometry.left + geometry.right) * geometry.channels
+
+
+def padded_band(
+    geometry: ConvGeometry, x: Buffer, pad_value: int, image: Expr, first_line: Expr, lines: int
+) -> Buffer:
+    """Emit the copy; return it, uint8 [band_rows(lines) * row_bytes and BYTES more, which hold anything].
+
+    x is uint8 [batch * rows * columns, channels]; first_line: of the result.
+    """
+    g = geometry
+    source = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), "uint8", data=x.data)
+    rows, width = band_rows(g, lines), row_bytes(g)
+    band = T.sblock_alloc_buffer((rows * width + BYTES,), "uint8")
+    left, right, copied = g.left * g.channels, g.right * g.channels, g.columns * g.channels
+    with T.serial(rows) as index:
+        row = T.bind(first_line * g.stride_rows + index - g.top)
+        start = T.bind(index * width)
+        with T.If(T.And(row >= 0, row < g.rows)):
+            with T.Then():
+                _fill(band, start, left, pad_value)
+                origin = T.bind((image * g.rows + row) * copied)
+                _each_vector(
+                    copied, lambda at, n: store(band, start + left + at, load(source, origin + at, n))
+                )
+                _fill(band, start + left + copied, right, pad_value)
+            with T.Else():
+                _fill(band, start, width, pad_value)
+    return band
+
+
+def _fill(band: Buffer, start: Expr, count: int, value: int) -> None:
+    def put(at: Expr, lanes: int) -> None:
+        store(band, start + at, splat(value, f"uint8x{lanes}" if lanes > 1 else "uint8"))
+
+    _each_vector(count, put)
+
+
+def _each_vector(count: int, emit: Callable[[Expr, int], None]) -> None:
+    """Call emit(offset, lanes) so that count bytes are covered by vectors of 64, then ever smaller ones."""
+    whole = count // BYTES
+    if whole:
+        with T.serial(whole) as index:
+            emit(index * BYTES, BYTES)
+    done, lanes = whole * BYTES, BYTES // 2
+    while done < count:
+        if done + lanes <= count:
+            emit(done, lanes)
+            done += lanes
+        else:
+            lanes //= 2
