@@ -20,8 +20,8 @@ from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
 from tvmq.unary import UNARY_FUNCTIONS
 
 W8A8 = Precision(8, 8)
-# Only unary functions and poolings: every other planned site quantizes its own input.
-FLOAT_INPUT = "its input is float already, where a table or a pooling of integers gains nothing"
+# Every other planned site quantizes its own input.
+FLOAT_INPUT = "its input is float already, where {} gains nothing"
 POOL_REASON = (
     "pooling has an integer kernel for windows of one size, none cut short at the border, and means for all "
     "pixels or tokens of a channel"
@@ -121,7 +121,8 @@ def coverage_of(mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, stric
     rows = []
     for site in plan.sites:
         done = site.precision is not None and site.site in integer
-        reason = site.reason if done or site.precision is None else FLOAT_INPUT
+        what = "a table of 256 values" if site.kind in UNARY_FUNCTIONS else "a pooling of integers"
+        reason = site.reason if done or site.precision is None else FLOAT_INPUT.format(what)
         rows.append(CoverageRow(site.site, site.kind, done, reason, macs.get(site.site, 0)))
     return _accepted(Coverage(tuple(rows)), strict)
 
