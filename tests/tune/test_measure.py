@@ -74,3 +74,22 @@ def test_constants_are_the_models_and_come_from_memory_not_the_first_caches(benc
 def test_one_lucky_run_does_not_settle_it():
     assert settled([5, 5, 5, 5, 1, 5, 5, 5]) == 5
     assert settled([6, 3, 9, 3, 8, 3, 3, 7, 4]) == 3
+
+
+def test_a_kernel_may_have_several_outputs():
+    def build(second: int) -> tvm.tirx.PrimFunc:
+        @T.prim_func(s_tir=True)
+        def main(x: T.Buffer((16,), "int8"), y: T.Buffer((16,), "int8"), z: T.Buffer((8,), "int16")):
+            for i in range(16):
+                y[i] = x[i]
+            for i in range(8):
+                z[i] = T.cast(x[i], "int16") + T.int16(second)
+
+        return main
+
+    made = Kernel(("two",), "two", (None,), build, Space({"second": (1, 2)}, {"second": 1}))
+    with pool_of(1):
+        bench = KernelBench(Use(made, 1, (None,)), load_profile("native"))
+        assert min(bench.trial({"second": 1})) > 0
+        with pytest.raises(BrokenCandidateError, match="other bits"):
+            bench.trial({"second": 2})

@@ -49,17 +49,18 @@ class KernelBench:
         self._kernel = use.kernel
         self._target = profile.tvm()
         default = use.kernel.function()
-        self._shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in default.params]
+        shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in default.params]
+        inputs, outputs = shapes[: len(use.arguments)], shapes[len(use.arguments) :]
         self._default = self._compiled(default)
-        arguments = _arguments(use, self._shapes[:-1], np.random.default_rng(seed))
+        arguments = _arguments(use, inputs, np.random.default_rng(seed))
         constant = sum(c.nbytes for c in use.arguments if c is not None)
         copies = math.ceil(EVICTING_CACHES * profile.machine.l2_bytes / max(constant, 1))
         self._sets = [
             [tvm.runtime.from_dlpack(a) for a in copied]
             for copied in _copies(arguments, use.arguments, min(max(copies, 2), MAX_COPIES))
         ]
-        self._out = aligned_empty(*self._shapes[-1])
-        self._result = tvm.runtime.from_dlpack(self._out)
+        self._outputs = [aligned_empty(*output) for output in outputs]
+        self._results = [tvm.runtime.from_dlpack(output) for output in self._outputs]
         self._expected = self._run(self._default)
 
     def trial(self, decisions: Decisions) -> tuple[float, float]:
@@ -89,9 +90,10 @@ class KernelBench:
         return function
 
     def _run(self, function: Callable[..., None]) -> bytes:
-        self._out.view(np.uint8).fill(0x55)
-        function(*self._sets[0], self._result)
-        return self._out.tobytes()
+        for output in self._outputs:
+            output.view(np.uint8).fill(0x55)
+        function(*self._sets[0], *self._results)
+        return b"".join(output.tobytes() for output in self._outputs)
 
     def _timed(self, functions: Sequence[Callable[..., None]], seconds: float) -> Times:
         """Run all functions in turns, each round on other constants than the last."""
@@ -107,9 +109,9 @@ class KernelBench:
         return times
 
     def _once(self, function: Callable[..., None], at: int) -> float:
-        arguments, result = self._sets[at], self._result
+        arguments = (*self._sets[at], *self._results)
         began = time.perf_counter()
-        function(*arguments, result)
+        function(*arguments)
         return time.perf_counter() - began
 
 
