@@ -20,6 +20,8 @@ from tests.passes.qdq_graphs import (
     random_input,
 )
 from tvmq import numerics, reference
+from tvmq.build import traced_values
+from tvmq.exactness import analyse
 from tvmq.formats import QuantParams
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.rebuild import bindings, op_name
@@ -108,3 +110,18 @@ def test_rows_of_a_float_table_are_taken_from_an_integer_one(out):
     low, high = numerics.INTEGER_RANGE[out.dtype]
     codes = np.clip(np.floor(table.value.numpy() / out.scale + 0.5) + out.zero_point, low, high)
     np.testing.assert_allclose(taken, ((codes - out.zero_point) * out.scale)[[4, 0, 4]], rtol=1e-6)
+
+
+def test_a_norm_that_is_trunk_and_input_of_a_product_stores_both_at_once():
+    make, x = QdqBuilder(), float_input(1, 6, 8)
+    trunk = make.stored("norm", make.layer_norm("norm", make.stored("x", x, TRUNK), 0.3), TRUNK)
+    product = make.product("fc", make.stored("norm.uint8", trunk, NORMED), 8, -9)
+    total = make.stored("y", make.bind("y", op.add(product, trunk)), TRUNK)
+    qdq = make.module([x], total)
+    after = LowerInteger()(qdq)
+    assert kernels(after) == [("layer_norm", "norm"), ("linear", "fc")]
+    assert "right_shift" not in {op_name(b.value) for b in bindings(after["main"])}
+    values = [reference.run(mod, [random_input(qdq)])[0] for mod in (qdq, after)]
+    np.testing.assert_allclose(*values, rtol=0, atol=4 * NORMED.scale)
+    names = [trace.id for _, trace in traced_values(after, analyse(after))]
+    assert names[-3:] == ["norm", "norm.uint8", "fc"]

@@ -44,13 +44,14 @@ def check(spec: LayerNormSpec, isa: str, *inputs: Any, decision: LayerNormDecisi
     kernel = tvm.compile(func, target=target_of(ISA[isa]))
     for x in inputs:
         out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))
+        outs = [out] + ([tvm.runtime.tensor(np.full(x.shape, 77, "uint8"))] if spec.copy else [])
         arguments = [x, gain, offset]
         if spec.pieces:  # the pieces in a random order, and the index that takes them back
             order = random.permutation(spec.rows * spec.pieces).astype("int32")
             arguments[0] = np.empty((len(order), spec.channels // spec.pieces), "int16")
             arguments[0][order] = x.reshape(arguments[0].shape)
             arguments.append(order)
-        kernel(*map(tvm.runtime.tensor, arguments), out)
+        kernel(*map(tvm.runtime.tensor, arguments), *outs)
         wanted = numerics.layer_norm(
             x,
             gain,
@@ -61,6 +62,8 @@ def check(spec: LayerNormSpec, isa: str, *inputs: Any, decision: LayerNormDecisi
             dtype=spec.out_dtype,
         )
         np.testing.assert_array_equal(out.numpy(), wanted)
+        if spec.copy:
+            np.testing.assert_array_equal(outs[1].numpy(), numerics.requantize(wanted, *spec.copy, "uint8"))
 
 
 def normal_rows(spec: LayerNormSpec, spread: float) -> Any:
@@ -140,3 +143,16 @@ def test_layers_that_differ_in_constants_alone_are_tuned_as_one() -> None:
 )
 def test_blocks_are_large_where_threads_share_them_evenly(rows: int, threads: int, block: int) -> None:
     assert default_decision(replace(DEIT, rows=rows), threads).block_rows == block
+
+
+@pytest.mark.parametrize("isa", WIDTHS)
+@pytest.mark.parametrize("copy", [(0, 7), (5, 128), (16, 0)])
+@pytest.mark.parametrize("shape", [(5, 33), (40, 64)])
+def test_a_uint8_copy_is_stored_in_the_same_pass(isa: str, copy: tuple[int, int], shape: tuple[int, int]):
+    spec = replace(DEIT, rows=shape[0], channels=shape[1], out_dtype="int16", copy=copy, gain_shift=3)
+    spec = replace(spec, limit=numerics.layer_norm_limit(shape[1]))
+    check(spec, isa, normal_rows(spec, 900), normal_rows(spec, 9))
+
+
+def test_only_a_result_of_16_bits_has_a_copy():
+    assert "has no copy" in str(supports(replace(DEIT, copy=(3, 0))))

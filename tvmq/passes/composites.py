@@ -20,7 +20,7 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.passes.composite_body import KERNEL, Body, integer, tensor_type
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.passes.epilogue import Epilogue
+from tvmq.passes.epilogue import Copy, Epilogue, requantized
 
 
 def linear(
@@ -91,11 +91,13 @@ def layer_norm(
     epsilon: int,
     limit: int,
     pieces: int = 0,
+    copy: Copy | None = None,
 ) -> relax.Function:
     """Return f(x int16 [rows, channels], gain, offset int32 [channels]): numerics.layer_norm.
 
     pieces: x is [rows * pieces, channels / pieces], and a last parameter index, int32 [rows * pieces], says
-    which of its rows lie side by side in each row of the norm.
+    which of its rows lie side by side in each row of the norm. With copy, which out_dtype int16 may have, the
+    result is a tuple: int16, and uint8 made of it.
     """
     x = relax.Var("x", tensor_type((rows * (pieces or 1), channels // (pieces or 1)), "int16"))
     gain = relax.Var("gain", tensor_type((channels,), "int32"))
@@ -108,8 +110,10 @@ def layer_norm(
         joined = body(op.reshape(taken, (rows, channels)))
     clipped = _normalised(body, joined, epsilon, limit)
     y = body(op.add(body(op.multiply(clipped, gain)), offset))
-    y = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
-    y = body(op.astype(y, out_dtype))
+    wide = body(op.clip(body(op.right_shift(y, integer(gain_shift))), low, high))
+    y = body(op.astype(wide, out_dtype))
+    if copy is not None:
+        y = body(relax.Tuple([y, requantized(body, wide, copy)]))
     attrs = {
         "out_dtype": out_dtype,
         "low": low,
@@ -118,6 +122,7 @@ def layer_norm(
         "epsilon": epsilon,
         "limit": limit,
         "pieces": pieces,
+        **({"copy_shift": copy.shift, "copy_zero_point": copy.zero_point} if copy else {}),
     }
     return body.finish(params, y, "layer_norm", site, attrs)
 

@@ -184,6 +184,7 @@ def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> S
     if shift is None or not 0 <= shift <= 16 or source.params.zero_point != 0:
         return None
     copied = lower_products.with_copy(emit, name, source, out, shift)
+    copied = copied or lower_sites.with_copy(emit, name, source, out, shift)
     if copied is not None:
         return copied
     wide = emit(op.astype(emit.rows(source), "int32"))

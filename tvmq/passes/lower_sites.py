@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
+from tvm import relax
 from tvm.relax import op
 
 from tvmq import numerics
 from tvmq.formats import QuantParams
 from tvmq.passes import composites
 from tvmq.passes.constants import array_of
+from tvmq.passes.epilogue import Copy
 from tvmq.passes.integer_parameters import norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
-from tvmq.passes.lowering_values import Emitter, Pending, QdqCall, Stored, clip_range, constant
+from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Stored, clip_range, constant
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 
@@ -46,21 +48,40 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
     )
     rows, channels = x.layout.matrix
     low, high = numerics.INTEGER_RANGE[out.dtype]
-    func = composites.layer_norm(
-        source.name,
-        rows=rows,
-        channels=channels,
-        out_dtype=out.dtype,
-        low=low,
-        high=high,
-        gain_shift=numbers.gain_shift,
-        epsilon=numbers.epsilon,
-        limit=numbers.limit,
-        pieces=0 if x.order is None else len(x.order) // rows,
-    )
+    pieces = 0 if x.order is None else len(x.order) // rows
     args = [emit.stored_rows(x), constant(numbers.gain), constant(numbers.offset)]
     args += [] if x.order is None else [constant(x.order)]
-    return Stored(out, x.layout, rows_var=emit.composite(func, args, source.name))
+
+    def norm(copy: Copy | None = None) -> Expr:
+        func = composites.layer_norm(
+            source.name,
+            rows=rows,
+            channels=channels,
+            out_dtype=out.dtype,
+            low=low,
+            high=high,
+            gain_shift=numbers.gain_shift,
+            epsilon=numbers.epsilon,
+            limit=numbers.limit,
+            pieces=pieces,
+            copy=copy,
+        )
+        return emit.composite(func, args, source.name)
+
+    return Stored(out, x.layout, force=norm, paired=norm if out.dtype == "int16" else None)
+
+
+def with_copy(emit: Emitter, name: str, source: Stored, out: QuantParams, shift: int) -> Stored | None:
+    """Return the uint8 storage of an int16 value that its kernel makes besides; None if it cannot.
+
+    shift: from the int16 storage to the other.
+    """
+    paired = source.paired
+    if paired is None or source.rows_var is not None or out.dtype != "uint8":
+        return None
+    pair = paired(Copy(shift, out.zero_point))
+    source.rows_var = emit(relax.TupleGetItem(pair, 0))
+    return Stored(out, source.layout, rows_var=emit(relax.TupleGetItem(pair, 1), name))
 
 
 def unary(emit: Emitter, source: QdqCall) -> Pending | None:

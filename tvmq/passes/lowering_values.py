@@ -18,6 +18,7 @@ from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.composite_body import KERNEL, SITE
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.passes.epilogue import Copy
 from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.rebuild import live, sequence
 
@@ -41,6 +42,7 @@ class Stored:
     float_var: Expr | None = None
     force: Callable[[], Expr] | None = None
     pending: PendingLinear | None = None
+    paired: Callable[[Copy], Expr] | None = None  # emits the value and a uint8 copy of it, as a tuple
     seen: Expr | None = None  # of an attention: the mask; rows that see no key are zero
     order: Rows | None = None
 

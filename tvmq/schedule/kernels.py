@@ -241,8 +241,9 @@ def _layer_norm(
     rows = shapes[0][0] // (pieces or 1)
     if (int(attrs["low"]), int(attrs["high"])) != INTEGER_RANGE[str(attrs["out_dtype"])]:
         return None
+    copy = (int(attrs["copy_shift"]), int(attrs["copy_zero_point"])) if "copy_shift" in attrs else None
     spec = x86_layer_norm.LayerNormSpec(
-        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces")
+        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces"), copy=copy
     )
     if x86_layer_norm.supports(spec) is not None:
         return None

@@ -47,6 +47,8 @@ MAX_EPSILON = 2**52  # the variance stays below 2**53, where float64 is exact
 PRODUCT_SHIFT = NORMALISED_SHIFT - CENTRED_FRACTION_BITS
 FLOAT64_MANTISSA, FLOAT64_BIAS = 52, 1023
 
+RESULTS = ("out", "copy")
+
 
 @dataclass(frozen=True)
 class LayerNormSpec:
@@ -59,6 +61,7 @@ class LayerNormSpec:
     limit: int
     out_dtype: str
     pieces: int = 0  # of a row, each a row of x that an index names; 0: rows as they lie
+    copy: tuple[int, int] | None = None  # shift and zero point of a second result, uint8 made of int16
 
     @property
     def width(self) -> int:
@@ -77,6 +80,7 @@ def supports(spec: LayerNormSpec) -> str | None:
         (0 < spec.limit < 2**31, f"limit {spec.limit} is outside 1..2**31-1"),
         (spec.pieces == 0 or channels % spec.pieces == 0, f"{channels} channels in {spec.pieces} pieces"),
         (out in ("uint8", "int8", "int16"), f"out_dtype {out!r} is not an 8 or 16 bit integer"),
+        (spec.copy is None or out == "int16", f"out_dtype {out!r} has no copy"),
     )
     return next((reason for holds, reason in checks if not holds), None)
 
@@ -116,14 +120,14 @@ def layer_norm_space(spec: LayerNormSpec, threads: int) -> Space:
 
 def speed_of(spec: LayerNormSpec) -> LayerNormSpec:
     """Return spec without the constants that differ from layer to layer and take no time."""
-    return replace(spec, gain_shift=0, epsilon=0)
+    return replace(spec, gain_shift=0, epsilon=0, copy=None if spec.copy is None else (8, 0))
 
 
 def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None = None) -> tirx.PrimFunc:
-    """Return the kernel (x, gain, offset[, index], out) of spec, by the default decision if none is given.
+    """Return the kernel (x, gain, offset[, index], out[, copy]) of spec; no decision means the default one.
 
-    x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels]. With pieces,
-    x is [rows * pieces, channels / pieces], index int32 [rows * pieces]. Raises ValueError where
+    x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels], copy uint8.
+    With pieces, x is [rows * pieces, channels / pieces], index int32 [rows * pieces]. Raises ValueError where
     supports(spec) gives a reason.
     """
     reason = supports(spec)
@@ -140,6 +144,8 @@ def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None
         if spec.pieces:
             shapes["index"] = ((spec.rows * pieces,), "int32")
         shapes["out"] = (shape, spec.out_dtype)
+        if spec.copy is not None:
+            shapes["copy"] = (shape, "uint8")
         buffers = {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}
         _Kernel(spec, decision or default_decision(spec), buffers).emit()
     return builder.get()
@@ -167,9 +173,9 @@ class _Kernel:
         loop = T.parallel if self.parallel else T.serial
         with loop(blocks) as block, T.sblock("rows"):
             index = T.axis.spatial(blocks, block)
-            *inputs, out = (b[tuple(slice(0, n) for n in b.shape)] for b in self.buffers.values())
-            T.reads(*inputs)
-            T.writes(out)
+            whole = {n: b[tuple(slice(0, d) for d in b.shape)] for n, b in self.buffers.items()}
+            T.reads(*(region for name, region in whole.items() if name not in RESULTS))
+            T.writes(*(region for name, region in whole.items() if name in RESULTS))
             self.mean = T.sblock_alloc_buffer((self.block_rows,), "int64")
             self.variance = T.sblock_alloc_buffer((self.block_rows,), "float64")
             self.reciprocal = T.sblock_alloc_buffer((self.block_rows,), "int64")
@@ -300,6 +306,12 @@ class _Kernel:
         scaled = T.shift_right(normal * gain + offset, splat(spec.gain_shift, narrow))
         clipped = T.max(T.min(scaled, splat(high, narrow)), splat(low, narrow))
         store(self.out, (source, column), T.cast(clipped, vector_type(spec.out_dtype, lanes)))
+        if spec.copy is not None:
+            shift, zero_point = spec.copy
+            half = splat((1 << shift >> 1) + (zero_point << shift), narrow)
+            moved = T.shift_right(clipped + half, splat(shift, narrow))
+            code = T.max(T.min(moved, splat(255, narrow)), splat(0, narrow))
+            store(self.buffers["copy"], (source, column), T.cast(code, vector_type("uint8", lanes)))
 
 
 def _unsigned(dtype: str) -> str:
