@@ -56,7 +56,8 @@ def test_a_tuned_model_has_the_same_bits_and_tells_how_it_was_made(tmp_path: Pat
         assert np.array_equal(tuned(X), plain(X))
         tuned.verify(X).require()
         recipe = tuned.manifest.description.recipe["tuned"]
-        assert {kernel["trials"] for kernel in recipe if kernel["name"].startswith("linear")} == {3}
+        # One output group of one row leaves AVX2 nothing to choose.
+        assert [k["trials"] for k in recipe if k["name"].startswith("linear_9x")] == [3] * 4
         assert plain.manifest.description.recipe["tuned"] == []
         lines = (tmp_path / "db").read_bytes()
         again = tiny_transformer.compiled(tune=tvmq.Tune(trials=0, database=tmp_path / "db"), **options)
