@@ -62,3 +62,12 @@ def test_a_second_storage_is_reached_by_a_shift():
     shift = exponent(chosen["add.4"].scale / second["add.4"].scale)
     assert shift is not None
     assert shift >= 0
+
+
+@pytest.mark.parametrize("name", ["add.4", "add.12"])
+def test_the_trunk_moves_so_that_its_copy_gets_the_scale_it_wants(name: str):
+    also = replace(FORMATS.values[name], also_uint8=True)
+    chosen, second = choose_scales(NODES, replace(FORMATS, values={**FORMATS.values, name: also}), SEEN)
+    wanted, _ = SEEN.values[name].quantizer(8, False, "mse")
+    assert second[name].scale == pytest.approx(wanted, rel=1e-5)
+    assert 1 <= chosen[name].scale / CHOSEN[name].scale < 2  # CHOSEN has no copy

@@ -8,6 +8,7 @@ logits of attention, which a shift must bring to the unit of the softmax table.
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Mapping
 
@@ -60,7 +61,8 @@ def _region(
     if dtype == "int16":
         reach = max(max(-stats[n].histogram.minimum, stats[n].histogram.maximum) for n in members)
         reach = max(reach * TRUNK_HEADROOM, *(tables.get(n, 0.0) for n in members), 1e-30)
-        scale = _float32(reach / 32767)
+        copies = [stats[n].quantizer(8, False, method)[0] for n in members if formats[n].also_uint8]
+        scale = _float32(_in_phase(reach / 32767, copies))
         return {name: QuantParams(scale, 0, dtype) for name in members}
     symmetric = dtype == "int8"
     ranges = [observer_for(method, stats[name].histogram).range(8, symmetric) for name in members]
@@ -70,6 +72,16 @@ def _region(
     step, zero = affine_parameters(np.array([low, high]), 8, symmetric)
     params = QuantParams(_float32(float(step)), int(zero), dtype)
     return dict.fromkeys(members, params)
+
+
+def _in_phase(scale: float, wanted: list[float]) -> float:
+    """Return scale, enlarged by less than 2, of which powers of two come nearest to the wanted scales.
+
+    The uint8 copies of int16 values have such scales; 16 bits can spare the factor.
+    """
+    turns = [math.log2(step / scale) for step in wanted if step > 0]
+    mean = sum((cmath.exp(2j * math.pi * turn) for turn in turns), 0j)
+    return scale * math.exp2(cmath.phase(mean) / (2 * math.pi) % 1.0)
 
 
 def _largest(embedding: Node) -> float:
