@@ -136,11 +136,11 @@ class _Tiles:
             T.buffer_store(self.arguments["out"], value, [row + at + i, T.ramp(first, 1, LANES)])
 
     def _group(self, row: Any, at: Any, j: int) -> Any:
-        sums = self.totals[at, T.ramp(j * LANES, 1, LANES)]
+        sums, first = self.totals[at, T.ramp(j * LANES, 1, LANES)], (self.group + j) * LANES
         residual = None
         if self.spec.residual:
-            residual = self.arguments["residual"][row, T.ramp((self.group + j) * LANES, 1, LANES)]
-        return T.bind(requantized(self.spec, self.arguments, self.group + j, sums, residual))
+            residual = self.arguments["residual"][row, T.ramp(first, 1, LANES)]
+        return T.bind(requantized(self.spec, self.arguments, first, sums, residual))
 
 
 def _amx(name: str, *operands: Any) -> None:
