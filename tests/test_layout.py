@@ -17,6 +17,7 @@ STAGES = (
     ("record", "bench"),
     ("spec", "environment"),
     ("target", "formats", "unary", "images", "sites"),
+    ("reference_layers",),
     ("reference_ops",),
     ("reference",),
     ("frontend", "model_file"),

@@ -8,14 +8,13 @@ the operator that has none here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
-Tensor = torch.Tensor
-Operator = Callable[[list[Any], Any, Any], Any]
+from tvmq.reference_layers import LAYERS, Operator, Tensor
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -67,89 +66,6 @@ def _divide(args: list[Any], attrs: Any, call: Any) -> Tensor:
     return torch.div(args[0], args[1], rounding_mode="trunc" if _is_integer(args[0]) else None)
 
 
-def _pad_pairs(padding: Sequence[int]) -> tuple[int, int, int, int]:
-    top, left, bottom, right = (int(p) for p in padding)
-    return left, right, top, bottom
-
-
-def _conv2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    x, w = args
-    integer = _is_integer(x)
-    if integer:
-        x, w = x.to(torch.float64), w.to(torch.float64)
-    nhwc = str(attrs.data_layout) == "NHWC"
-    if nhwc:
-        x, w = x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1)
-    x = F.pad(x, _pad_pairs(attrs.padding))
-    out = F.conv2d(x, w, None, tuple(attrs.strides), 0, tuple(attrs.dilation), int(attrs.groups))
-    out = out.permute(0, 2, 3, 1) if nhwc else out
-    return out.to(torch.int64) if integer else out
-
-
-def _conv1d(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NCW", "OIW"):
-        raise NotImplementedError(f"conv1d of layout {attrs.data_layout}, {attrs.kernel_layout}")
-    x = F.pad(args[0], [int(p) for p in attrs.padding])
-    strides, dilation = ([int(n) for n in numbers] for numbers in (attrs.strides, attrs.dilation))
-    return F.conv1d(x, args[1], None, strides, 0, dilation, int(attrs.groups))
-
-
-def _conv2d_transpose(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    top, left, bottom, right = (int(p) for p in attrs.padding)
-    if (top, left) != (bottom, right):
-        raise NotImplementedError("conv2d_transpose with unequal padding")
-    return F.conv_transpose2d(
-        args[0],
-        args[1],
-        None,
-        tuple(attrs.strides),
-        (top, left),
-        tuple(attrs.output_padding),
-        int(attrs.groups),
-        tuple(attrs.dilation),
-    )
-
-
-def _layer_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    axes = [int(a) for a in attrs.axes]
-    x, gamma, beta = args
-    mean = x.mean(dim=axes, keepdim=True)
-    variance = x.var(dim=axes, keepdim=True, unbiased=False)
-    normal: Tensor = (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma + beta
-    return normal
-
-
-def _instance_norm(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    x, gamma, beta = args
-    axes = [int(a) for a in attrs.axes]
-    shape = [1] * x.dim()
-    shape[int(attrs.channel_axis)] = -1
-    mean, variance = x.mean(dim=axes, keepdim=True), x.var(dim=axes, keepdim=True, unbiased=False)
-    scaled = (x - mean) / torch.sqrt(variance + float(attrs.epsilon)) * gamma.view(shape)
-    normal: Tensor = scaled + beta.view(shape)
-    return normal
-
-
-def _batch_norm(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, gamma, beta, mean, variance = args
-    shape = [1] * x.dim()
-    shape[int(attrs.axis)] = -1
-    centred = (x - mean.view(shape)) / torch.sqrt(variance.view(shape) + float(attrs.epsilon))
-    scaled = centred * gamma.view(shape) if attrs.scale else centred
-    return (scaled + beta.view(shape) if attrs.center else scaled), mean, variance
-
-
-def _attention(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    q, k, v = (Tensor.permute(a, 0, 2, 1, 3) for a in args[:3])
-    if attrs.causal_mask is not None:
-        raise NotImplementedError("attention with a causal mask")
-    scale = q.shape[-1] ** -0.5 if attrs.scale is None else float(attrs.scale)
-    scores = (q @ k.transpose(-1, -2)) * scale
-    if len(args) == 4:
-        scores = scores + args[3]
-    return (scores.softmax(-1) @ v).permute(0, 2, 1, 3)
-
-
 def _strided_slice(args: list[Any], attrs: Any, call: Any) -> Tensor:
     x, axes, begin, end = args[:4]
     strides = args[4] if len(args) > 4 and args[4] is not None else [1] * len(axes)
@@ -184,40 +100,6 @@ def _split(args: list[Any], attrs: Any, call: Any) -> tuple[Tensor, ...]:
         return tuple(torch.chunk(x, sections, axis))
     points = [0, *(int(p) for p in where), x.shape[axis]]
     return tuple(x.narrow(axis, a, b - a) for a, b in itertools.pairwise(points))
-
-
-def _pool(function: Callable[..., Tensor]) -> Operator:
-    def apply(args: list[Any], attrs: Any, call: Any) -> Tensor:
-        fill = float("-inf") if function is F.max_pool2d else 0.0
-        pads = _pad_pairs(attrs.padding)
-        size, strides = tuple(attrs.pool_size), tuple(attrs.strides)
-        if function is F.max_pool2d:
-            x = args[0]
-            fill = fill if x.dtype.is_floating_point else torch.iinfo(x.dtype).min
-            padded = F.pad(x, pads, value=fill)
-            windows = padded.unfold(2, size[0], strides[0]).unfold(3, size[1], strides[1])
-            if attrs.ceil_mode:
-                raise NotImplementedError("max_pool2d with ceil_mode")
-            return windows.amax(dim=(-1, -2))
-        padding = (int(attrs.padding[0]), int(attrs.padding[1]))
-        return function(args[0], size, strides, padding, bool(attrs.ceil_mode), bool(attrs.count_include_pad))
-
-    return apply
-
-
-def _adaptive_avg_pool2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    size = args[0].shape[2:] if attrs.output_size is None else tuple(int(s) for s in attrs.output_size)
-    return F.adaptive_avg_pool2d(args[0], tuple(size))
-
-
-def _resize2d(args: list[Any], attrs: Any, call: Any) -> Tensor:
-    mode = {"linear": "bilinear", "cubic": "bicubic", "nearest_neighbor": "nearest"}[str(attrs.method)]
-    transform = str(attrs.coordinate_transformation_mode)
-    if transform not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
-        raise NotImplementedError(f"resize2d with {transform}")
-    if mode == "nearest":
-        return F.interpolate(args[0], size=args[1], mode=mode)
-    return F.interpolate(args[0], size=args[1], mode=mode, align_corners=transform == "align_corners")
 
 
 def _quantize(args: list[Any], attrs: Any, call: Any) -> Tensor:
@@ -366,13 +248,6 @@ OPERATORS: dict[str, Operator] = {
     "matmul": _matmul,
     "quantize": _quantize,
     "dequantize": _dequantize,
-    "image.resize2d": _resize2d,
-    "nn.conv1d": _conv1d,
-    "nn.conv2d": _conv2d,
-    "nn.conv2d_transpose": _conv2d_transpose,
-    "nn.layer_norm": _layer_norm,
-    "nn.instance_norm": _instance_norm,
-    "nn.batch_norm": _batch_norm,
     "nn.softmax": lambda args, attrs, call: torch.softmax(args[0], int(attrs.axis)),
     "nn.gelu": _unary(F.gelu),
     "nn.gelu_tanh": _unary(lambda x: F.gelu(x, approximate="tanh")),
@@ -381,12 +256,8 @@ OPERATORS: dict[str, Operator] = {
     "nn.relu": _unary(torch.relu),
     "nn.silu": _unary(F.silu),
     "nn.dropout": lambda args, attrs, call: (args[0], torch.ones_like(args[0])),
-    "nn.max_pool2d": _pool(F.max_pool2d),
-    "nn.avg_pool2d": _pool(F.avg_pool2d),
-    "nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "nn.pad": _pad,
-    "nn.attention": _attention,
-    "nn.attention_bias": _attention,
+    **LAYERS,
 }
 
 # Folded where their operands are constant; TVM leaves these to passes that no pipeline of tvmq runs.

@@ -61,7 +61,7 @@ def pool_prim_func(spec: PoolSpec, threads: int = 1) -> tirx.PrimFunc:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """The rows or columns of a window that lie inside of the image."""
+    """The rows or columns of a window that lie inside of the image: none where it is all in the padding."""
 
     first: Expr
     count: Expr
@@ -70,7 +70,7 @@ class _Span:
     def of(cls, index: Expr, stride: int, before: int, length: int, size: int) -> _Span:
         start = index * stride - before
         first = T.bind(T.max(start, 0))
-        return cls(first, T.bind(T.min(start + length, size) - first))
+        return cls(first, T.bind(T.max(T.min(start + length, size) - first, 0)))
 
 
 @dataclass(frozen=True, slots=True)
