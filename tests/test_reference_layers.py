@@ -34,7 +34,5 @@ def test_a_mean_over_padding_of_any_size_is_that_of_tvm(padding: tuple[int, ...]
 
 
 def test_windows_cut_short_over_uneven_padding_are_refused_in_a_sentence() -> None:
-    with pytest.raises(
-        UnsupportedModelError, match="avg_pool2d with ceil_mode and this padding"
-    ):
+    with pytest.raises(UnsupportedModelError, match="avg_pool2d with ceil_mode and this padding"):
         reference.run(pool_module((0, 0, 1, 1), ceil_mode=True), [torch.zeros(1, 2, 4, 5)])
