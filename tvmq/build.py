@@ -29,7 +29,7 @@ from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.schedule.kernels import unpack
 from tvmq.schedule.space import Decisions
-from tvmq.spec import ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
+from tvmq.spec import COPY, ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
 from tvmq.target import TargetProfile
 
 PLAIN = "plain"
@@ -132,7 +132,7 @@ def traced_values(mod: tvm.IRModule, exactness: Analysis) -> list[tuple[Any, Sit
             attrs = attributes(mod[call.op])
         elif isinstance(call, relax.TupleGetItem) and call.tuple_value in pairs:
             attrs = pairs[call.tuple_value]
-            attrs = attrs | {"site": f"{attrs['site']}.uint8"} if call.index else attrs
+            attrs = attrs | {"site": attrs["site"] + COPY} if call.index else attrs
         if attrs and isinstance(var.ty, relax.TupleType):
             pairs[var] = attrs
         elif attrs or var in entries:

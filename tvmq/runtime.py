@@ -27,7 +27,7 @@ import numpy.typing as npt
 from tvmq.environment import allowed_cpus, default_threads, require_tvm
 from tvmq.errors import ArtifactError, EnvironmentMismatchError, UsageError
 from tvmq.record import Record
-from tvmq.spec import Array, Built, SiteTrace
+from tvmq.spec import COPY, Array, Built, SiteTrace
 
 ALIGNMENT = 64  # bytes; generated code is told that every tensor starts at a multiple of this
 CPU_DEVICE, NAIVE_ALLOCATOR, POOLED_ALLOCATOR = 1, 1, 2  # DLPack's and the Relax VM's numbers
@@ -209,7 +209,9 @@ class _Recorder:
 def name_calls(calls: Sequence[_Call], traced: Sequence[_Call], sites: dict[int, SiteTrace]) -> list[str]:
     """Return a name for each call of main: its site's id, else `symbol.ordinal`."""
     writer = {call.wrote: number for number, call in enumerate(traced)}  # the last one wins
-    site_of = {writer[address]: site.id for address, site in sites.items() if address in writer}
+    site_of = {
+        writer[address]: site.id.removesuffix(COPY) for address, site in sites.items() if address in writer
+    }
     ordinal: dict[str, int] = {}
     known: dict[tuple[str, int], str] = {}
     for number, call in enumerate(traced):

@@ -121,6 +121,7 @@ class Scale(Record):
     largest: float  # as the smallest, unless every output channel of a weight has its own
 
 
+COPY = ".uint8"  # what the id of a site's second tensor ends in, the uint8 copy of an int16 one
 ENTRY = "quantize"  # the kernel of a SiteTrace that is no site: where floats become integers again
 
 

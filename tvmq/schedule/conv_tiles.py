@@ -23,7 +23,7 @@ UNITS_PER_THREAD = 4
 COPY_SHARE = 0.01  # of the whole kernel's time: what copying an image into its padding takes
 LONE_TABLE_SLOTS = 8  # what a group costs more that is looked up alone
 LONE_PACK_SLOTS = 1  # and one that is packed alone
-PREFETCH_BYTES = 1 << 18  # weights above this do not stay in the second cache level between two calls
+PREFETCH_BYTES = 1 << 14  # weights above this leave the second cache level between two runs of a model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

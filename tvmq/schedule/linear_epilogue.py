@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -93,8 +93,8 @@ class Epilogue:
             T.buffer_store(out, values, [row, T.ramp(first, 1, width)])
             return
         staged = self._staged(values, lanes, str(out.dtype))
-        with T.serial(width) as lane:
-            T.buffer_store(out, staged[lane], [row, first + lane])
+        for at, count in _powers_of_two(width):
+            T.buffer_store(out, staged[_ramp(at, count)], [row, _ramp(first + at, count)])
 
     def _staged(self, values: Any, lanes: int, dtype: str) -> Any:
         """Return a local buffer that holds values."""
@@ -203,8 +203,8 @@ def read_residual(
         return residual[row, T.ramp(first, 1, width)]
     staged = T.sblock_alloc_buffer((padded,), "int16")
     T.buffer_store(staged, T.broadcast(T.int16(0), padded), [T.ramp(0, 1, padded)])
-    with T.serial(width) as lane:
-        T.buffer_store(staged, residual[row, first + lane], [lane])
+    for at, count in _powers_of_two(width):
+        T.buffer_store(staged, residual[row, _ramp(first + at, count)], [_ramp(at, count)])
     return staged[T.ramp(0, 1, padded)]
 
 
@@ -239,6 +239,19 @@ def _fixed_point(total: Any, multiplier: Any, shift: Any) -> Any:
     one = _splat(1, "int64")
     doubled = T.shift_right(product, T.cast(shift, f"int64x{LANES}") - one)
     return T.shift_right(doubled + one, one)
+
+
+def _powers_of_two(width: int) -> Iterator[tuple[int, int]]:
+    """Yield (first lane, lanes) of the vectors that cover width lanes, ever narrower."""
+    done = 0
+    while done < width:
+        count = 1 << (width - done).bit_length() - 1
+        yield done, count
+        done += count
+
+
+def _ramp(first: Any, count: int) -> Any:
+    return first if count == 1 else T.ramp(first, 1, count)
 
 
 def _splat(value: int, dtype: str) -> Any:

@@ -28,8 +28,8 @@ from tvmq.schedule.x86_dots import activations, dot, weights
 from tvmq.schedule.x86_intrinsics import lookup
 from tvmq.schedule.x86_isa import Isa
 
-TILE_PIXELS = 4
-BAND_BYTES = 1 << 17  # of padded lines, which are written and read again
+TILES = (4, 5, 6, 7, 8)  # pixels
+BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read
 MIN_PARALLEL_SUMS = 1 << 17  # sums of the kernel, some 10 us
 PACK_WORDS = {64: "avx512.packssdw.512", 32: "avx2.packssdw", 16: "sse2.packssdw.128"}
 PACK_BYTES = {
@@ -43,23 +43,24 @@ SHUFFLE = {64: "avx512.pshuf.b.512", 32: "avx2.pshuf.b", 16: "ssse3.pshuf.b.128"
 class DepthwiseDecision:
     """How the loops are cut."""
 
-    tile: int = TILE_PIXELS  # pixels of a line that share woven columns
+    tile: int  # pixels of a line that share woven columns
     bands: int = 1  # parts of an image's lines: units of work
     parallel: bool = False
 
 
 def choose_depthwise(spec: DepthwiseSpec, threads: int) -> DepthwiseDecision:
-    """Return tiles of TILE_PIXELS, and bands that stay in the cache and share out evenly."""
+    """Return the tile that computes fewest pixels twice, and bands that stay in the cache and share out."""
     g = spec.geometry
+    tile = min(TILES, key=lambda n: (-(-g.out_columns // n) * n, -n))
     parallel = threads > 1 and g.pixels * g.channels >= MIN_PARALLEL_SUMS
 
     def cost(bands: int) -> tuple[bool, int, int]:
-        lines = -(-g.out_rows // bands)
-        too_large = band_rows(g, lines) * row_bytes(g) > BAND_BYTES
-        rounds = -(-bands * g.batch // threads) if parallel else bands
-        return too_large, rounds * band_rows(g, lines), bands
+        rows = band_rows(g, -(-g.out_rows // bands))
+        rounds = -(-bands * g.batch // threads) if parallel else bands * g.batch
+        return rows * row_bytes(g) > BAND_BYTES, rounds * rows, bands
 
-    return DepthwiseDecision(bands=min(range(1, g.out_rows + 1), key=cost), parallel=parallel)
+    bands = min(range(1, g.out_rows + 1), key=cost)
+    return DepthwiseDecision(tile=tile, bands=bands, parallel=parallel and g.batch * bands > 1)
 
 
 def depthwise_space(spec: DepthwiseSpec, threads: int) -> Space:
@@ -67,7 +68,7 @@ def depthwise_space(spec: DepthwiseSpec, threads: int) -> Space:
     default = choose_depthwise(spec, threads)
     bands = sorted({1, default.bands, min(2 * default.bands, spec.geometry.out_rows)})
     parallel = (False, True) if threads > 1 else (False,)
-    return Space({"tile": (2, 4, 7, 8), "bands": tuple(bands), "parallel": parallel}, asdict(default))
+    return Space({"tile": (2, *TILES), "bands": tuple(bands), "parallel": parallel}, asdict(default))
 
 
 def widest_chunk(isa: Isa) -> int:
