@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.schedule.conv_cases import geometry_of
 from tests.strategies import seeds
 from tvmq.schedule.attention_spec import pack_bias
 from tvmq.schedule.conv_spec import pack_rows
@@ -85,3 +86,28 @@ def test_equal_calls_share_a_kernel_and_others_do_not():
     keys = [key(), key(high=100), key("x86_avx512_vnni"), key(shapes=[(6, 8), *SHAPES[1:]])]
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]
+
+
+@pytest.mark.parametrize(("profile", "name"), [("x86_avx512_vnni", "conv2d_"), ("x86_avx2", "linear_")])
+def test_without_vpdpbusd_a_pointwise_convolution_is_a_linear(profile: str, name: str):
+    geometry = geometry_of(8, 20, 1)
+    attrs = {**LINEAR, "kernel": "conv2d", "pad_value": 0, **geometry.attrs()}
+    shapes = [(geometry.pixels, 8), (1, 1, 8, 20), (20,), (20,)]
+    kernel = find(attrs, shapes, load_profile(profile), 1)
+    assert kernel is not None
+    assert kernel.name.startswith(name)
+    weight = np.arange(160).astype(np.int8).reshape(1, 1, 8, 20)
+    packing = kernel.packing[1]
+    assert packing is not None
+    np.testing.assert_array_equal(unpack(packing.pack(weight), packing.layout, weight.shape), weight)
+    both = {
+        **attrs,
+        "out_dtype": "int16",
+        "low": -32768,
+        "high": 32767,
+        "copy_shift": 3,
+        "copy_zero_point": 0,
+    }
+    trunk = find(both, shapes, load_profile(profile), 1)
+    assert trunk is not None
+    assert trunk.name.startswith("conv2d_")  # the only kernel that stores a copy

@@ -105,8 +105,8 @@ def _channels() -> Packing:
 
 UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
     {
-        "linear16x4": lambda array, shape: unpack_weight(array, *shape),
-        "sorted16x4": lambda array, shape: unpack_sorted(array, *shape),
+        "linear16x4": lambda array, shape: unpack_weight(array, *shape[-2:]).reshape(shape),
+        "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
         "conv16x4": conv_spec.unpack_weight,
         **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
         **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
@@ -120,14 +120,16 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
 def _linear(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    (rows, inputs), (_, outputs) = shapes[0], shapes[1]
+    # The weight of a convolution that is a product of every pixel is [1, 1, inputs, outputs].
+    (rows, inputs), outputs = shapes[0], shapes[1][-1]
     spec = _product(attrs, rows, inputs, outputs)
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
     if (supports_linear if isa.vnni else x86_sorted_linear.supports)(spec) is not None:
         return None
-    weight = Packing("linear16x4", pack_weight) if isa.vnni else Packing("sorted16x4", pack_sorted)
+    layout, pack = ("linear16x4", pack_weight) if isa.vnni else ("sorted16x4", pack_sorted)
+    weight = Packing(layout, lambda values: pack(values.reshape(inputs, outputs)))
     packing = _packing(spec, weight, len(shapes))
 
     if isa.amx and x86_amx_linear.supports(spec) is None:
@@ -158,6 +160,10 @@ def _conv2d(
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8" or conv_spec.supports(spec) is not None:
         return None
+    if geometry.pointwise and product.copy is None and (isa.amx or not isa.vnni):
+        linear = _linear(attrs, shapes, profile, threads)
+        if linear is not None:  # multiplies faster than dots of pairs
+            return linear
     weight = Packing("conv16x4", conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps)
 
     def build(**decisions: Any) -> tirx.PrimFunc:
