@@ -14,8 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from rich.progress import Progress
 
 from tvmq.bench import Timing
+from tvmq.environment import allowed_cpus
+from tvmq.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "bench"
@@ -29,9 +32,10 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     import prepare
     import readme
     import rows
+    import run
     import turns
 
-    return SimpleNamespace(models=models, prepare=prepare, readme=readme, rows=rows, turns=turns)
+    return SimpleNamespace(models=models, prepare=prepare, readme=readme, rows=rows, run=run, turns=turns)
 
 
 def row(scripts: Any, engine: str, ms: float | None, threads: int = 1, model: str = "deit_tiny") -> Any:
@@ -97,6 +101,78 @@ def test_a_script_writes_between_its_own_marks_only(scripts: Any, tmp_path: Path
     assert path.read_text() == f"a\n{mark.format('x')}new\n{end}b\n{mark.format('y')}kept\n{end}c\n"
 
 
+def test_a_write_that_fails_leaves_the_file_as_it_was(scripts: Any, tmp_path: Path):
+    path = tmp_path / "results.json"
+    path.write_text("before")
+    with pytest.raises(UnicodeEncodeError):
+        scripts.readme.write_whole(path, "half of it\ud800")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("results.json", "before")]
+
+
+@pytest.mark.parametrize("text", ['[{"model": "de', "{}", "[1]"])
+def test_results_that_were_cut_off_are_refused_before_anything_is_measured(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"results\.json"):
+        scripts.rows.load(path)
+    monkeypatch.setattr(scripts.run, "SMOKE_RESULTS", path)
+    monkeypatch.setattr(scripts.run.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match=r"bench: .*results\.json"):
+        scripts.run.main(["--smoke"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--threads", "1,9999"], "--threads 1,9999 given, 1 to"),
+        (["--threads", "0"], "--threads 0 given, 1 to"),
+        (["--threads", "1,x"], "--threads 1,x given, 1 to"),
+        (["--rounds", "0"], "--rounds 0 given, at least 1 is wanted"),
+    ],
+)
+def test_numbers_that_cannot_be_measured_are_refused(
+    scripts: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+):
+    with pytest.raises(SystemExit):
+        scripts.run.parse(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_without_arguments_all_models_run_on_one_and_two_threads(scripts: Any):
+    plan = scripts.run.parse([])
+    assert (plan.rounds, plan.models) == (scripts.run.ROUNDS, tuple(scripts.models.MODELS))
+    assert plan.threads == (1, 2)[: len(allowed_cpus())]
+
+
+class Unexportable:
+    """A store whose models cannot be exported."""
+
+    def __init__(self, scripts: Any) -> None:
+        self.failed = scripts.prepare.NotMeasuredError("no weights")
+
+    def python(self, engine: str) -> Path:
+        return Path(sys.executable)
+
+    def source(self, model: str) -> Path:
+        raise self.failed
+
+
+def test_a_model_that_cannot_be_exported_is_a_note_and_ends_nothing(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    peak = scripts.prepare.Peak("AVX2", 100.0)
+    monkeypatch.setattr(scripts.run, "peaks", lambda: {"int8": peak, "fp32": peak})
+    engines, path = ("tvmq", "onnxruntime"), tmp_path / "results.json"
+    plan = scripts.run.Plan(("deit_tiny",), (1,), engines, 1, 1, Unexportable(scripts), path)
+    with Progress(disable=True) as progress:
+        scripts.run.measure(plan, scripts.run.prepare(plan, progress), progress)
+    found = scripts.rows.load(path)
+    assert [(r.engine, r.reason, r.macs) for r in found] == [(e, "no weights", None) for e in engines]
+    assert "| DeiT-Ti | - | failed | failed | - | - | - |" in scripts.rows.markdown(found)
+
+
 def test_multiplications_are_counted_from_the_graph(scripts: Any):
     weights = [("w", (6, 2, 3, 3)), ("m", (10, 4)), ("g", (4, 5))]
     nodes = [
@@ -157,6 +233,17 @@ def test_an_engine_that_cannot_start_gives_its_reason(scripts: Any, tmp_path: Pa
     found = scripts.turns.measure({"bad": job}, rounds=1, starts=1, done=lambda: None)
     assert isinstance(found["bad"], scripts.prepare.NotMeasuredError)
     assert "no.onnx" in str(found["bad"])
+
+
+def test_a_process_that_closes_its_output_and_stays_is_a_note(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "worker.py").write_text("import os, time\nos.close(1)\ntime.sleep(60)\n")
+    monkeypatch.setattr(scripts.turns, "HERE", tmp_path)
+    monkeypatch.setattr(scripts.turns, "END_S", 0.2)
+    job = scripts.turns.Job(Path(sys.executable), "tvmq", tmp_path / "m", tmp_path / "i", 1)
+    found = scripts.turns.measure({"stuck": job}, rounds=1, starts=1, done=lambda: None)
+    assert "it did not end within" in str(found["stuck"])
 
 
 @pytest.mark.slow

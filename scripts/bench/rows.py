@@ -9,8 +9,10 @@ from pathlib import Path
 
 from models import MODELS, SMOKE
 from prepare import ENGINES
+from readme import write_whole
 
 from tvmq.bench import Timing
+from tvmq.errors import UsageError
 from tvmq.record import Record
 
 RIVALS = [name for name in ENGINES if name != "tvmq"]
@@ -29,11 +31,11 @@ class Row(Record):
     reason: str | None = None
     timing: Timing | None = None
     rounds: int
-    macs: int
+    macs: int | None = None  # None: the model could not be exported
     peak_instructions: str
     peak_gmacs: float  # of one core, int8; 10**9 multiply-accumulates a second
     fp32_peak_gmacs: float
-    floor_ms: float  # macs at that peak on all threads
+    floor_ms: float | None = None  # macs at that peak on all threads
     percent_of_peak: float | None = None
     ratio_to_best_int8: float | None = None  # times faster than the best rival with integers; below 1: slower
     ratio_to_best_float: float | None = None
@@ -68,12 +70,16 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
 
 def load(path: Path) -> list[Row]:
-    """Return the rows in a file, none if there is no file."""
+    """Return the rows in a file, none if there is no file; UsageError for a file that holds anything else."""
     if not path.exists():
         return []
-    return [
-        Row.from_json(row, f"{path}: row {i}") for i, row in enumerate(json.loads(path.read_text("utf-8")))
-    ]
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: is no JSON ({error}); restore or delete it") from error
+    if not isinstance(rows, list):
+        raise UsageError(f"{path}: holds no list of rows; restore or delete it")
+    return [Row.from_json(row, f"{path}: row {i}") for i, row in enumerate(rows)]
 
 
 def save(path: Path, new: Iterable[Row]) -> list[Row]:
@@ -82,7 +88,7 @@ def save(path: Path, new: Iterable[Row]) -> list[Row]:
     models, engines = list(TITLES), list(ENGINES)
     rows = sorted(merged.values(), key=lambda r: (models.index(r.model), r.threads, engines.index(r.engine)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     return rows
 
 
@@ -94,7 +100,7 @@ def latency_table(rows: Sequence[Row], threads: int) -> tuple[list[str], list[li
     lines = []
     for model, found in by_model(rows, threads).items():
         ours = found.get("tvmq")
-        cells = [TITLES[model], f"{next(iter(found.values())).floor_ms:.2f}"]
+        cells = [TITLES[model], number(next(iter(found.values())).floor_ms, "{:.2f}")]
         cells += [latency(found.get(name)) for name in engines]
         if ours:
             cells += [number(ours.percent_of_peak, "{:.0f} %")]

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rows import Row
 from tvmq import report
 from tvmq.bench import Timing
 from tvmq.environment import allowed_cpus, cpu_name
+from tvmq.errors import UsageError
 
 RESULTS = ROOT / "scripts" / "benchmarks.json"
 SMOKE_RESULTS = ROOT / "out" / "bench" / "smoke.json"
@@ -51,12 +53,21 @@ class Plan:
     results: Path
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What one model is measured with."""
+
+    files: Mapping[str, Path | NotMeasuredError]  # by engine
+    inputs: Path | None = None  # None, like macs, where the model could not even be exported
+    macs: int | None = None  # of one run
+
+
 def parse(arguments: Sequence[str]) -> Plan:
     """Return the plan that the arguments ask for."""
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="one small model, few rounds, no downloads")
     parser.add_argument("--models", default="", help=f"comma-separated, of {', '.join(MODELS)}; default: all")
-    parser.add_argument("--threads", default="1,2", help="comma-separated; default: 1,2")
+    parser.add_argument("--threads", help="comma-separated; default: 1,2")
     parser.add_argument("--rounds", type=int, help=f"turns of each engine; default: {ROUNDS}")
     given = parser.parse_args(arguments)
     known = SMOKE if given.smoke else MODELS
@@ -64,12 +75,13 @@ def parse(arguments: Sequence[str]) -> Plan:
     if unknown := set(models) - set(known):
         parser.error(f"{', '.join(sorted(unknown))} given, of {', '.join(known)} is wanted")
     available = len(allowed_cpus())
-    threads = tuple(int(n) for n in given.threads.split(",") if n.isdigit() and 1 <= int(n) <= available)
-    if not threads:
+    words = [str(n) for n in (1, 2) if n <= available] if given.threads is None else given.threads.split(",")
+    if not all(word.isdigit() and 1 <= int(word) <= available for word in words):
         parser.error(
             f"--threads {given.threads} given, 1 to {available} is wanted (the CPUs of this process)"
         )
-    rounds = given.rounds or (SMOKE_ROUNDS if given.smoke else ROUNDS)
+    threads = tuple(dict.fromkeys(map(int, words)))
+    rounds = (SMOKE_ROUNDS if given.smoke else ROUNDS) if given.rounds is None else given.rounds
     if rounds < 1:
         parser.error(f"--rounds {rounds} given, at least 1 is wanted")
     if given.smoke:
@@ -81,67 +93,67 @@ def parse(arguments: Sequence[str]) -> Plan:
     return Plan(models, threads, tuple(ENGINES), rounds, turns.STARTS, store, RESULTS)
 
 
-def prepare(plan: Plan, progress: Progress) -> dict[tuple[str, str], Path | NotMeasuredError]:
-    """Return the file of every model and engine, made now if it is not there yet."""
-    found: dict[tuple[str, str], Path | NotMeasuredError] = {}
+def prepare(plan: Plan, progress: Progress) -> dict[str, Prepared]:
+    """Return what every model is measured with, made now if it is not there yet."""
+    found = {}
     task = progress.add_task("prepare", total=len(plan.models) * len(plan.engines))
     for model in plan.models:
+        progress.update(task, description=f"prepare {model}")
+        try:
+            source = plan.store.source(model)
+        except NotMeasuredError as failed:
+            found[model] = Prepared(dict.fromkeys(plan.engines, failed))
+            progress.advance(task, len(plan.engines))
+            continue
+        files = {}
         for engine in plan.engines:
             progress.update(task, description=f"prepare {model}, {ENGINES[engine].title}")
-            try:
-                plan.store.python(engine)
-                found[model, engine] = plan.store.model(engine, model)
-            except NotMeasuredError as failed:
-                found[model, engine] = failed
+            files[engine] = prepared(plan, engine, model)
             progress.advance(task)
+        about = json.loads((source / "about.json").read_text(encoding="utf-8"))
+        found[model] = Prepared(files, source / "input.npz", int(about["macs"]))
     progress.update(task, description="prepared")
     return found
 
 
-def measure(plan: Plan, files: Mapping[tuple[str, str], Path | NotMeasuredError], progress: Progress) -> None:
+def prepared(plan: Plan, engine: str, model: str) -> Path | NotMeasuredError:
+    """Return the file that an engine runs, or why there is none."""
+    try:
+        plan.store.python(engine)
+        return plan.store.model(engine, model)
+    except NotMeasuredError as failed:
+        return failed
+
+
+def measure(plan: Plan, models: Mapping[str, Prepared], progress: Progress) -> None:
     """Measure model after model, and write each one's rows as soon as they are there."""
-    macs = {model: macs_of(plan, model) for model in plan.models}
-    work = {(m, n): FIXED_MACS + macs[m] / n for m in plan.models for n in plan.threads}
+    work = {(m, n): FIXED_MACS + (models[m].macs or 0) / n for m in plan.models for n in plan.threads}
     task = progress.add_task("measure", total=sum(work.values()))
     steps = len(plan.engines) * (plan.rounds + plan.starts + 1)
     passed = 0.0
     for (model, threads), share in work.items():
         progress.update(task, description=f"measure {model}, {threads} thread{'s' * (threads > 1)}")
-        rows = measured(plan, model, threads, files, lambda: progress.advance(task, share / steps))  # noqa: B023
-        results.save(plan.results, rows)
+        done = partial(progress.advance, task, share / steps)
+        results.save(plan.results, measured(plan, model, threads, models[model], done))
         passed += share
         progress.update(task, completed=passed)
     progress.update(task, description="measured")
 
 
-def macs_of(plan: Plan, model: str) -> int:
-    """Return the multiply-accumulates of one run of a model."""
-    about = plan.store.source(model) / "about.json"
-    return int(json.loads(about.read_text(encoding="utf-8"))["macs"])
-
-
-def measured(
-    plan: Plan,
-    model: str,
-    threads: int,
-    files: Mapping[tuple[str, str], Path | NotMeasuredError],
-    done: Callable[[], None],
-) -> list[Row]:
+def measured(plan: Plan, model: str, threads: int, prepared: Prepared, done: Callable[[], None]) -> list[Row]:
     """Return the rows of one model on so many threads, one per engine."""
-    inputs = plan.store.source(model) / "input.npz"
-    paths = {engine: files[model, engine] for engine in plan.engines}
     jobs = {
-        engine: turns.Job(plan.store.python(engine), ENGINES[engine].runtime, path, inputs, threads)
-        for engine, path in paths.items()
-        if isinstance(path, Path)
+        engine: turns.Job(plan.store.python(engine), ENGINES[engine].runtime, path, prepared.inputs, threads)
+        for engine, path in prepared.files.items()
+        if isinstance(path, Path) and prepared.inputs
     }
     found = turns.measure(jobs, plan.rounds, plan.starts, done)
-    found |= {engine: path for engine, path in paths.items() if isinstance(path, NotMeasuredError)}
+    found |= {engine: path for engine, path in prepared.files.items() if isinstance(path, NotMeasuredError)}
     exact = found.get("onnxruntime")
     answer = exact.answer if isinstance(exact, turns.Measured) else None
     rows = []
     for engine, seen in found.items():
-        row = empty_row(plan, model, threads, engine)
+        row = empty_row(plan, model, threads, engine, prepared.macs)
         if isinstance(seen, NotMeasuredError):
             rows.append(replace(row, reason=str(seen)))
         else:
@@ -149,9 +161,9 @@ def measured(
     return results.compared(rows)
 
 
-def empty_row(plan: Plan, model: str, threads: int, engine: str) -> Row:
+def empty_row(plan: Plan, model: str, threads: int, engine: str, macs: int | None) -> Row:
     """Return what is known of a row before it is measured."""
-    int8, fp32, macs = peaks()["int8"], peaks()["fp32"], macs_of(plan, model)
+    int8, fp32 = peaks()["int8"], peaks()["fp32"]
     return Row(
         model=model,
         threads=threads,
@@ -162,7 +174,7 @@ def empty_row(plan: Plan, model: str, threads: int, engine: str) -> Row:
         peak_instructions=int8.instructions,
         peak_gmacs=int8.gmacs,
         fp32_peak_gmacs=fp32.gmacs,
-        floor_ms=floor_ms(macs, threads, int8),
+        floor_ms=None if macs is None else floor_ms(macs, threads, int8),
         settings={},
         versions={},
         cpu=cpu_name(),
@@ -180,7 +192,7 @@ def filled(row: Row, seen: turns.Measured, size: int, answer: np.ndarray[Any, An
     return replace(
         row,
         timing=timing,
-        percent_of_peak=100 * row.floor_ms / timing.median_ms,
+        percent_of_peak=None if row.floor_ms is None else 100 * row.floor_ms / timing.median_ms,
         cosine=None if answer is None else cosine(seen.answer, answer),
         peak_memory_mb=seen.peak_mb,
         file_mb=size / 1e6,
@@ -200,6 +212,10 @@ def main(arguments: Sequence[str]) -> int:
     """Prepare, measure, show, and renew README.md."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stopped process stays behind
     plan = parse(arguments)
+    try:
+        results.load(plan.results)
+    except UsageError as unfit:  # now, not when the first model has been measured
+        raise SystemExit(f"bench: {unfit}") from None
     console = Console(markup=False)
     wide = console if console.is_terminal else Console(width=160, markup=False)
     load = os.getloadavg()[0]
@@ -209,8 +225,7 @@ def main(arguments: Sequence[str]) -> int:
     stderr = Console(file=sys.stderr)
     with Progress(TextColumn("{task.description:<44}"), *columns, console=stderr) as progress:
         peaks()
-        files = prepare(plan, progress)
-        measure(plan, files, progress)
+        measure(plan, prepare(plan, progress), progress)
     rows = results.load(plan.results)
     mine = [row for row in rows if row.model in plan.models and row.threads in plan.threads]
     for threads in plan.threads:

@@ -28,6 +28,7 @@ from tvmq.bench import rotated
 
 TURN_S = 0.1  # at least; two runs of a slow model take longer
 ANSWER_S = 300.0  # an engine that is silent for so long has failed
+END_S = 10.0  # what a process that closed its output gets to end by itself
 STARTS = 5  # new processes whose time to the first answer is measured, after one that warms the file cache
 
 
@@ -120,8 +121,11 @@ class Worker:
         return reply
 
     def _reason(self) -> str:
-        self._process.wait(10)
-        return reason_in(self._errors.read_text(errors="replace")) or f"exit code {self._process.returncode}"
+        try:
+            ended = f"exit code {self._process.wait(END_S)}"
+        except subprocess.TimeoutExpired:
+            ended = f"its output is closed, and it did not end within {END_S:.0f} s"
+        return reason_in(self._errors.read_text(errors="replace")) or ended
 
 
 def measure(
