@@ -172,6 +172,8 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
     before = set(model_file.parent.iterdir())
     assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
     assert capsys.readouterr().err == "tvmq: interrupted; nothing was written\n"
+    assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
+    assert "no artifact was written, what was measured is kept" in capsys.readouterr().err
     assert set(model_file.parent.iterdir()) == before
 
 

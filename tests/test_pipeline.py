@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +19,12 @@ import tvm
 
 import tvmq
 from tests import tiny_transformer
+from tests.schedule.pool import pool_of
 from tests.tiny_transformer import compiled, inputs, model
-from tvmq.errors import CalibrationError, UnsupportedModelError, UsageError
+from tvmq.errors import CalibrationError, EnvironmentMismatchError, UnsupportedModelError, UsageError
 from tvmq.pipeline import REQUANTIZE
 from tvmq.spec import Coverage, Plan
+from tvmq.tune import tuner
 
 (X,) = inputs(1, seed=9)
 
@@ -227,6 +232,9 @@ def test_unusable_calibration_data_is_a_sentence(
         ({"requantize": "dyadic"}, "requantize='dyadic' is unknown; choose one of"),
         ({"observer": "median"}, "observer='median' is unknown; choose one of"),
         ({"threads": 0}, "threads=0: at least 1 is wanted"),
+        ({"tune": True}, r"tune=True: a tvmq\.Tune is wanted"),
+        ({"tune": False}, r"tune=False: a tvmq\.Tune is wanted"),
+        ({"tune": {"trials": 2}}, r"tune={'trials': 2}: a tvmq\.Tune is wanted"),
         ({"target": "x86_avx3"}, "unknown target 'x86_avx3', did you mean 'x86_avx2'"),
         ({"example_inputs": None}, "a torch module does not say its input shapes, wanted example_inputs"),
     ],
@@ -234,6 +242,49 @@ def test_unusable_calibration_data_is_a_sentence(
 def test_an_unusable_option_is_a_sentence(options: dict[str, Any], message: str):
     with pytest.raises(UsageError, match=message):
         compiled(**options)
+
+
+@pytest.mark.parametrize(
+    ("database", "features", "xgboost", "message"),
+    [
+        ("", None, True, "cannot be read as a tuning database"),
+        ("file/db", None, True, "cannot be (read|written)"),
+        ("db", frozenset(), True, "this machine lacks .*, which 'x86_baseline' needs"),
+        ("db", None, False, "xgboost not installed"),
+        ("new/db", None, True, "read-only"),
+    ],
+)
+def test_what_tuning_lacks_is_said_before_any_work(
+    database: str,
+    features: frozenset[str] | None,
+    xgboost: bool,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def read_only(*_: Any) -> int:
+        raise OSError(errno.EROFS, "a read-only file system")
+
+    (tmp_path / "file").write_bytes(b"")
+    if features is not None:
+        monkeypatch.setattr(tuner, "cpu_features", lambda: features)
+    if not xgboost:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    if database == "new/db":
+        monkeypatch.setattr(os, "open", read_only)
+    seen: list[str] = []
+    options = {"target": "x86_baseline", "tune": tvmq.Tune(database=tmp_path / database)}
+    with pool_of(1), pytest.raises((UsageError, EnvironmentMismatchError), match=message):
+        compiled(progress=lambda stage, *_: seen.append(stage), **options)
+    assert seen == []
+
+
+def test_more_threads_than_row_tiles_have_slack_for(tmp_path: Path):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 16)).eval()
+    samples = [torch.randn(1, 3136, 64) for _ in range(2)]
+    found = tvmq.compile(module, example_inputs=(samples[0],), calibration=samples, threads=128)
+    assert found.verify(samples[0].numpy()).ok
 
 
 @pytest.mark.parametrize("name", ["absent.onnx", "absent.pt2", "weights.pth", "model.txt"])

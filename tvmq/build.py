@@ -67,12 +67,12 @@ def build(
     library = _library(lifted, profile, linker)
     progress("compile", 1, 1)
     main = mod["main"]
+    kept = [
+        (p.constant.value.numpy(), p.layout, _shape(c.ty)) for c, p in zip(constants, packed, strict=True)
+    ]
     return Built(
         library=library,
-        constants=tuple(
-            Constant(f"c{i}", p.constant.value.numpy(), p.layout, _shape(c.ty))
-            for i, (c, p) in enumerate(zip(constants, packed, strict=True))
-        ),
+        constants=tuple(Constant(f"c{i}", *parts) for i, parts in enumerate(kept)),
         inputs=tuple(TensorSpec(p.name, _shape(p.ty), str(p.ty.dtype)) for p in main.params),
         outputs=_outputs(main, exactness),
         sites=tuple(site for _, site in sites),

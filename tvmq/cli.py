@@ -28,6 +28,7 @@ from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
 NOTHING_WRITTEN = "interrupted; nothing was written"
+TRIALS_KEPT = "interrupted; no artifact was written, what was measured is kept in the tuning database"
 
 app = typer.Typer(
     name="tvmq",
@@ -248,6 +249,7 @@ def doctor(as_json: Json = False) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong becomes one sentence on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    kept = TRIALS_KEPT if given[0] == "tune" else NOTHING_WRITTEN
     interrupts: list[int] = []
     try:
         with _noted(interrupts):
@@ -263,14 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(given, "MemoryError", "out of memory; use a machine with more, or a smaller model", 1)
     except Exception as error:
         if interrupts:
-            return _refuse(given, "KeyboardInterrupt", NOTHING_WRITTEN, INTERRUPTED)
+            return _refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
         if os.environ.get("TVMQ_DEBUG"):
             raise
         said = " ".join(str(error).split())[:500]
         message = f"internal error, {type(error).__name__}: {said}; report it with what TVMQ_DEBUG=1 shows"
         return _refuse(given, "InternalError", message, BUG)
     if code == INTERRUPTED:
-        return _refuse(given, "KeyboardInterrupt", NOTHING_WRITTEN, INTERRUPTED)
+        return _refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
     return int(code or 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
@@ -15,6 +15,9 @@ from tvmq.model_file import open_model
 from tvmq.progress import StageClock
 from tvmq.target import load_profile
 from tvmq.tune.results import TunedKernel, TuningInterrupted
+
+if TYPE_CHECKING:
+    from tvmq.compiled import CompiledModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +53,41 @@ def compile_model(
         compiled.save(output)
         clock("save", 1, 1)
         clock.finish()
-    tuned = compiled.manifest.description.recipe["tuned"] if options.get("tune") else []
-    summary = {
-        "artifact": str(output),
-        "bytes": output.stat().st_size,
-        "target": profile.name,
-        "calibration_samples": batches.samples,
-        "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
-        "coverage": compiled.coverage.as_json(),
-        "tuned": tuned,
-    }
     facts = {
         "artifact": output,
         "size": report.size(output.stat().st_size),
         "target": profile.name,
         "calibrated on": f"{batches.samples} samples of {data.path}",
     }
+    numbers = {
+        "artifact": str(output),
+        "bytes": output.stat().st_size,
+        "target": profile.name,
+        "calibration_samples": batches.samples,
+    }
+    _show(compiled, clock.seconds, facts, numbers, as_json=as_json)
+    return 0
+
+
+def _show(
+    compiled: CompiledModel,
+    seconds: Mapping[str, float],
+    facts: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Show what was made; seconds by stage, facts for people, numbers the same for programs."""
+    tuned = compiled.manifest.description.recipe["tuned"]
+    rounded = {stage: round(spent, 3) for stage, spent in seconds.items()}
     show(
-        summary,
+        {**numbers, "seconds": rounded, "coverage": compiled.coverage.as_json(), "tuned": tuned},
         report.coverage_summary(compiled.coverage),
         *([report.tuning([TunedKernel.from_json(row) for row in tuned])] if tuned else []),
-        report.stages(clock.seconds),
+        report.stages(seconds),
         report.facts("Compiled", facts),
         as_json=as_json,
     )
-    return 0
 
 
 def _check_writable(output: Path) -> None:

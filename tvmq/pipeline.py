@@ -46,6 +46,7 @@ from tvmq.spec import Coverage, Description, Plan
 from tvmq.target import NATIVE, TargetProfile, load_profile
 from tvmq.tune.options import Tune
 from tvmq.tune.results import decisions_of
+from tvmq.tune.tuner import prepare
 from tvmq.tune.tuner import tune as tuned_kernels
 
 REQUANTIZE = ("pot", "fixed_point")
@@ -92,11 +93,14 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
     require_tvm()
-    _check_options(bits, requantize, observer, threads)
+    _check_options(bits, requantize, observer, threads, tune)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
     require_linker(str(profile.tvm_target["mtriple"]))
+    threads = threads or default_threads()
+    if tune:
+        prepare(profile, tune, threads)  # what it refuses is said now, not after minutes of work
     patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
     mod = canonical(model, example_inputs, progress=progress)
     require_operators(mod)
@@ -112,7 +116,6 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     integer = lower(mod, numbers, progress=progress)
     coverage = achieved(coverage, integer, strict=strict)
     verify(integer, "integer", float_sites=[row.site for row in coverage.rows if not row.integer])
-    threads = threads or default_threads()
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
     options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
@@ -256,7 +259,7 @@ class LoweringPipeline:
         return self.profile or given
 
 
-def _check_options(bits: int, requantize: str, observer: str, threads: int | None) -> None:
+def _check_options(bits: int, requantize: str, observer: str, threads: int | None, tune: Tune | None) -> None:
     if bits != 8:
         raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
     if requantize not in REQUANTIZE:
@@ -265,6 +268,8 @@ def _check_options(bits: int, requantize: str, observer: str, threads: int | Non
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads!r}: at least 1 is wanted; leave it out to use all cores")
+    if tune is not None and not isinstance(tune, Tune):
+        raise UsageError(f"tune={tune!r}: a tvmq.Tune is wanted, e.g. tune=tvmq.Tune(trials=32)")
 
 
 def _versions() -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.schedule.isa_cases import ISA, VNNI_NAMES
 from tests.schedule.linear_cases import check, compiled
 from tvmq.schedule.linear_spec import LinearSpec
-from tvmq.schedule.register_tiles import Decision, choose_tiles
+from tvmq.schedule.register_tiles import Decision, choose_tiles, tile_space
 from tvmq.schedule.x86_linear import linear_space
 
 
@@ -60,6 +63,20 @@ def test_a_decision_that_no_kernel_can_follow_is_refused() -> None:
         Decision(row_tile=0, column_tile=4)
     with pytest.raises(ValueError, match="past the slack"):
         Decision(row_tile=12, column_tile=1, row_chunks=100)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20_000), st.integers(1, 80), st.integers(1, 800), st.integers(1, 256))
+@example(3136, 1, 16, 128)  # the row tiles share out between more threads than the slack has room for
+def test_the_default_can_be_built_and_tuned_for_any_number_of_threads(
+    rows: int, groups: int, reduction: int, threads: int
+) -> None:
+    default = choose_tiles(rows, groups, reduction, threads=threads)
+    space = tile_space(default, rows, groups, reduction, threads=threads)
+    chance = random.Random(0)
+    for _ in range(10):
+        Decision(**space.neighbour(space.default, chance))
+    assert any(d["row_chunks"] == default.row_chunks for d in itertools.islice(space, 10_000))
 
 
 @pytest.mark.parametrize("isa", VNNI_NAMES)

@@ -45,7 +45,7 @@ class CostBench:
     def trial(self, decisions: Decisions) -> tuple[float, float]:
         self.calls += 1
         if decisions["rows"] == 7:
-            raise BrokenCandidateError("rows 7")
+            raise BrokenCandidateError(decisions, "rows 7")
         return cost(self.kernel, decisions), cost(self.kernel, SPACE.default)
 
     def final(self, finalists: Sequence[Decisions]) -> list[float]:

@@ -1,5 +1,9 @@
+import errno
 import itertools
 import json
+import math
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +12,10 @@ import pytest
 
 from tests.tune.synthetic import HERE
 from tvmq.errors import UsageError
+from tvmq.schedule.x86_isa import TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 from tvmq.tune import database as module
-from tvmq.tune.database import Database, Event, point, setting_of
+from tvmq.tune.database import CRASHES, Database, Event, point, setting_of
 
 FEW, MANY = {"rows": 1, "outer": "rows"}, {"rows": 6, "outer": "rows"}
 
@@ -60,6 +65,29 @@ def test_a_setting_tells_targets_threads_and_kernel_sources_apart(
     assert setting_of(profiles[0], 1) == settings[-1]
 
 
+def test_a_setting_tells_instruction_sets_of_one_target_apart():
+    vbmi, amx = load_profile("x86_avx512_vbmi"), load_profile("x86_amx")
+    features = vbmi.features - {"avx512vbmi", "avx512_vbmi"}
+    others = (
+        replace(vbmi, features=features),
+        amx,
+        replace(amx, kernels=tuple(k for k in amx.kernels if k.intrinsic != TILE_PRODUCT)),
+    )
+    assert len({isa_of(profile).name for profile in (vbmi, others[0])}) == 2
+    assert len({isa_of(profile).name for profile in others[1:]}) == 2
+    assert len({setting_of(profile, 1) for profile in (vbmi, *others)}) == 4
+
+
+def test_a_setting_depends_on_all_that_kernels_are_made_of():
+    imported = {
+        module.PACKAGE / (name.replace(".", "/") + ".py")
+        for path in module.PACKAGE.glob("schedule/x86_*.py")
+        for name in re.findall(r"^from tvmq\.([\w.]+) import", path.read_text(), re.M)
+    } - {module.PACKAGE / "schedule.py", module.PACKAGE / "target.py"}
+    assert module.PACKAGE / "numerics.py" in imported
+    assert imported <= set(module._sources())
+
+
 @pytest.mark.parametrize("cut", [1, 20, 150])
 def test_a_torn_last_line_is_skipped_and_the_next_one_stands_alone(tmp_path: Path, cut: int):
     path = tmp_path / "db"
@@ -106,6 +134,63 @@ def test_a_trial_that_took_its_process_with_it_twice_is_not_tried_again(tmp_path
     assert Database(tmp_path / "db", HERE).history("k").best(1) == []
 
 
+def test_a_trial_that_the_user_cut_short_is_tried_again(tmp_path: Path):
+    found = Database(tmp_path / "db", HERE)
+    for _ in range(CRASHES):
+        found.append(Event.BEGAN, "k", FEW)
+        found.append(Event.INTERRUPTED, "k", FEW)
+    assert Database(tmp_path / "db", HERE).history("k").tried == found.history("k").tried == set()
+
+
+def test_what_failed_is_no_choice_in_any_order(tmp_path: Path):
+    filled(tmp_path / "db").append(Event.FAILED, "k", MANY, why="other bits")
+    lines = (tmp_path / "db").read_bytes().splitlines(keepends=True)
+    for order in (lines, lines[::-1]):
+        (tmp_path / "db").write_bytes(b"".join(order))
+        history = Database(tmp_path / "db", HERE).history("k")
+        assert (history.chosen, history.best(3)) == (None, [FEW])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decisions": {"rows": [1], "outer": "rows"}}, {"decisions": {"rows": 1.0}}, {"us": math.nan},
+        {"us": -1.0}, {"us": 0}, {"default_us": math.inf}, {"decisions": {"rows": None}},
+    ],
+)  # fmt: skip
+def test_lines_that_no_tuning_writes_are_skipped(tmp_path: Path, change: dict[str, Any]):
+    filled(tmp_path / "db")
+    line = json.loads((tmp_path / "db").read_bytes().splitlines()[1])
+    with (tmp_path / "db").open("a") as file:
+        file.write(json.dumps({**line, "decisions": {"rows": 2, "outer": "rows"}, **change}) + "\n")
+    assert Database(tmp_path / "db", HERE).history("k").best(9) == [MANY, FEW]
+
+
+def test_decisions_of_unlike_kinds_can_be_ranked(tmp_path: Path):
+    found = Database(tmp_path / "db", HERE)
+    for value in (1, "1"):
+        found.append(Event.MEASURED, "k", {"rows": value}, us=1.0, default_us=1.0)
+    assert len(found.history("k").best(2)) == 2
+
+
+def test_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found, write, room = Database(tmp_path / "db", HERE), os.write, [400]
+
+    def short(handle: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(handle, data[: min(100, room[0])])
+        room[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "write", short)
+    found.append(Event.MEASURED, "k", FEW, us=1.0, default_us=1.0)
+    assert Database(tmp_path / "db", HERE).history("k").best(1) == [FEW]
+    with pytest.raises(UsageError, match=r"db: cannot be written \(No space left on device\)"):
+        found.append(Event.MEASURED, "k", MANY, us=1.0, default_us=1.0)
+    assert found.history("k").best(9) == Database(tmp_path / "db", HERE).history("k").best(9) == [FEW]
+
+
 def test_files_that_are_no_database_are_refused(tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 no JSON")
     with pytest.raises(UsageError, match="not one line of it is a tuning record"):
@@ -116,6 +201,8 @@ def test_files_that_are_no_database_are_refused(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="cannot be written"):
         empty.append(Event.BEGAN, "k", FEW)
+    with pytest.raises(UsageError, match="cannot be written"):
+        empty.require_writable()
     newer = json.dumps({"event": "measured", "format": 2})
     filled(tmp_path / "db")
     with (tmp_path / "db").open("a") as file:

@@ -58,6 +58,9 @@ def test_candidates_are_timed_against_the_default(bench: KernelBench):
     [("wrong", "other bits"), ("unbuilt", "ValueError: no such tile"), ("refused", "Error: .*int8")],
 )
 def test_what_cannot_be_built_or_computes_other_bits_is_broken(bench: KernelBench, way: str, message: str):
+    with pytest.raises(BrokenCandidateError, match=message) as broken:
+        bench.final([{"way": "right"}, {"way": way}])
+    assert broken.value.decisions == {"way": way}
     with pytest.raises(BrokenCandidateError, match=message):
         bench.trial({"way": way})
 

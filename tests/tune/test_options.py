@@ -15,6 +15,8 @@ from tvmq.errors import UsageError
         ({"minutes": 0}, "minutes=0, a number over 0"),
         ({"minutes": float("nan")}, "minutes=nan"),
         ({"minutes": "5"}, "minutes='5'"),
+        ({"database": 5}, "database=5, a path is wanted; leave it out for"),
+        ({"database": b"db"}, "database=b'db', a path"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict, message: str):

@@ -9,7 +9,8 @@ import pytest
 
 from tests.tune import synthetic
 from tests.tune.synthetic import SPACE, CostBench, cost, kernel, session, tuned
-from tvmq.tune.database import Database
+from tvmq.tune.database import CRASHES, Database, point
+from tvmq.tune.measure import BrokenCandidateError
 from tvmq.tune.results import TuningInterrupted
 
 BEST = {"rows": 11, "columns": 5, "outer": "columns"}
@@ -94,6 +95,54 @@ def test_ctrl_c_ends_after_the_trial_and_says_what_is_kept(tmp_path: Path):
         tuned(tmp_path / "db", trials=30, benches=Interrupted)
     assert signal.getsignal(signal.SIGINT) is before
     assert len(Database(tmp_path / "db", synthetic.HERE).history(kernel().semantics).tried) == 5
+
+
+def test_a_second_ctrl_c_cuts_the_trial_and_counts_against_nothing(tmp_path: Path):
+    path = tmp_path / "db"
+    tuned(path, trials=4)
+
+    class Cut(CostBench):
+        def trial(self, decisions):
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:  # TVM makes it an error of its own, and KernelBench that one
+                raise BrokenCandidateError(decisions, "RuntimeError") from None
+
+    before = Database(path, synthetic.HERE).history(kernel().semantics)
+    for _ in range(CRASHES):
+        with pytest.raises(TuningInterrupted, match=r"4 trials so far are kept in .*db"):
+            tuned(path, trials=12, benches=Cut)
+    assert path.read_bytes().count(b'{"event": "interrupted"') == CRASHES
+    history = Database(path, synthetic.HERE).history(kernel().semantics)
+    assert (history.tried, history.failed) == (before.tried, before.failed)
+
+
+def test_a_finalist_that_breaks_makes_room_for_the_next(tmp_path: Path):
+    broken = []
+
+    class Moody(CostBench):
+        def final(self, finalists):
+            if len(broken) < 2:
+                broken.append(finalists[0])
+                raise BrokenCandidateError(finalists[0], "other bits")
+            return super().final(finalists)
+
+    (found,) = tuned(tmp_path / "db", trials=30, benches=Moody)
+    history = Database(tmp_path / "db", synthetic.HERE).history(found.kernel)
+    assert {point(d) for d in broken} <= history.failed
+    assert found.decisions == history.best(1)[0]
+    assert found.us == pytest.approx(1e6 * cost(kernel(), found.decisions))
+
+
+def test_where_every_finalist_breaks_nothing_is_chosen(tmp_path: Path):
+    class Broken(CostBench):
+        def final(self, finalists):
+            raise BrokenCandidateError(finalists[0], "other bits")
+
+    (found,) = tuned(tmp_path / "db", trials=10, benches=Broken)
+    assert (found.decisions, found.us, found.default_us, found.trials) == (None, None, None, 10)
+    assert b'"event": "chosen"' not in (tmp_path / "db").read_bytes()
 
 
 SLOW_TUNING = """

@@ -57,14 +57,19 @@ class Decision:
             raise ValueError(f"Decision: outer is {self.outer!r}, not 'columns' or 'rows'")
         if min(self.row_tile, self.column_tile, self.row_chunks, self.unroll) < 1:
             raise ValueError(f"Decision: tiles, chunks and unroll are at least 1, got {self}")
-        # Each chunk may end in a partial tile, and the chunks in one that is empty.
-        if (self.row_chunks + 1) * self.row_tile > SLACK_ROWS or self.column_tile > SLACK_GROUPS:
+        if self.row_chunks > most_chunks(self.row_tile) or self.column_tile > SLACK_GROUPS:
             raise ValueError(f"Decision: tiles reach past the slack of {SLACK_ROWS} rows, {self}")
 
     @property
     def ahead(self) -> int:
         """Return how many groups further on the weights of the next tile are."""
         return self.column_tile if self.outer == "columns" else 0
+
+
+def most_chunks(row_tile: int) -> int:
+    """Return into how many parts rows may be cut, that tiles of so many stay within the slack."""
+    # Each chunk may end in a partial tile, and the chunks in one that is empty.
+    return SLACK_ROWS // row_tile - 1
 
 
 @functools.cache
@@ -99,7 +104,9 @@ def choose_tiles(
         row_tile=row_tile,
         column_tile=column_tile,
         parallel=threads > 1 and _macs(rows, groups, reduction) >= MIN_PARALLEL_MACS,
-        row_chunks=_row_chunks(ceil(rows / row_tile), ceil(groups / column_tile), threads),
+        row_chunks=min(
+            _row_chunks(ceil(rows / row_tile), ceil(groups / column_tile), threads), most_chunks(row_tile)
+        ),
     )
 
 
@@ -119,7 +126,8 @@ def tile_space(
         row_tile, column_tile, chunks = (
             int(decisions[name]) for name in ("row_tile", "column_tile", "row_chunks")
         )
-        return row_tile * column_tile <= MOST_ACCUMULATORS and chunks <= ceil(rows / row_tile)
+        most = min(ceil(rows / row_tile), most_chunks(row_tile))
+        return row_tile * column_tile <= MOST_ACCUMULATORS and chunks <= most
 
     # A busy second core must not talk a tuner out of sharing work that is worth it.
     small = _macs(rows, groups, reduction) < MAX_SERIAL_MACS

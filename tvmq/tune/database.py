@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -26,7 +27,9 @@ from tvmq.target import TargetProfile
 
 START = b'{"event": "'  # of every line
 CRASHES = 2  # a trial that was begun so often and never ended took its process with it
-KERNEL_SOURCES = Path(__file__).parents[1] / "schedule"
+PACKAGE = Path(__file__).parents[1]
+# What says how a kernel computes and is tiled; the rest of the package only decides which kernels there are.
+KERNEL_SOURCES = ("numerics.py", "passes/conv_geometry.py", "passes/pool_composite.py", "schedule/*.py")
 
 
 class Event(StrEnum):
@@ -35,6 +38,7 @@ class Event(StrEnum):
     BEGAN = "began"  # a trial that may crash the process
     MEASURED = "measured"
     FAILED = "failed"  # it cannot be built, or computes other bits
+    INTERRUPTED = "interrupted"  # a trial that the user cut short, which says nothing of it
     CHOSEN = "chosen"  # the best of `trials` decisions, after a last comparison with the default
 
 
@@ -50,16 +54,24 @@ class Setting(Record):
 
 @dataclass(frozen=True, slots=True)
 class Line(Record):
-    """One line of the file; times are in microseconds, NaN is never written."""
+    """One line of the file; times are in microseconds, finite and over 0."""
 
     event: Event
     kernel: str  # Kernel.semantics
     setting: Setting
-    decisions: Mapping[str, Any]
+    decisions: Mapping[str, Any]  # of Choice
     us: float | None = None
     default_us: float | None = None  # of the default decisions, measured in turns with these
     trials: int | None = None
     why: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.decisions.items():
+            if not isinstance(value, int | str):
+                raise ValueError(f"Line: {name} is {value!r}, a whole number or text is wanted")
+        for time in (self.us, self.default_us):
+            if time is not None and not 0 < time < math.inf:
+                raise ValueError(f"Line: a time is {time!r}, a finite one over 0 is wanted")
 
 
 Point = tuple[tuple[str, Any], ...]
@@ -77,22 +89,30 @@ class History:
     measured: dict[Point, Line] = field(default_factory=dict)
     failed: set[Point] = field(default_factory=set)
     begun: dict[Point, int] = field(default_factory=dict)
-    chosen: Line | None = None
+    choices: dict[Point, Line] = field(default_factory=dict)
 
     def add(self, line: Line) -> None:
         """Take in a line. The order of lines does not matter: the least time stays, and a failure does."""
         at = point(line.decisions)
         if line.event is Event.BEGAN:
             self.begun[at] = self.begun.get(at, 0) + 1
+        elif line.event is Event.INTERRUPTED:
+            self.begun[at] = self.begun.get(at, 0) - 1
         elif line.event is Event.FAILED:
             self.failed.add(at)
             self.measured.pop(at, None)
+            self.choices.pop(at, None)
+        elif at in self.failed:
+            return
         elif line.event is Event.MEASURED:
-            old = self.measured.get(at)
-            if at not in self.failed and (old is None or ratio(line) < ratio(old)):
-                self.measured[at] = line
-        elif self.chosen is None or _rank(line) > _rank(self.chosen):
-            self.chosen = line
+            self.measured[at] = min(self.measured.get(at, line), line, key=ratio)
+        else:
+            self.choices[at] = max(self.choices.get(at, line), line, key=_rank)
+
+    @property
+    def chosen(self) -> Line | None:
+        """Return the choice that rests on most trials; none that failed since."""
+        return max(self.choices.values(), key=_rank, default=None)
 
     @property
     def tried(self) -> set[Point]:
@@ -102,7 +122,7 @@ class History:
 
     def best(self, count: int) -> list[Decisions]:
         """Return the decisions that were measured to be fastest against the default."""
-        ordered = sorted(self.measured.values(), key=lambda line: (ratio(line), point(line.decisions)))
+        ordered = sorted(self.measured.values(), key=lambda line: (ratio(line), repr(point(line.decisions))))
         return [line.decisions for line in ordered[:count]]
 
 
@@ -133,26 +153,36 @@ class Database:
     def append(self, event: Event, kernel: str, decisions: Decisions, **facts: Any) -> None:
         """Write one line and wait until it is on the disk."""
         line = Line(event, kernel, self.setting, dict(decisions), **facts)
-        self.history(kernel).add(line)
         text = json.dumps(line.to_json(), ensure_ascii=False, allow_nan=False)
+        with self._opened() as handle:
+            size = os.fstat(handle).st_size
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            rest = b"\n" * torn + text.encode() + b"\n"
+            # One write per line, as several processes may append to one file; but a disk that fills up
+            # takes a part of it, and refuses the rest.
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        self.history(kernel).add(line)
+
+    def require_writable(self) -> None:
+        """Make the file, empty if there is none; raise UsageError where it cannot be written."""
+        with self._opened():
+            pass
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
         try:
-            self._write(text.encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                yield handle
+            finally:
+                os.close(handle)
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be written ({error.strerror}); give another database"
             ) from error
-
-    def _write(self, text: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            size = os.fstat(handle).st_size
-            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            # One write per line: several processes may append to one file.
-            os.write(handle, b"\n" * torn + text + b"\n")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _read(self) -> Iterator[Line]:
         try:
@@ -176,14 +206,20 @@ class Database:
 
 def setting_of(profile: TargetProfile, threads: int) -> Setting:
     """Return the setting of this machine and these versions."""
-    target = json.dumps(profile.to_dict()["tvm_target"], sort_keys=True)
+    code = {
+        "requires": sorted(profile.features),  # these choose the instruction set, not tvm_target
+        "intrinsics": [kernel.intrinsic for kernel in profile.kernels if kernel.intrinsic],
+        "l2_bytes": profile.machine.l2_bytes,  # how far apart the copies of constants are used
+        **profile.to_dict()["tvm_target"],
+    }
+    target = json.dumps(code, sort_keys=True)
     found = "".join(f"{name} {version}, " for name, version in versions().items())
     return Setting(f"{profile.name} {target}", cpu_name(), threads, f"{found}kernels {_digest(_sources())}")
 
 
 @cache
 def _sources() -> tuple[Path, ...]:
-    return tuple(sorted(KERNEL_SOURCES.glob("*.py")))
+    return tuple(sorted(path for pattern in KERNEL_SOURCES for path in PACKAGE.glob(pattern)))
 
 
 @cache

@@ -29,7 +29,11 @@ Times = list[list[float]]  # per function, seconds in order of the rounds
 
 
 class BrokenCandidateError(Exception):
-    """A kernel that cannot be built, does not run, or computes other bits than the default one."""
+    """Decisions by which a kernel cannot be built, does not run, or computes other bits than the default."""
+
+    def __init__(self, decisions: Decisions, problem: str) -> None:
+        super().__init__(problem)
+        self.decisions = decisions
 
 
 class Bench(Protocol):
@@ -39,7 +43,10 @@ class Bench(Protocol):
         """Return the seconds of these decisions and of the default; raise BrokenCandidateError."""
 
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
-        """Return the seconds of the default, then of the finalists, from a longer comparison."""
+        """Return the seconds of the default, then of the finalists, from a longer comparison.
+
+        Raise BrokenCandidateError for the first one that no longer works.
+        """
 
 
 class KernelBench:
@@ -84,9 +91,9 @@ class KernelBench:
             found = self._run(function)
         except Exception as error:  # TVM and LLVM have no common class for what they refuse
             said = " ".join(str(error).split())
-            raise BrokenCandidateError(f"{type(error).__name__}: {said[-200:]}") from error
+            raise BrokenCandidateError(decisions, f"{type(error).__name__}: {said[-200:]}") from error
         if found != self._expected:
-            raise BrokenCandidateError("other bits than the default kernel's")
+            raise BrokenCandidateError(decisions, "other bits than the default kernel's")
         return function
 
     def _run(self, function: Callable[..., None]) -> bytes:

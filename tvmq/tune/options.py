@@ -35,6 +35,11 @@ class Tune:
             not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < math.inf
         ):
             raise UsageError(f"Tune: minutes={limit!r}, a number over 0 is wanted; leave it out for no limit")
+        if self.database is not None and not isinstance(self.database, str | os.PathLike):
+            raise UsageError(
+                f"Tune: database={self.database!r}, a path is wanted; leave it out for {FILE_NAME} in the "
+                f"cache folder"
+            )
 
     @property
     def path(self) -> Path:

@@ -7,18 +7,17 @@ in the database, and the next one goes on from there.
 from __future__ import annotations
 
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tvmq.progress import Progress, silent
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Decisions
-from tvmq.tune.cost_model import CostModel, Family, family, require_xgboost
+from tvmq.tune.cost_model import CostModel, Family, family
 from tvmq.tune.database import Database, Event, History, point, ratio
+from tvmq.tune.interrupts import Interrupts
 from tvmq.tune.measure import Bench, BrokenCandidateError
 from tvmq.tune.options import Tune
 from tvmq.tune.results import TunedKernel, TuningInterrupted
@@ -40,7 +39,6 @@ class _Task:
     wanted: int  # trials
     bench: Bench | None = None
     gain: float = 1.0  # what the last batch won, relative
-    queue: list[Decisions] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -68,6 +66,7 @@ class Session:
     ) -> None:
         self._database, self._benches, self._progress, self._now = database, benches, progress, now
         self._uses = uses
+        self._interrupts = Interrupts()
         self._ends = now() + 60 * options.minutes if options.minutes else float("inf")
         models: dict[Family, CostModel] = {}
         self._tasks = [
@@ -86,26 +85,33 @@ class Session:
     def run(self) -> tuple[TunedKernel, ...]:
         """Tune; raise TuningInterrupted on Ctrl-C."""
         self._progress("tune", 0, self._total)
-        if any(task.left for task in self._tasks):
-            require_xgboost()
-            self._learn()
-        with _interruptible() as interrupted:
-            while not interrupted() and self._now() < self._ends:
-                open_tasks = [task for task in self._tasks if task.left]
-                if not open_tasks:
-                    break
-                self._batch(max(open_tasks, key=lambda task: task.promise), interrupted)
-            for task in self._tasks:
-                if not interrupted():
-                    self._choose(task)
-            if interrupted():
-                raise TuningInterrupted(self._kept())
+        try:
+            with self._interrupts.caught():
+                self._search()
+                for task in self._tasks:
+                    if not self._interrupts.asked:
+                        self._choose(task)
+        except KeyboardInterrupt as cut:
+            raise TuningInterrupted(self._kept()) from cut
+        if self._interrupts.asked:
+            raise TuningInterrupted(self._kept())
         self._progress("tune", self._total, self._total)
         return self.results()
 
     def results(self) -> tuple[TunedKernel, ...]:
         """Return what is known of every kernel, in the order of the model."""
         return tuple(_result(use, self._database.history(name)) for name, use in self._uses.items())
+
+    def _search(self) -> None:
+        self._learn()
+        while not self._ended():
+            open_tasks = [task for task in self._tasks if task.left]
+            if not open_tasks:
+                return
+            self._batch(max(open_tasks, key=lambda task: task.promise))
+
+    def _ended(self) -> bool:
+        return self._interrupts.asked or self._now() >= self._ends
 
     def _learn(self) -> None:
         for task in self._tasks:
@@ -114,7 +120,7 @@ class Session:
                 if line.decisions in space:
                     task.model.learn(task.use.kernel, line.decisions, ratio(line))
 
-    def _batch(self, task: _Task, interrupted: Callable[[], bool]) -> None:
+    def _batch(self, task: _Task) -> None:
         history, kernel = task.history, task.use.kernel
         candidates = propose(
             kernel.space,
@@ -128,47 +134,62 @@ class Session:
             task.wanted = len(history.tried)  # the whole space was tried
         before = _least(history)
         for decisions in candidates:
-            if interrupted() or self._now() >= self._ends:
+            if self._ended():
                 return
             self._trial(task, decisions)
         task.gain = max(1 - _least(history) / before, 0.0)
 
     def _trial(self, task: _Task, decisions: Decisions) -> None:
-        kernel = task.use.kernel
-        name, append = kernel.semantics, self._database.append
-        append(Event.BEGAN, name, decisions)
+        name, append = task.use.kernel.semantics, self._database.append
         try:
-            task.bench = task.bench or self._benches(task.use)
-            us, default_us = (1e6 * seconds for seconds in task.bench.trial(decisions))
-        except BrokenCandidateError as error:
-            append(Event.FAILED, name, decisions, why=str(error))
-            task.model.learn(kernel, decisions, float("inf"))
-        else:
-            append(Event.MEASURED, name, decisions, us=us, default_us=default_us)
-            task.model.learn(kernel, decisions, us / default_us)
+            append(Event.BEGAN, name, decisions)
+            event, facts = self._measured(task, decisions)
+            append(event, name, decisions, **facts)
+        except KeyboardInterrupt:
+            append(Event.INTERRUPTED, name, decisions)
+            raise
+        ratio_found = facts["us"] / facts["default_us"] if event is Event.MEASURED else float("inf")
+        task.model.learn(task.use.kernel, decisions, ratio_found)
         left = sum(task.left for task in self._tasks)
         self._progress("tune", min(max(self._total - left, 0), self._total), self._total)
 
+    def _measured(self, task: _Task, decisions: Decisions) -> tuple[Event, dict[str, Any]]:
+        try:
+            with self._interrupts.unmasked():
+                task.bench = task.bench or self._benches(task.use)
+                us, default_us = (1e6 * seconds for seconds in task.bench.trial(decisions))
+        except BrokenCandidateError as error:
+            return Event.FAILED, {"why": str(error)}
+        return Event.MEASURED, {"us": us, "default_us": default_us}
+
     def _choose(self, task: _Task) -> None:
         """Compare the best trials with the default once more, and write the winner down."""
-        history, name = task.history, task.use.kernel.semantics
-        finalists = [d for d in history.best(FINALISTS) if d in task.use.kernel.space]
+        history, space = task.history, task.use.kernel.space
         chosen = history.chosen
-        if not finalists or not task.wanted or (chosen and (chosen.trials or 0) >= len(history.tried)):
+        if not task.wanted or (chosen and (chosen.trials or 0) >= len(history.tried)):
             return
-        default = task.use.kernel.space.default
-        winner, us, default_us = default, 1.0, 1.0
-        try:
-            task.bench = task.bench or self._benches(task.use)
-            seconds = task.bench.final(finalists)
-        except BrokenCandidateError:  # it worked before: nothing here is to be trusted
-            finalists, seconds = [], [1e-6]
+        while finalists := [d for d in history.best(FINALISTS) if d in space]:
+            try:
+                with self._interrupts.unmasked():
+                    task.bench = task.bench or self._benches(task.use)
+                    seconds = task.bench.final(finalists)
+            except BrokenCandidateError as error:  # it worked before: others may take its place
+                name = task.use.kernel.semantics
+                self._database.append(Event.FAILED, name, error.decisions, why=str(error))
+            else:
+                self._write_winner(task, finalists, seconds)
+                return
+
+    def _write_winner(self, task: _Task, finalists: Sequence[Decisions], seconds: Sequence[float]) -> None:
+        """Write down the fastest; seconds: the default's, then the finalists'."""
+        kernel = task.use.kernel
+        winner = kernel.space.default
         us = default_us = 1e6 * seconds[0]
         for decisions, spent in zip(finalists, seconds[1:], strict=True):
             if 1e6 * spent < min(us, (1 - MARGIN) * default_us):
                 winner, us = decisions, 1e6 * spent
-        facts = {"us": us, "default_us": default_us, "trials": len(history.tried)}
-        self._database.append(Event.CHOSEN, name, winner, **facts)
+        facts = {"us": us, "default_us": default_us, "trials": len(task.history.tried)}
+        self._database.append(Event.CHOSEN, kernel.semantics, winner, **facts)
 
     def _kept(self) -> str:
         trials = sum(len(task.history.tried) for task in self._tasks)
@@ -196,24 +217,3 @@ def _result(use: Use, history: History) -> TunedKernel:
 
 def _least(history: History) -> float:
     return min((ratio(line) for line in history.measured.values()), default=1.0)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C end the trial that runs, not cut it; a second one interrupts at once."""
-    seen = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    ignored = before in (signal.SIG_IGN, None)
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
-        return
-
-    def stop(number: int, frame: object) -> None:
-        seen.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

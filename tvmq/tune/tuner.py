@@ -14,6 +14,7 @@ from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.schedule.kernel_table import Use
 from tvmq.target import TargetProfile
+from tvmq.tune.cost_model import require_xgboost
 from tvmq.tune.database import Database, setting_of
 from tvmq.tune.measure import Bench, KernelBench
 from tvmq.tune.options import Tune
@@ -31,19 +32,30 @@ def tune(
 ) -> tuple[TunedKernel, ...]:
     """Return what was found for each kernel of an integer-level module.
 
-    Raises UsageError where this machine cannot run the profile's code or so many threads, and
-    TuningInterrupted on Ctrl-C.
+    Raises what prepare does, and TuningInterrupted on Ctrl-C.
     """
+    database = prepare(profile, options, threads)
     uses = kernels_of(mod, profile, threads)
-    if options.trials:
-        _require_machine(profile)
-        use_threads(threads)
 
     def bench(use: Use) -> Bench:
         return KernelBench(use, profile)
 
-    database = Database(options.path, setting_of(profile, threads))
     return Session(uses, options, database, bench, progress).run()
+
+
+def prepare(profile: TargetProfile, options: Tune, threads: int) -> Database:
+    """Return the database of this setting, once all that tuning needs is found to be there.
+
+    Raises UsageError for a database that cannot be read or written and for a machine that cannot run the
+    profile's code or so many threads, EnvironmentMismatchError without xgboost.
+    """
+    database = Database(options.path, setting_of(profile, threads))
+    if options.trials:
+        _require_machine(profile)
+        require_xgboost()
+        use_threads(threads)
+        database.require_writable()
+    return database
 
 
 def kernels_of(mod: tvm.IRModule, profile: TargetProfile, threads: int) -> Mapping[str, Use]:
