@@ -13,14 +13,10 @@ from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
 from tvmq.schedule.vectors import prefetch, shuffle
-from tvmq.schedule.x86_intrinsics import concat, lookup
+from tvmq.schedule.x86_intrinsics import PACK_BYTES, concat, lookup, pack_bytes, pack_words
 from tvmq.schedule.x86_isa import Isa
 
 PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
-PACK_BYTES = {"uint8": "llvm.x86.avx512.packuswb.512", "int8": "llvm.x86.avx512.packsswb.512"}
-PACK_WORDS = "llvm.x86.avx512.packssdw.512"
-
-
 MOST_LINES = 1  # of weights that a row prefetches; where more are due, the loop over depths asks for them
 PACK_BITS = 512  # where packing four registers to one beats what LLVM does, a saturating move for each
 
@@ -120,8 +116,7 @@ class Epilogue:
     def _packed(self, groups: list[Any]) -> Any:
         """Return 64 requantized sums as clipped bytes; int16, between the two, holds both limits."""
         dtype = self.spec.out_dtype
-        words = [T.call_llvm_pure_intrin("int16x32", PACK_WORDS, groups[at], groups[at + 1]) for at in (0, 2)]
-        packed = T.call_llvm_pure_intrin(f"{dtype}x64", PACK_BYTES[dtype], *words)
+        packed = pack_bytes(dtype, *(pack_words(groups[at], groups[at + 1]) for at in (0, 2)))
         # The packs work inside lanes of 128 bits: dword 4*lane + m holds group m's channels from 4*lane on.
         order = [4 * lane + m for m in range(4) for lane in range(4)]
         values = T.reinterpret(f"{dtype}x64", shuffle([T.reinterpret("int32x16", packed)], order))

@@ -25,18 +25,12 @@ from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat, store
 from tvmq.schedule.x86_dots import activations, dot, weights
-from tvmq.schedule.x86_intrinsics import lookup
+from tvmq.schedule.x86_intrinsics import lookup, pack_bytes, pack_words, pshufb
 from tvmq.schedule.x86_isa import Isa
 
 TILES = (4, 5, 6, 7, 8)  # pixels
 BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read
 MIN_PARALLEL_SUMS = 1 << 17  # sums of the kernel, some 10 us
-PACK_WORDS = {64: "avx512.packssdw.512", 32: "avx2.packssdw", 16: "sse2.packssdw.128"}
-PACK_BYTES = {
-    "uint8": {64: "avx512.packuswb.512", 32: "avx2.packuswb", 16: "sse2.packuswb.128"},
-    "int8": {64: "avx512.packsswb.512", 32: "avx2.packsswb", 16: "sse2.packsswb.128"},
-}
-SHUFFLE = {64: "avx512.pshuf.b.512", 32: "avx2.pshuf.b", 16: "ssse3.pshuf.b.128"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,10 +184,9 @@ class _Kernel:
         count = width // QUARTERS
         shifts = [load(self.arguments["shift"], chunk.place + at * count, count) for at in range(QUARTERS)]
         shifted = [T.shift_right(total, shift) for total, shift in zip(sums, shifts, strict=True)]
-        words = [_llvm(PACK_WORDS[width], f"int16x{width // 2}", *shifted[i : i + 2]) for i in (0, 2)]
-        packed = _llvm(PACK_BYTES[product.out_dtype][width], f"{product.out_dtype}x{width}", *words)
+        packed = pack_bytes(product.out_dtype, *(pack_words(*shifted[i : i + 2]) for i in (0, 2)))
         # The packs work inside lanes of 128 bits: byte 4 * s + i of a lane is channel 4 * i + s.
-        packed = _llvm(SHUFFLE[width], f"{product.out_dtype}x{width}", packed, self.order[width])
+        packed = pshufb(packed, self.order[width])
         for limit, end, clip in zip(
             product.clip, INTEGER_RANGE[product.out_dtype], (T.max, T.min), strict=True
         ):
@@ -255,10 +248,6 @@ def _natural(width: int) -> Expr:
     lane = bytes(QUARTERS * (i % QUARTERS) + i // QUARTERS for i in range(LANES))
     words = [const(int.from_bytes(lane[at : at + 4], "little"), "int32") for at in range(0, LANES, 4)]
     return T.bind(T.reinterpret(f"int8x{width}", shuffle(words * (width // LANES), range(width // 4))))
-
-
-def _llvm(name: str, dtype: str, *operands: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{name}", *operands)
 
 
 def _whole(buffer: Buffer) -> Any:

@@ -11,10 +11,8 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.schedule.vectors import Expr, lanes, splat
+from tvmq.schedule.x86_intrinsics import pmaddubsw, pmaddwd, vpdpbusd
 from tvmq.schedule.x86_isa import Isa
-
-PMADDWD = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}
-VPDPBUSD = "avx512.vpdpbusd"  # what LLVM calls it with AVX-VNNI too
 
 # Groups of 16 sums that a tile may hold without spilling, by (bits, vnni).
 REGISTERS = {(512, True): 24, (512, False): 20, (256, True): 6, (256, False): 4, (128, False): 2}
@@ -42,10 +40,14 @@ def weights(isa: Isa, values: Expr) -> Any:
 
 def dot(isa: Isa, total: Expr, activation: Any, weight: Any) -> Expr:
     """Return int32xN total plus N dots of four."""
-    dtype = f"int32x{lanes(total)}"
     if isa.vnni:
-        return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{VPDPBUSD}.{isa.bits}", total, activation, weight)
+        return vpdpbusd(isa, total, activation, weight)
     # Even and odd bytes as pairs of int16: no sum leaves its lane, and none of two products leaves int32.
-    name = f"llvm.x86.{PMADDWD[isa.bits]}"
-    parts = [T.call_llvm_pure_intrin(dtype, name, a, w) for a, w in zip(activation, weight, strict=True)]
-    return total + (parts[0] + parts[1])
+    even, odd = (pmaddwd(isa, a, w) for a, w in zip(activation, weight, strict=True))
+    return total + (even + odd)
+
+
+def saturating_dot(isa: Isa, total: Expr, words: Expr, values: Expr) -> Expr:
+    """Return int32xN total plus N dots of four, exact where `saturation` says so, without vpdpbusd."""
+    pairs = pmaddubsw(isa, T.reinterpret(f"uint8x{4 * lanes(words)}", words), values)
+    return total + pmaddwd(isa, pairs, splat(1, f"int16x{2 * lanes(words)}"))

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE
+from tvmq.schedule.vectors import lanes
 from tvmq.schedule.x86_isa import ISAS, Isa
 
 TABLE_LANES = 64  # bytes of one register, the width of a lookup by vpermi2b
@@ -75,13 +76,13 @@ _PSHUFB = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"
 
 def _lookup_pshufb(table: Any, index: Any, lanes: int) -> Any:
     """Look the low 4 bits up in every 16 entries; each higher bit then halves the candidates."""
-    size, dtype = int(table.shape[0]), f"uint8x{lanes}"
+    size = int(table.shape[0])
     nibble = T.bitwise_and(index, T.broadcast(T.uint8(NIBBLE - 1), lanes))
 
     def entries(first: int) -> Any:
         row = table[T.ramp(first, 1, NIBBLE)]
         row = row if lanes == NIBBLE else concat([row] * (lanes // NIBBLE), NIBBLE)
-        return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{_PSHUFB[lanes]}", row, nibble)
+        return pshufb(row, nibble)
 
     def among(first: int, count: int) -> Any:
         """Return table[first + index % count]."""
@@ -131,30 +132,6 @@ def _vpdpbusd_dot(isa: Isa, x: Any, weight: Any, total: Any) -> None:
         T.buffer_store(total, sums(first), [T.ramp(first, 1, lanes)])
 
 
-def widened_dot(isa: Isa, x_word: Any, weight: Any) -> Any:
-    """Return the sums of four of the uint8 in x_word times a register of int8, exact for all of them.
-
-    The even and the odd bytes are multiplied as int16 pairs: no sum leaves its lane.
-    """
-    lanes = LANES // isa.parts
-    words, pairs = f"int16x{2 * lanes}", f"uint16x{2 * lanes}"
-    byte = T.broadcast(T.int16(8), 2 * lanes)
-    x_words = T.reinterpret(pairs, T.broadcast(x_word, lanes))
-    x_even = T.reinterpret(words, T.bitwise_and(x_words, T.broadcast(T.uint16(255), 2 * lanes)))
-    x_odd = T.reinterpret(words, T.shift_right(x_words, T.broadcast(T.uint16(8), 2 * lanes)))
-    both = T.reinterpret(words, weight)
-    even = T.shift_right(T.shift_left(both, byte), byte)
-    return pmaddwd(isa, x_even, even) + pmaddwd(isa, x_odd, T.shift_right(both, byte))
-
-
-def saturating_dot(isa: Isa, x_word: Any, weight: Any) -> Any:
-    """Return what widened_dot does, exact where `saturation` says so."""
-    lanes = LANES // isa.parts
-    x_bytes = T.reinterpret(f"uint8x{DEPTH * lanes}", T.broadcast(x_word, lanes))
-    pairs = T.call_llvm_pure_intrin(f"int16x{2 * lanes}", f"llvm.x86.{_PMADDUBSW[isa.bits]}", x_bytes, weight)
-    return pmaddwd(isa, pairs, T.broadcast(T.int16(1), 2 * lanes))
-
-
 def vpdpbusd(isa: Isa, total: Any, unsigned: Any, signed: Any) -> Any:
     """Return total + sums of four products uint8 x int8, for a register of each."""
     name = f"llvm.x86.avx512.vpdpbusd.{isa.bits}"
@@ -163,9 +140,39 @@ def vpdpbusd(isa: Isa, total: Any, unsigned: Any, signed: Any) -> Any:
 
 _PMADDUBSW = {128: "ssse3.pmadd.ub.sw.128", 256: "avx2.pmadd.ub.sw", 512: "avx512.pmaddubs.w.512"}
 _PMADDWD = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}
+_PACK_WORDS = {128: "sse2.packssdw.128", 256: "avx2.packssdw", 512: "avx512.packssdw.512"}
+PACK_BYTES = {
+    "uint8": {128: "sse2.packuswb.128", 256: "avx2.packuswb", 512: "avx512.packuswb.512"},
+    "int8": {128: "sse2.packsswb.128", 256: "avx2.packsswb", 512: "avx512.packsswb.512"},
+}
+
+
+def pmaddubsw(isa: Isa, unsigned: Any, signed: Any) -> Any:
+    """Return the sums of two products uint8 x int8, saturated to int16, for a register of each."""
+    name = f"llvm.x86.{_PMADDUBSW[isa.bits]}"
+    return T.call_llvm_pure_intrin(f"int16x{2 * LANES // isa.parts}", name, unsigned, signed)
 
 
 def pmaddwd(isa: Isa, left: Any, right: Any) -> Any:
     """Return the sums of two products of int16, for a register of each."""
     name = f"llvm.x86.{_PMADDWD[isa.bits]}"
     return T.call_llvm_pure_intrin(f"int32x{LANES // isa.parts}", name, left, right)
+
+
+def pack_words(first: Any, second: Any) -> Any:
+    """Return two registers of int32 saturated to one of int16: in turn, inside each lane of 128 bits."""
+    count = lanes(first)
+    return T.call_llvm_pure_intrin(f"int16x{2 * count}", f"llvm.x86.{_PACK_WORDS[32 * count]}", first, second)
+
+
+def pack_bytes(dtype: str, first: Any, second: Any) -> Any:
+    """Return two registers of int16 saturated to one of uint8 or int8, placed as pack_words does."""
+    count = lanes(first)
+    name = f"llvm.x86.{PACK_BYTES[dtype][16 * count]}"
+    return T.call_llvm_pure_intrin(f"{dtype}x{2 * count}", name, first, second)
+
+
+def pshufb(values: Any, index: Any) -> Any:
+    """Return values[index] of bytes inside each lane of 128 bits, zeros where the index's sign is set."""
+    dtype = str(values.ty.dtype)
+    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{_PSHUFB[lanes(values)]}", values, index)

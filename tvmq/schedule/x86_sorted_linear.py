@@ -20,7 +20,8 @@ from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import MIN_PARALLEL_MACS
 from tvmq.schedule.saturation import BLOCK, INDEX, MAX_BLOCKS, row_bytes
 from tvmq.schedule.space import Space
-from tvmq.schedule.x86_intrinsics import concat, lookup, part, saturating_dot, widened_dot
+from tvmq.schedule.x86_dots import activations, dot, saturating_dot, weights
+from tvmq.schedule.x86_intrinsics import concat, lookup, part
 from tvmq.schedule.x86_isa import Isa
 
 ROWS = {128: 6, 256: 6, 512: 12}  # of a tile; measured: 6 of 128 bits spill some sums, and still do best
@@ -108,9 +109,9 @@ class _Tile:
                 T.buffer_store(total, T.broadcast(T.int32(0), lanes), [T.ramp(0, 1, lanes)])
         exact = T.bind(self._index(blocks))
         with T.serial(exact) as step:
-            self._accumulate(row, step, saturating_dot)
+            self._accumulate(row, step, exact=True)
         with T.serial(blocks - exact) as step:
-            self._accumulate(row, T.bind(step + exact), widened_dot)
+            self._accumulate(row, T.bind(step + exact), exact=False)
         last_width = self.spec.outputs - (self.spec.groups - 1) * LANES
         if last_width == LANES:
             self._finish(row, LANES)
@@ -127,8 +128,8 @@ class _Tile:
         pair = self.arguments["weight"][self.group, T.ramp(first, 1, INDEX)]
         return T.cast(T.reinterpret("uint16", pair), "int32")
 
-    def _accumulate(self, row: Any, step: Any, dot: Any) -> None:
-        """Add the products of the block at `step` to all rows."""
+    def _accumulate(self, row: Any, step: Any, *, exact: bool) -> None:
+        """Add the products of the block at `step` to all rows; exact: as saturating pairs."""
         lanes = LANES // self.isa.parts
         x, weight = self.arguments["x"], self.arguments["weight"]
         column = T.bind(self._index(step) * DEPTH)
@@ -137,11 +138,15 @@ class _Tile:
             T.bind(weight[self.group, T.ramp(step * BLOCK + at * size, 1, size)])
             for at in range(self.isa.parts)
         ]
+        registers = registers if exact else [weights(self.isa, register) for register in registers]
         for i, each in enumerate(self.sums):
             word = T.bind(T.reinterpret("int32", x[row + i, T.ramp(column, 1, DEPTH)]))
+            words = T.broadcast(word, lanes)
+            seen = words if exact else activations(self.isa, words)
             for total, register in zip(each, registers, strict=True):
                 at = T.ramp(0, 1, lanes)
-                T.buffer_store(total, total[at] + dot(self.isa, word, register), [at])
+                add = saturating_dot if exact else dot
+                T.buffer_store(total, add(self.isa, total[at], seen, register), [at])
 
     def _finish(self, row: Any, width: int) -> None:
         """Store the tile; a table serves as many rows at once as fill a register."""

@@ -6,20 +6,16 @@ pmaddwd. What is in a word is all that a kernel has to know; `left` and `right` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, const
 
 from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat
-from tvmq.schedule.x86_intrinsics import pmaddwd, vpdpbusd
+from tvmq.schedule.x86_intrinsics import pack_bytes, pack_words, pmaddwd, vpdpbusd
 from tvmq.schedule.x86_isa import Isa
 
-PACK_WORDS = {128: "sse2.packssdw.128", 256: "avx2.packssdw", 512: "avx512.packssdw.512"}
-PACK_BYTES = {
-    "uint8": {128: "sse2.packuswb.128", 256: "avx2.packuswb", 512: "avx512.packuswb.512"},
-    "int8": {128: "sse2.packsswb.128", 256: "avx2.packsswb", 512: "avx512.packsswb.512"},
-}
 PIECE = 16  # bytes that a transpose of dwords takes from one row
 
 
@@ -56,22 +52,18 @@ def widened(isa: Isa, values: Expr) -> Expr:
 
 def packed_words(isa: Isa, first: Expr, second: Expr) -> Expr:
     """Return two int32x16 saturated to int16x32, in attention_spec.pair_order."""
-    return _packed(isa, PACK_WORDS, "int16x32", first, second)
+    return _packed(isa, pack_words, first, second)
 
 
 def packed_bytes(isa: Isa, first: Expr, second: Expr, dtype: str = "uint8") -> Expr:
     """Return two int16x32 of packed_words saturated to 64 of dtype; packed_place says in which order."""
-    return _packed(isa, PACK_BYTES[dtype], f"{dtype}x64", first, second)
+    return _packed(isa, partial(pack_bytes, dtype), first, second)
 
 
-def _packed(isa: Isa, instruction: Mapping[int, str], dtype: str, first: Expr, second: Expr) -> Expr:
-    element, _, count = dtype.partition("x")
-    size = lanes(first) // isa.parts
-    registers = [
-        _llvm(instruction[isa.bits], f"{element}x{2 * size}", *(cut(v, at, size) for v in (first, second)))
-        for at in range(0, int(count) // 2, size)
-    ]
-    return joined(registers)
+def _packed(isa: Isa, pack: Callable[[Expr, Expr], Expr], first: Expr, second: Expr) -> Expr:
+    count = lanes(first)
+    size = count // isa.parts
+    return joined([pack(cut(first, at, size), cut(second, at, size)) for at in range(0, count, size)])
 
 
 def natural_order(packed: Expr, vectors: int) -> Expr:
@@ -157,7 +149,3 @@ def cut(vector: Expr, first: int, count: int) -> Expr:
 def joined(vectors: Sequence[Expr]) -> Expr:
     """Return the lanes of all vectors in turn."""
     return vectors[0] if len(vectors) == 1 else shuffle(vectors, range(sum(map(lanes, vectors))))
-
-
-def _llvm(name: str, dtype: str, *operands: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.{name}", *operands)
