@@ -17,11 +17,11 @@ def number(value):
     return relax.const(np.float32(value))
 
 
-def as_boolean(make_mask, dtype="int64"):
+def as_boolean(make_mask, dtype="int64", given=GIVEN):
     """Return what seen_keys makes of make_mask(bind, mask input [1, 5]): its value, its shape, the mask's."""
     make = ModuleBuilder(np.random.default_rng(0))
-    given = relax.Var("given", relax.TensorType((1, 5), dtype))
-    mask = make_mask(lambda e: make.bind(f"t{len(make.bindings)}", e), given)
+    var = relax.Var("given", relax.TensorType((1, 5), dtype))
+    mask = make_mask(lambda e: make.bind(f"t{len(make.bindings)}", e), var)
     found = []
 
     def rule(graph, _, value):
@@ -33,11 +33,11 @@ def as_boolean(make_mask, dtype="int64"):
             return None
         return op.broadcast_to(graph.emit(op.astype(seen, "float32")), shape_of(value))
 
-    after = rebuild(make.module([given], op.nn.relu(mask)), rule)
+    after = rebuild(make.module([var], op.nn.relu(mask)), rule)
     if found[0] is None:
         return None
     assert found[0][0] == "bool"
-    return reference.run(after, [GIVEN.to(getattr(torch, dtype))])[0].numpy(), found[0][1]
+    return reference.run(after, [given.to(getattr(torch, dtype))])[0].numpy(), found[0][1]
 
 
 def to_4d(bind, x):
@@ -80,8 +80,49 @@ def test_every_exporters_mask_is_the_same_boolean(form):
     assert (seen == GIVEN.numpy()).all()
 
 
-def test_a_mask_of_floats():
-    assert (as_boolean(legacy, "float32")[0] == GIVEN.numpy()).all()
+def test_a_mask_of_floats_is_no_mask_where_they_are_multiplied():
+    assert as_boolean(legacy, "float32") is None  # 0.5 hides a key as 0 does, and 1.001 adds to its score
+
+
+def test_a_mask_of_floats_that_fills_hides_all_but_one():
+    half = torch.tensor([[1, 0, 0.5, 1, 2]])
+    seen, _ = as_boolean(filled, "float32", half)
+    assert (seen == (half == 1).numpy()).all()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32"])
+@pytest.mark.parametrize("form", [legacy, filled])
+def test_booleans_and_integers_of_any_width_are_masks(form, dtype):
+    assert (as_boolean(form, dtype)[0] == GIVEN.numpy()).all()
+
+
+def test_integers_other_than_0_and_1_are_hidden_as_the_exporter_hides_them():
+    counts = torch.tensor([[1, 0, 2, 1, -1]])
+    assert (as_boolean(filled, given=counts)[0] == (counts == 1).numpy()).all()
+
+
+def test_a_cast_before_the_views_is_found():
+    def early(bind, given):
+        mask = to_4d(bind, bind(op.astype(given, "float32")))
+        return bind(op.multiply(bind(op.subtract(number(1), mask)), number(-1e4)))
+
+    assert (as_boolean(early)[0] == GIVEN.numpy()).all()
+    assert as_boolean(early, "float32") is None
+
+
+def test_what_is_kept_where_nothing_is_hidden_must_be_what_the_condition_tests():
+    def unrelated(bind, given):
+        hide = bind(op.logical_not(to_4d(bind, bind(op.astype(given, "bool")))))
+        weights = relax.const(np.linspace(0, 1, 5, dtype=np.float32).reshape(1, 1, 1, 5))
+        return bind(op.where(hide, number(-1e9), bind(op.subtract(number(1), weights))))
+
+    def of_another(bind, given):
+        rest = inverted(bind, given)
+        other = bind(op.astype(bind(op.add(rest, number(1))), "bool"))
+        return bind(op.where(other, number(LOWEST), rest))
+
+    assert as_boolean(unrelated) is None
+    assert as_boolean(of_another) is None
 
 
 def test_a_causal_mask_keeps_its_rows():

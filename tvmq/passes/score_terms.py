@@ -18,7 +18,10 @@ from tvmq import numerics
 from tvmq.passes.constants import Array, array_of, scalar_of
 from tvmq.passes.rebuild import Expr, op_name, shape_of
 
-HIDES = -1000.0  # added to a score, this or less takes its weight to 0: exp(-104) is 0 in float32 already
+# Added to a score, this or less takes its weight to 0 where its row has a key that is seen: exp(-104) is 0 in
+# float32 already. A row that sees none is zero in integers, in float only with -inf and its guard: a finite
+# number added to all scores of a row hides nothing.
+HIDES = -1000.0
 # Biases that differ by less than this, in nats, are one: a hundredth of the step that they are rounded to.
 SAME = 0.01 * math.log(2) / numerics.STEPS_PER_OCTAVE
 

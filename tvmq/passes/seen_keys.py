@@ -2,6 +2,10 @@
 
 Before:  (1 - astype(mask)) * -3.4e38;  where(not mask, -inf, 0);  where(and(mask, true), 0, -1e4), ...
 After:   mask, as a boolean: true where the additive form is 0
+
+A choice says itself which keys it hides. A product does so only for masks made of booleans, or of integers,
+which are taken to be 1 (seen) or less: a mask of 2 would be added as +3.4e38. Floats between 0 and 1 are not
+taken to be anything.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ VIEWS = ("reshape", "expand_dims", "squeeze", "broadcast_to")
 def seen_keys(graph: Rebuild, mask: Expr) -> Expr | None:
     """Return a boolean that broadcasts like mask: false where it adds HIDES or less, true where it adds 0.
 
-    A mask made of numbers counts as 0 or 1, as its exporter takes it. None where mask is anything else.
+    None where mask is anything else, or may be.
     """
     value = graph.value(mask)
     name = op_name(value)
@@ -30,13 +34,13 @@ def seen_keys(graph: Rebuild, mask: Expr) -> Expr | None:
         if scalar_of(yes) == 0.0 and _hides(no):
             return simplified(graph, condition)
         # transformers: inverted.masked_fill(inverted.to(bool), min), 0 in all other places
-        if _hides(yes) and (scalar_of(no) == 0.0 or _ones_minus(graph, no) is not None):
+        if _hides(yes) and (scalar_of(no) == 0.0 or _is_not_zero(graph, condition, no)):
             return simplified(graph, graph.emit(relax.op.logical_not(condition)))
     if name == "multiply":
         for number, other in (value.args, reversed(value.args)):
-            shown = _ones_minus(graph, other) if _hides(number) else None
+            shown = _none_left(graph, other) if _hides(number) else None
             if shown is not None:
-                return _as_bool(graph, shown)
+                return shown
     return None
 
 
@@ -52,8 +56,8 @@ def simplified(graph: Rebuild, seen: Expr) -> Expr:
     if name == "broadcast_to" and _same_rank(value.args[0], seen):
         return simplified(graph, value.args[0])
     if name == "astype":
-        shown = _ones_minus(graph, value.args[0])
-        return seen if shown is None else graph.emit(relax.op.logical_not(_as_bool(graph, shown)))
+        shown = _none_left(graph, value.args[0])
+        return seen if shown is None else graph.emit(relax.op.logical_not(shown))
     if name == "logical_not":
         inner = simplified(graph, value.args[0])
         again = graph.call(inner, "logical_not")
@@ -69,21 +73,33 @@ def _viewed(graph: Rebuild, view: Expr, seen: Expr | None) -> Expr | None:
     return graph.emit(relax.Call(view.op, [seen, *view.args[1:]], view.attrs, view.ty_args))
 
 
-def _ones_minus(graph: Rebuild, expr: Expr) -> Expr | None:
-    """Return x where expr is 1 - x."""
+def _none_left(graph: Rebuild, expr: Expr) -> Expr | None:
+    """Return, as a boolean, where expr is 0 if it is 1 - x and x was a boolean or an integer, else None."""
     call = graph.call(expr, "subtract")
-    if call is None:
+    if call is None or shape_of(call.args[1]) != shape_of(call):
         return None
     ones = array_of(call.args[0])
-    same = shape_of(call.args[1]) == shape_of(call)
-    return call.args[1] if ones is not None and same and bool((ones == 1).all()) else None
+    return _is_one(graph, call.args[1]) if ones is not None and bool((ones == 1).all()) else None
 
 
-def _as_bool(graph: Rebuild, mask: Expr) -> Expr:
-    """Emit mask != 0, of what mask was before it became a float."""
-    cast = graph.call(mask, "astype")
-    source = mask if cast is None else cast.args[0]
-    return source if dtype_of(source) == "bool" else graph.emit(relax.op.astype(source, "bool"))
+def _is_one(graph: Rebuild, mask: Expr) -> Expr | None:
+    """Return mask == 1, asked of what it was before it became a float; None where it always was one."""
+    value, dtype = graph.value(mask), dtype_of(mask)
+    if dtype == "bool":
+        return mask
+    if op_name(value) in VIEWS:
+        return _viewed(graph, value, _is_one(graph, value.args[0]))
+    before = value.args[0] if op_name(value) == "astype" else None
+    if before is not None and (dtype.startswith("float") or dtype_of(before) == "bool"):
+        return _is_one(graph, before)
+    if "int" not in dtype:
+        return None
+    return graph.emit(relax.op.equal(mask, relax.const(1, dtype)))
+
+
+def _is_not_zero(graph: Rebuild, condition: Expr, x: Expr) -> bool:
+    call = graph.call(condition, "astype")
+    return call is not None and bool(call.args[0].same_as(x))
 
 
 def _hides(expr: Expr) -> bool:

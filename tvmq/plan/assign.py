@@ -92,7 +92,8 @@ def _layer_norm_reason(node: Node) -> str:
 
 
 REASONS = {
-    "attention_bias": "attention has an integer kernel for constant biases and for masks of 0 and -inf alone",
+    "attention_bias": "attention has an integer kernel for constant biases and for masks of 0 and -inf "
+    "alone, made of booleans or integers",
     "softmax": "softmax outside of attention has no integer kernel yet",
     "matmul": "outside of attention only products with a constant matrix have an integer kernel yet",
     "conv2d": "convolutions with computed weights have no integer kernel yet",
