@@ -93,6 +93,26 @@ def test_a_norm_reads_the_pieces_of_its_rows_where_they_lie():
     assert "take" not in lowered_moves(make, x, normed)
 
 
+PIECES = np.random.default_rng(0).permutation(12)
+JOINED = np.array([2, 0, 1])  # of rows that are four stored rows each
+UNDONE = (np.argsort(JOINED)[:, None] * 4 + np.arange(4)).ravel()
+
+
+@pytest.mark.parametrize("pieces", [PIECES, UNDONE], ids=["moves", "undone"])
+@pytest.mark.parametrize("reader", ["output", "product", "norm", "pieces"])
+def test_joined_rows_are_permuted_as_wholes(pieces, reader):
+    make, x = QdqBuilder(), float_input(12, 8)
+    taken = rows_of(make, make.stored("x", x, TRUNK), pieces)
+    joined = rows_of(make, make.bind("joined", op.reshape(taken, (3, 32))), JOINED)
+    if reader == "product":
+        joined = make.bind("site", op.matmul(joined, make.weight((32, 8), 1)))
+    elif reader == "norm":
+        joined = make.stored("norm", make.layer_norm("norm", joined, 0.3), NORMED)
+    elif reader == "pieces":
+        joined = rows_of(make, make.bind("apart", op.reshape(joined, (12, 8))), PIECES)
+    lowered_moves(make, x, joined)
+
+
 @pytest.mark.parametrize("how", [{"pad_value": 1.0}, {"pad_mode": "reflect"}])
 def test_padding_with_anything_but_zeros_stays_float(how):
     make, x = QdqBuilder(), float_input(2, 6, 8)

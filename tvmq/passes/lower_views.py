@@ -23,12 +23,15 @@ def view(emit: Emitter, source: QdqCall) -> Stored | None:
     layout = _seen_as(x.layout, source) or _joined(x, source)
     if layout is not None:
         return Stored(x.params, layout, rows_var=emit.stored_rows(x), order=x.order)
-    order = _permutation_of_rows(x, source)
-    if order is not None:
-        order = order if x.order is None else x.order[order]
-        moves = not np.array_equal(order, np.arange(order.size))
-        rows = emit.stored_rows(x)
-        return Stored(x.params, channels_last(source.shape), rows_var=rows, order=order if moves else None)
+    index = _permutation_of_rows(x, source)
+    if index is not None:
+        order = index if x.order is None else _composed(x.order, index)
+        moved = Stored(x.params, channels_last(source.shape), rows_var=emit.stored_rows(x), order=order)
+        if np.array_equal(order, np.arange(order.size)):
+            moved.order = None
+            if order.size != index.size:  # joined rows, each of which lies in one piece
+                moved.rows_var = emit(op.reshape(moved.rows_var, moved.layout.matrix))
+        return moved
     args = [emit.dense(x), *(float_value(emit, other) for other in others)]
     moved = emit(relax.Call(source.call.op, args, source.call.attrs))
     return Stored(x.params, channels_last(source.shape), dense_var=moved)
@@ -51,6 +54,11 @@ def _permutation_of_rows(x: Stored, source: QdqCall) -> Rows | None:
         return None
     index: Rows = source.operands[1].value.numpy().ravel().astype(np.int32)
     return index if np.array_equal(np.sort(index), np.arange(x.layout.matrix[0])) else None
+
+
+def _composed(order: Rows, index: Rows) -> Rows:
+    """Return the order of rows order[index]; index counts rows that are one or more rows of order each."""
+    return order.reshape(len(index), -1)[index].ravel()
 
 
 def pad(emit: Emitter, source: QdqCall) -> Stored | None:
