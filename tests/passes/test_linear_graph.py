@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from tvm import relax
 from tvm.relax import op
 
@@ -25,6 +26,16 @@ def test_permutations_of_rows_are_looked_through_both_ways():
     found = [graph.linear_before(operand) for operand in graph.values[mixed].args[:3]]
     assert all(each is not None and each[1] is not None for each in found)
     assert len(graph.linears(graph.only_reader(mixed))) == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "keeps"), [((1, 6, 2, 4), True), ((1, 3, 2, 8), False), ((1, 12, 2, 2), False)]
+)
+def test_heads_of_joined_or_cut_rows_are_no_channels_of_a_linear(split, keeps):
+    make, x = ModuleBuilder(np.random.default_rng(0)), relax.Var("x", relax.TensorType((1, 6, 8), "float32"))
+    heads = [make.bind(f"{name}.heads", op.reshape(make.linear(name, x, 8), split)) for name in "qkv"]
+    graph = LinearGraph(make.module([x], make.bind("attn", op.nn.attention(*heads)))["main"])
+    assert [graph.linear_before(each) is not None for each in heads] == [keeps] * 3
 
 
 def test_a_take_of_some_rows_is_no_permutation():

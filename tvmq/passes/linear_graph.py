@@ -49,6 +49,8 @@ class LinearGraph:
         """Return (matmul, bias addition if any) that alone make var [B, T, H, D], read nowhere else."""
         if self.op(var) != "reshape" or self.only_reader(var) is None:
             return None
+        if not _splits_channels(self.values[var]):
+            return None
         var, bias = self.values[var].args[0], None
         while self._moves_rows(var):
             if self.only_reader(var) is None:
@@ -97,6 +99,12 @@ def is_channel_constant(call: Expr) -> bool:
 def _keeps_channels(call: Expr) -> bool:
     before, after = shape_of(call.args[0]), shape_of(call)
     return before is not None and after is not None and before[-1:] == after[-1:]
+
+
+def _splits_channels(call: Expr) -> bool:
+    """Tell whether a reshape to [B, T, H, D] cuts the channels of each row, but no row and joins none."""
+    before, after = shape_of(call.args[0]), shape_of(call)
+    return before is not None and after is not None and before[-1] == math.prod(after[-2:])
 
 
 def _permutes_rows(take: Expr) -> bool:
