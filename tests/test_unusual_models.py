@@ -57,12 +57,26 @@ def far_from_zero(m: Attentive, x: Tensor) -> Tensor:
     return m.q(x + 2000.0)
 
 
+def tokens_of_several_rows(m: Attentive, x: Tensor) -> Tensor:
+    """One head over rows of x, permuted, then two side by side."""
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    q, k, v = (layer(x[0, 1:])[order].reshape(1, 1, 3, 2 * WIDTH) for layer in (m.q, m.k, m.v))
+    return m.o(F.scaled_dot_product_attention(q, k, v).reshape(1, 6, WIDTH))
+
+
+def joined_rows_permuted(m: Attentive, x: Tensor) -> Tensor:
+    pairs = m.q(x[0, 1:])[torch.tensor([3, 0, 5, 1, 4, 2])].reshape(3, 2 * WIDTH)[torch.tensor([1, 2, 0])]
+    return m.o(F.layer_norm(pairs, (2 * WIDTH,)).reshape(1, 6, WIDTH))
+
+
 @pytest.mark.parametrize(
     ("function", "gain", "least_cosine"),
     [
         (sum_of_attentions, 1.0, 0.99),
         (gated, 1.0, 0.99),
         (far_from_zero, 1.0, 0.99),
+        (tokens_of_several_rows, 1.0, 0.99),
+        (joined_rows_permuted, 1.0, 0.99),
         (one_attention, 10.0, 0.97),  # softmax has all but one winner: near ties are decided by 8 bits
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -79,6 +93,31 @@ def test_it_verifies_and_stays_near_the_float_model(
     with torch.no_grad():
         wanted = model(samples[0])
     assert F.cosine_similarity(compiled(samples[0]).flatten(), wanted.flatten(), 0) > least_cosine
+
+
+def test_a_mask_that_is_no_choice_of_keys_stays_float():
+    torch.manual_seed(0)
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = Attentive(one_attention)
+
+        def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+            q, k, v = (heads(layer(x)) for layer in (self.m.q, self.m.k, self.m.v))
+            scores = q @ k.transpose(-1, -2) * 0.25 + (1.0 - keep[:, None, None]) * -10000.0
+            return self.m.o(merged(scores.softmax(-1) @ v))
+
+    keep = torch.tensor([[0.5, 1, 0.5, 0.5, 1, 1, 0.5]])  # 0.5 hides, though it is not 0
+    samples = [(torch.randn(1, TOKENS, WIDTH), keep) for _ in range(9)]
+    model = Masked().eval()
+    compiled = tvmq.compile(model, example_inputs=samples[0], calibration=samples[1:])
+    with torch.no_grad():
+        wanted = model(*samples[0])
+    assert F.cosine_similarity(compiled(*samples[0]).flatten(), wanted.flatten(), 0) > 0.99
+    reasons = [row.reason for row in compiled.coverage.rows if row.kind == "attention_bias"]
+    assert len(reasons) == 1
+    assert "made of booleans or integers" in reasons[0]
 
 
 def test_outputs_that_only_compare_floats_are_exact():

@@ -45,6 +45,7 @@ SOFTMAX_TABLE_SIZE = 128
 # Logits are 16-bit numbers: 2340 octaves each way. A masked key's is below every other by the table's reach.
 HIDDEN_LOGIT = -(2**15)
 LEAST_LOGIT = HIDDEN_LOGIT + SOFTMAX_TABLE_SIZE
+ATTENTION_MAX_KEYS = (2**31 - 1) // (255 * 128)  # more, and the sum of weight * value could leave int32
 
 
 def round_shift(x: IntArray, shift: IntArray | int) -> IntArray:
@@ -296,7 +297,8 @@ def attention(
     The logits, shifted right by score_shift (left where it is negative), count 1/14 octaves. The largest of a
     row has weight 255, the others 255 * 2**-distance; the division by the sum of the weights comes after the
     product with v, one per row, so flat rows keep all 8 bits (probabilities of 1/256 would lose them).
-    numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D and S * 255 * 128 < 2**31.
+    numerator / 2**norm_shift = scale_v / scale_out, numerator < 2**31; |q.k| * D < 2**31 and
+    S <= ATTENTION_MAX_KEYS.
 
     biases, mask: for q [B, H, T, D]. biases: at most two, int16 [P, 1 or H, T, S] in the logits' unit, P
     divides B: batch b adds bias[b % P], so that windows that repeat share theirs. Logits saturate to int16

@@ -170,19 +170,19 @@ def attention(
     split = [a.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3) for a in (q, k, v)]
     terms = {"biases": added, "mask": shown[0] if shown else None}
     mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers, **terms)
-    func = attention_composite.attention(
-        "site",
+    spec = attention_composite.AttentionNumbers(
         batch=batch,
         heads=heads,
         queries=queries,
         keys=keys,
         head_dim=depth,
         out_dtype=out_dtype,
-        biases=biases,
+        biases=tuple(biases),
         mask=mask,
         indexed=indexed,
         **numbers,
     )
+    func = attention_composite.attention("site", spec)
     expected = mixed.transpose(0, 2, 1, 3).reshape(batch * queries, heads * depth)
     if not indexed:
         return Case(func, (q, k, v, table, *added, *shown), expected)

@@ -112,5 +112,22 @@ def test_a_bias_that_is_computed_stays_float():
     assert kernels(LowerInteger()(make.module([x, bias], make.stored("y", y, NORMED)))) == []
 
 
+@pytest.mark.parametrize("joined", [1, 2])
+def test_queries_of_several_permuted_rows_are_gathered_first(joined):
+    make, x = QdqBuilder(), float_input(12, 8)
+    index = relax.const(np.random.default_rng(0).permutation(12).astype(np.int32))
+    split = []
+    for name, stored in zip("qkv", operands(make, x), strict=True):
+        taken = make.bind(f"{name}.rows", op.take(stored, index, axis=0, mode="fast"))
+        tokens = make.bind(f"{name}.tokens", op.reshape(taken, (12 // joined, 8 * joined)))
+        split.append(make.bind(f"{name}.heads", op.reshape(tokens, (1, 12 // joined, 2, 4 * joined))))
+    y = make.bind("attn", op.nn.attention(*split, scale=0.5))
+    qdq = make.module([x], make.stored("y", y, NORMED))
+    after = LowerInteger()(qdq)
+    (described,) = [attributes(f) for f in after.functions.values() if attributes(f)]
+    assert described["indexed"] == int(joined == 1)
+    np.testing.assert_allclose(run(after), run(qdq), rtol=0, atol=3 * NORMED.scale)
+
+
 def test_the_unit_of_the_logits_is_that_of_the_numerics():
     assert numerics.logit_bias(np.array([0.0, np.log(2), -np.inf])).tolist() == [0, 14, -(2**15)]

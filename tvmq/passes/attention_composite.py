@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from tvm import relax
 from tvm.relax import op
@@ -11,80 +11,90 @@ from tvmq import numerics
 from tvmq.passes.composite_body import Body, integer, tensor_type
 
 
-def attention(
-    site: str,
-    *,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    head_dim: int,
-    score_shift: int,
-    numerator: int,
-    norm_shift: int,
-    zero_point: int,
-    out_dtype: str,
-    biases: Sequence[tuple[int, int]] = (),
-    mask: tuple[int, int] | None = None,
-    indexed: bool = False,
-) -> relax.Function:
+@dataclass(frozen=True, slots=True)
+class AttentionNumbers:
+    """The sizes and constants of one attention, as numerics.attention names them.
+
+    biases: the first two sizes of each, (P, 1 or heads). mask: its first two, (1 or batch, 1 or queries).
+    indexed: q, k, v and the result lie in another order of rows, which an index names.
+    """
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    score_shift: int
+    numerator: int
+    norm_shift: int
+    zero_point: int
+    out_dtype: str
+    biases: tuple[tuple[int, int], ...] = ()
+    mask: tuple[int, int] | None = None
+    indexed: bool = False
+
+
+def attention(site: str, spec: AttentionNumbers) -> relax.Function:
     """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128][, biases...][, mask]...).
 
-    biases: the first two sizes of each int16 [P, 1 or heads, queries, keys]. mask: the first two of uint8
-    [1 or batch, 1 or queries, keys]. All as numerics.attention takes them.
+    biases: int16 [P, 1 or heads, queries, keys]. mask: uint8 [1 or batch, 1 or queries, keys]. All as
+    numerics.attention takes them.
     indexed: two last parameters, index and inverse, int32 [batch * queries]. Token i of the batches is row
     index[i] of q, k, v and of the result; inverse[index[i]] is i.
     """
-    width = heads * head_dim
-    q = relax.Var("q", tensor_type((batch * queries, width), "int8"))
-    k = relax.Var("k", tensor_type((batch * keys, width), "int8"))
-    v = relax.Var("v", tensor_type((batch * keys, width), "int8"))
-    table = relax.Var("table", tensor_type((numerics.SOFTMAX_TABLE_SIZE,), "uint8"))
-    params = [q, k, v, table]
+    (q, k, v, table), biases, mask, index = _parameters(spec)
     body = Body()
 
-    index = [relax.Var(n, tensor_type((batch * queries,), "int32")) for n in ("index", "inverse")]
-
     def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
-        x = body(op.take(x, index[0], axis=0, mode="fast")) if indexed else x
-        return body(op.permute_dims(body(op.reshape(x, (batch, tokens, heads, head_dim))), axes))
+        x = body(op.take(x, index[0], axis=0, mode="fast")) if index else x
+        heads = body(op.reshape(x, (spec.batch, tokens, spec.heads, spec.head_dim)))
+        return body(op.permute_dims(heads, axes))
 
-    logits = body(op.matmul(split(q, queries, [0, 2, 1, 3]), split(k, keys, [0, 2, 3, 1]), out_dtype="int32"))
-    logits = _saturated(body, _shifted(body, logits, score_shift))
-    for number, sizes in enumerate(biases):
-        params.append(relax.Var(f"bias{number}", tensor_type((*sizes, queries, keys), "int16")))
-        logits = _biased(body, logits, params[-1])
-    seen = None
-    if mask is not None:
-        params.append(relax.Var("mask", tensor_type((*mask, keys), "uint8")))
-        seen = body(op.reshape(params[-1], (mask[0], 1, mask[1], keys)))
-        seen = body(op.not_equal(seen, integer(0, "uint8")))
+    heads = split(q, spec.queries, [0, 2, 1, 3]), split(k, spec.keys, [0, 2, 3, 1])
+    logits = body(op.matmul(*heads, out_dtype="int32"))
+    logits = _saturated(body, _shifted(body, logits, spec.score_shift))
+    for bias in biases:
+        logits = _biased(body, logits, bias)
+    seen = _seen(body, mask[0]) if mask else None
     weights, total = _softmax(body, logits, table, seen)
-    mixed = body(op.matmul(weights, split(v, keys, [0, 2, 1, 3]), out_dtype="int32"))
-    y = _divided(body, mixed, total, numerator=numerator, norm_shift=norm_shift)
-    low, high = numerics.INTEGER_RANGE[out_dtype]
-    y = body(op.clip(body(op.add(y, integer(zero_point, "int64"))), low, high))
-    y = body(op.permute_dims(body(op.astype(y, out_dtype)), [0, 2, 1, 3]))
-    y = body(op.reshape(y, (batch * queries, width)))
-    if indexed:
-        params += index
+    mixed = body(op.matmul(weights, split(v, spec.keys, [0, 2, 1, 3]), out_dtype="int32"))
+    y = _rows(body, _divided(body, mixed, total, spec), spec)
+    if index:
         y = body(op.take(y, index[1], axis=0, mode="fast"))
-    attrs = {
-        "batch": batch,
-        "heads": heads,
-        "queries": queries,
-        "keys": keys,
-        "head_dim": head_dim,
-        "score_shift": score_shift,
-        "numerator": numerator,
-        "norm_shift": norm_shift,
-        "zero_point": zero_point,
-        "out_dtype": out_dtype,
-        "biases": len(biases),
-        "mask": int(mask is not None),
-        "indexed": int(indexed),
-    }
-    return body.finish(params, y, "attention", site, attrs)
+    params = [q, k, v, table, *biases, *mask, *index]
+    counted = {"biases": len(spec.biases), "mask": int(spec.mask is not None), "indexed": int(spec.indexed)}
+    return body.finish(params, y, "attention", site, asdict(spec) | counted)
+
+
+def _parameters(spec: AttentionNumbers) -> tuple[list[relax.Var], ...]:
+    """Return (q, k, v and table), the biases, the mask, (index and inverse); what spec has not is empty."""
+    width, scores = spec.heads * spec.head_dim, (spec.queries, spec.keys)
+    tokens = {"q": spec.queries, "k": spec.keys, "v": spec.keys}
+    qkv = [relax.Var(name, tensor_type((spec.batch * n, width), "int8")) for name, n in tokens.items()]
+    table = relax.Var("table", tensor_type((numerics.SOFTMAX_TABLE_SIZE,), "uint8"))
+    biases = [
+        relax.Var(f"bias{number}", tensor_type((*sizes, *scores), "int16"))
+        for number, sizes in enumerate(spec.biases)
+    ]
+    masks = [] if spec.mask is None else [relax.Var("mask", tensor_type((*spec.mask, spec.keys), "uint8"))]
+    order = tensor_type((spec.batch * spec.queries,), "int32")
+    index = [relax.Var(name, order) for name in ("index", "inverse")] if spec.indexed else []
+    return [*qkv, table], biases, masks, index
+
+
+def _seen(body: Body, mask: relax.Var) -> relax.Var:
+    """Emit the mask as a boolean that broadcasts against logits [B, H, T, S]."""
+    batch, queries, keys = (int(d) for d in mask.ty.shape)
+    seen = body(op.reshape(mask, (batch, 1, queries, keys)))
+    return body(op.not_equal(seen, integer(0, "uint8")))
+
+
+def _rows(body: Body, y: relax.Var, spec: AttentionNumbers) -> relax.Var:
+    """Emit y, int64 [B, H, T, D], as stored: with its zero point, [B * T, H * D]."""
+    low, high = numerics.INTEGER_RANGE[spec.out_dtype]
+    y = body(op.clip(body(op.add(y, integer(spec.zero_point, "int64"))), low, high))
+    y = body(op.permute_dims(body(op.astype(y, spec.out_dtype)), [0, 2, 1, 3]))
+    return body(op.reshape(y, (spec.batch * spec.queries, spec.heads * spec.head_dim)))
 
 
 def _shifted(body: Body, logits: relax.Var, score_shift: int) -> relax.Var:
@@ -125,9 +135,9 @@ def _softmax(
     return weights, total if seen is None else body(op.maximum(total, integer(1)))
 
 
-def _divided(body: Body, mixed: relax.Var, total: relax.Var, *, numerator: int, norm_shift: int) -> relax.Var:
+def _divided(body: Body, mixed: relax.Var, total: relax.Var, spec: AttentionNumbers) -> relax.Var:
     """Emit mixed / total * numerator / 2**norm_shift, rounded, int64."""
-    reciprocal = body(op.floor_divide(integer(numerator), total))
+    reciprocal = body(op.floor_divide(integer(spec.numerator), total))
     product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))
-    rounded = body(op.add(product, integer(1 << (norm_shift - 1), "int64")))
-    return body(op.right_shift(rounded, integer(norm_shift, "int64")))
+    rounded = body(op.add(product, integer(1 << (spec.norm_shift - 1), "int64")))
+    return body(op.right_shift(rounded, integer(spec.norm_shift, "int64")))

@@ -7,6 +7,7 @@ from tvm.relax import op
 
 from tvmq import numerics
 from tvmq.formats import QuantParams
+from tvmq.passes.attention_composite import AttentionNumbers
 from tvmq.passes.attention_composite import attention as attention_composite
 from tvmq.passes.constants import scalar_of
 from tvmq.passes.hidden_rows import rows_shown
@@ -16,13 +17,11 @@ from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Rows, S
 from tvmq.passes.rebuild import shape_of
 from tvmq.passes.score_terms import logit_biases, score_terms
 
-MOST_KEYS = 2**31 // (255 * 128)  # more, and the sums of weights times values could leave int32
-
 
 def attention(emit: Emitter, source: QdqCall) -> Pending | None:
     """Return the pending attention of symmetric int8 values, with a bias whose parts are known."""
     keys = int(source.call.args[1].ty.shape[1])
-    if source.call.attrs.causal_mask is not None or keys > MOST_KEYS:
+    if source.call.attrs.causal_mask is not None or keys > numerics.ATTENTION_MAX_KEYS:
         return None
     for x in source.operands[:3]:
         if not isinstance(x, Stored) or x.params.dtype != "int8" or x.params.zero_point != 0:
@@ -52,8 +51,7 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
     biases = logit_biases(terms.constant, (batch, heads, queries, keys))
     mask = None if terms.seen is None else _mask(emit, terms.seen)
     order = _common_order(q, k, v)
-    func = attention_composite(
-        source.name,
+    spec = AttentionNumbers(
         batch=batch,
         heads=heads,
         queries=queries,
@@ -64,7 +62,7 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
         norm_shift=numbers.norm_shift,
         zero_point=out.zero_point,
         out_dtype=out.dtype,
-        biases=[(bias.shape[0], bias.shape[1]) for bias in biases],
+        biases=tuple((bias.shape[0], bias.shape[1]) for bias in biases),
         mask=None if mask is None else (int(mask.ty.shape[0]), int(mask.ty.shape[1])),
         indexed=order is not None,
     )
@@ -72,13 +70,13 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
     args = [*map(rows, (q, k, v)), constant(numerics.softmax_table()), *map(constant, biases)]
     args += [] if mask is None else [mask]
     args += [] if order is None else [constant(order), constant(np.argsort(order).astype(np.int32))]
-    mixed = emit.composite(func, args, source.name)
+    mixed = emit.composite(attention_composite(source.name, spec), args, source.name)
     return Stored(out, q.layout, rows_var=mixed, seen=terms.seen, order=order)
 
 
 def _common_order(*operands: Stored) -> Rows | None:
-    """Return the order that all operands lie in, None where they lie in their own or in different ones."""
-    orders = [x.order for x in operands if x.order is not None]
+    """Return the order in which all operands lie, token by token; None where they do not."""
+    orders = [x.order for x in operands if x.order is not None and len(x.order) == x.layout.matrix[0]]
     same = len(orders) == len(operands) and all(np.array_equal(order, orders[0]) for order in orders)
     return orders[0] if same else None
 

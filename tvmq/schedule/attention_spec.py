@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvmq.numerics import least_score_shift
+from tvmq.numerics import ATTENTION_MAX_KEYS, least_score_shift
 from tvmq.schedule.space import Decisions, Space
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
-MAX_KEYS = (2**31 - 1) // (255 * 128)  # the sum of weight * value fits int32
 KEY_BLOCK = 16  # keys are multiplied in vectors of so many
 PAIR = 32  # and compared in pairs of vectors: keys are padded to a multiple of this
 TILE_ROWS = {1: (6, 5, 4), 2: (10, 6, 5), 4: (6, 5, 4)}  # rows of a register tile, by its vectors
@@ -62,7 +61,10 @@ def supports(spec: AttentionSpec) -> str | None:
         (min(spec.batch, spec.heads, spec.queries, spec.keys, spec.head_dim) >= 1, "an empty axis"),
         (spec.head_dim % 16 == 0, f"head_dim {spec.head_dim} is not a multiple of 16"),
         (spec.head_dim <= MAX_HEAD_DIM, f"head_dim {spec.head_dim} is over {MAX_HEAD_DIM}"),
-        (spec.keys <= MAX_KEYS, f"{spec.keys} keys are over {MAX_KEYS}: the int32 sum could overflow"),
+        (
+            spec.keys <= ATTENTION_MAX_KEYS,
+            f"{spec.keys} keys are over {ATTENTION_MAX_KEYS}: the int32 sum could overflow",
+        ),
         (least <= spec.score_shift <= 31, f"score_shift {spec.score_shift} is outside {least}..31"),
         (0 <= spec.numerator < 2**31, f"numerator {spec.numerator} is outside 0..2**31-1"),
         (8 <= spec.norm_shift <= 50, f"norm_shift {spec.norm_shift} is outside 8..50"),
