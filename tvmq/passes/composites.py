@@ -20,7 +20,7 @@ from tvm.relax import op
 from tvmq import numerics
 from tvmq.passes.composite_body import KERNEL, Body, integer, tensor_type
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.passes.epilogue import Copy, Epilogue, requantized
+from tvmq.passes.epilogue import Copy, Epilogue, copy_attrs, requantized
 
 
 def linear(
@@ -114,16 +114,8 @@ def layer_norm(
     y = body(op.astype(wide, out_dtype))
     if copy is not None:
         y = body(relax.Tuple([y, requantized(body, wide, copy)]))
-    attrs = {
-        "out_dtype": out_dtype,
-        "low": low,
-        "high": high,
-        "gain_shift": gain_shift,
-        "epsilon": epsilon,
-        "limit": limit,
-        "pieces": pieces,
-        **({"copy_shift": copy.shift, "copy_zero_point": copy.zero_point} if copy else {}),
-    }
+    attrs = {"out_dtype": out_dtype, "low": low, "high": high, "gain_shift": gain_shift, "epsilon": epsilon}
+    attrs |= {"limit": limit, "pieces": pieces, **copy_attrs(copy)}
     return body.finish(params, y, "layer_norm", site, attrs)
 
 

@@ -35,7 +35,6 @@ class Epilogue:
 
     def attrs(self) -> dict[str, Any]:
         """Return it as attributes of a composite."""
-        copy = {"copy_shift": self.copy.shift, "copy_zero_point": self.copy.zero_point} if self.copy else {}
         return {
             "out_dtype": self.out_dtype,
             "low": self.low,
@@ -44,7 +43,7 @@ class Epilogue:
             "fixed_point": int(self.fixed_point),
             "residual": int(self.residual),
             "table": int(self.table),
-            **copy,
+            **copy_attrs(self.copy),
         }
 
     def emit(self, body: Body, params: list[relax.Var], acc: relax.Var) -> Any:
@@ -65,6 +64,11 @@ class Epilogue:
         if self.copy is None:
             return y
         return body(relax.Tuple([y, requantized(body, clipped, self.copy)]))
+
+
+def copy_attrs(copy: Copy | None) -> dict[str, int]:
+    """Return the attributes that say how a composite's second output is made."""
+    return {"copy_shift": copy.shift, "copy_zero_point": copy.zero_point} if copy else {}
 
 
 def requantized(body: Body, wide: relax.Expr, copy: Copy) -> relax.Var:

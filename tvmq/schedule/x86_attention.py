@@ -179,9 +179,6 @@ class _Kernel:
             if self.mask.shape[1] == 1:
                 limit_scores(self.isa, self.mask, (self.mask_batch, 0), self.natural, self.limit, 0)
 
-    def _dot(self, acc: Expr, first: Expr, second: Expr) -> Expr:
-        return dot(self.isa, acc, first, second)
-
     def _scores(self) -> None:
         if self.vectors == 1:
             with T.serial(self.pairs) as pair:
@@ -224,7 +221,7 @@ class _Kernel:
         words = [T.bind(broadcast_word(self.isa, lefts, i, word)) for i in range(self.rows)]
         vectors = [T.bind(load(rights, place, 16 * self.depth)) for place in places]
         for i, j, acc in tile:
-            store(acc, 0, self._dot(load(acc, 0, 16), words[i], vectors[j]))
+            store(acc, 0, dot(self.isa, load(acc, 0, 16), words[i], vectors[j]))
 
     def _store_scores(self, i: int, key: Expr, first: Expr, second: Expr) -> None:
         """Scores of row i and 32 keys from key on: shifted, plus the biases, limited by the mask."""
@@ -307,7 +304,7 @@ class _Kernel:
         store(self.weight, (i, key), stored)
         for at in range(0, GROUP, 16 * self.depth):
             words = cut(stored, at, 16 * self.depth)
-            store(self.sum, 0, self._dot(load(self.sum, 0, 16), words, ones(self.isa)))
+            store(self.sum, 0, dot(self.isa, load(self.sum, 0, 16), words, ones(self.isa)))
 
     def _output(self) -> None:
         parts = -(-self.chunks // self.vectors)
