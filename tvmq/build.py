@@ -57,10 +57,7 @@ def build(
         DispatchKernels(profile, threads, decisions),
         DispatchFloatLinears(profile, threads, decisions),
     )
-    scheduled = tvm.transform.Sequential(list(dispatch))(traced)
-    by_kernel = dispatch[0].packed | dispatch[1].packed
-    packed = [by_kernel.get(c, Packed(c, PLAIN)) for c in constants]
-    lifted = lift_constants(scheduled, [p.constant for p in packed])
+    lifted, packed = _scheduled(traced, constants, dispatch)
     graph = lift_constants(mod, constants)
     progress("schedule", 1, 1)
     progress("compile", 0, 1)
@@ -78,6 +75,16 @@ def build(
         sites=tuple(site for _, site in sites),
         graph=tvm.ir.save_json(graph),
     )
+
+
+def _scheduled(
+    mod: tvm.IRModule, constants: Sequence[Any], dispatch: tuple[DispatchKernels, DispatchFloatLinears]
+) -> tuple[tvm.IRModule, list[Packed]]:
+    """Return mod with kernels, its constants lifted, and these in the layouts that the kernels read."""
+    scheduled = tvm.transform.Sequential(list(dispatch))(mod)
+    by_kernel = dispatch[0].packed | dispatch[1].packed
+    packed = [by_kernel.get(c, Packed(c, PLAIN)) for c in constants]
+    return lift_constants(scheduled, [p.constant for p in packed]), packed
 
 
 def lowering_passes(target: Any) -> list[Any]:
