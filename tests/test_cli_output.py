@@ -26,6 +26,12 @@ def test_a_file_gets_one_line_for_each_finished_stage():
     assert displayed(terminal=False) == "import 1.5 s\ncalibrate 2.5 s\n"
 
 
+def test_a_file_tells_which_stage_has_begun(capsys: pytest.CaptureFixture[str]):
+    with StageDisplay() as display:
+        display("calibrate", 0, 20)
+        assert capsys.readouterr().err == "calibrate"
+
+
 def test_a_terminal_gets_bars_that_end_full():
     final = displayed(terminal=True).splitlines()
     assert any("calibrate" in line and "20/20" in line and "left" in line for line in final)
@@ -39,7 +45,7 @@ def test_a_stage_that_failed_is_not_shown_as_finished(capsys: pytest.CaptureFixt
 
     with pytest.raises(ValueError, match="stop"):
         fail()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "import\n"
 
 
 def test_a_name_that_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]):

@@ -104,6 +104,9 @@ def test_benchmark_covers_latency_and_kernels(model):
     assert [part.name for part in result.breakdown.parts] == ["fc", "fc.bias"]
     assert [part.macs for part in result.breakdown.parts] == [512, 0]
     assert 0 < result.breakdown.whole_us <= 1e3 * result.p90_ms
+    first, *kernels = str(result).splitlines()
+    assert first.endswith("5 runs on 1 thread; the slowest kernels:")
+    assert sorted(line.split()[-1] for line in kernels) == ["fc", "fc.bias"]
 
 
 def test_a_model_for_another_machine_can_be_described_but_not_run(path, tmp_path, monkeypatch):

@@ -108,3 +108,10 @@ def test_an_archive_over_two_gigabytes_is_refused(monkeypatch):
     monkeypatch.setattr(container, "MAX_ARCHIVE", 100)
     with pytest.raises(ArtifactError, match=r"big\.bin: the artifact would pass 2 GiB"):
         archive()
+
+
+def test_a_model_is_told_from_a_damaged_artifact(tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"\x08\x08")
+    with pytest.raises(ArtifactError, match="is a model, an artifact is wanted; `tvmq compile` makes one"):
+        container.read(model, NAMES)

@@ -36,6 +36,9 @@ def test_coverage_counts_multiply_accumulates():
     assert Coverage(rows).macs_integer_fraction == 0.75
     assert Coverage(rows).as_json()["sites_integer"] == 1
     assert Coverage(()).macs_integer_fraction == 1.0
+    assert str(Coverage(rows)) == (
+        "1 of 2 sites in integers, 75 % of the multiplications\n  float: b (conv2d): ignored"
+    )
 
 
 def test_a_tensor_says_its_size():

@@ -257,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TvmqError as error:
         return _refuse(given, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
-        return _refuse(given, "UsageError", f"{error.format_message()} See `tvmq --help`.", USAGE)
+        said = error.format_message().rstrip(".")
+        return _refuse(given, "UsageError", f"{said}. See `{_command_of(error)} --help`.", USAGE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _refuse(given, "UsageError", f"{name}{error.strerror or error}", USAGE)
@@ -274,6 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         return _refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
     return int(code or 0)
+
+
+def _command_of(error: typer.TyperException) -> str:
+    """Return the command that an error of usage is about."""
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context is not None else "tvmq"
 
 
 def run_and_exit() -> None:

@@ -36,9 +36,10 @@ def show(data: Mapping[str, Any], *renderables: RenderableType, as_json: bool) -
 
 
 class StageDisplay:
-    """A Progress on stderr: bars with the time left on a terminal, else one line for each finished stage.
+    """A Progress on stderr: bars with the time left on a terminal, else one line for each stage.
 
-    A stage is finished when the next one reports, whatever it counted to.
+    The line begins with the stage's name and gets its seconds when the next stage reports, whatever this one
+    counted to.
     """
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.perf_counter) -> None:
@@ -65,6 +66,8 @@ class StageDisplay:
     ) -> None:
         if error is None:
             self._finish()
+        elif self._stage and not self._bars:
+            self._console.print()
         if self._bars:
             self._bars.stop()
 
@@ -74,6 +77,9 @@ class StageDisplay:
             self._since = self._now()
             if self._bars:
                 self._task = self._bars.add_task(stage, total=total)
+            else:
+                self._console.print(stage, end="", highlight=False)
+                self._console.file.flush()
         self._stage, self._total = stage, total
         if self._bars:
             self._bars.update(self._task, completed=done, total=total)
@@ -84,4 +90,4 @@ class StageDisplay:
         if self._bars:
             self._bars.update(self._task, completed=self._total)
         else:
-            self._console.print(f"{self._stage} {self._now() - self._since:.1f} s", highlight=False)
+            self._console.print(f" {self._now() - self._since:.1f} s", highlight=False)

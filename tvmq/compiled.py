@@ -24,6 +24,8 @@ from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Pl
 from tvmq.target import parse_profile
 from tvmq.verification import Verdict, Verification
 
+SLOWEST = 5  # kernels that a printed benchmark lists
+
 
 @dataclass(frozen=True, slots=True)
 class Benchmark(Record):
@@ -35,6 +37,13 @@ class Benchmark(Record):
     runs: int
     threads: int
     breakdown: Breakdown  # of the fastest call
+
+    def __str__(self) -> str:
+        spread = f"{self.median_ms:.3f} ms (10 % under {self.p10_ms:.3f}, 90 % under {self.p90_ms:.3f})"
+        ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
+        slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return "\n".join([f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest])
 
 
 class CompiledModel:

@@ -154,7 +154,7 @@ def read(path: Path, names: frozenset[str]) -> tuple[memoryview, Mapping[str, En
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ArtifactError(f"{path}: {_why_no_zip(path)}; copy or compile it again") from error
+        raise ArtifactError(f"{path}: {_why_no_zip(path)}") from error
     if got != len(whole):
         raise ArtifactError(f"{path}: the file changed while it was read; try again")
     return whole, {info.filename: _entry(path, whole, info) for info in infos}
@@ -204,5 +204,7 @@ def _entry(path: Path, whole: memoryview, info: zipfile.ZipInfo) -> Entry:
 def _why_no_zip(path: Path) -> str:
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04":
-            return "the archive is truncated or its directory is damaged"
-    return "not a tvmq artifact (no zip archive)"
+            return "the archive is truncated or its directory is damaged; copy or compile it again"
+    if path.suffix == ".onnx":
+        return "is a model, an artifact is wanted; `tvmq compile` makes one of it"
+    return "not a tvmq artifact (no zip archive); copy or compile it again"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvmq.verification import Difference, Verification
 
 BAR_WIDTH = 24
+SMALL_US = 10  # times under it are shown with two digits after the point
 KERNEL_WIDTH = 28  # columns; names of fused operations are long
 EIGHTHS = " ▏▎▍▌▋▊▉"
 STATE_STYLE = {State.OK: "green", State.NO_COMPILE: "yellow", State.NO_RUN: "red"}
@@ -182,14 +183,15 @@ def tuning(tuned: Sequence[TunedKernel]) -> RenderableType:
     measured = [(kernel, kernel.default_us, kernel.us) for kernel in tuned if kernel.default_us and kernel.us]
     for kernel, default_us, us in sorted(measured, key=lambda m: -m[0].calls * (m[1] - m[2])):
         gain = f"{100 * (1 - us / default_us):.1f} %"
-        numbers = (str(kernel.calls), f"{default_us:.1f}", f"{us:.1f}", gain, str(kernel.trials))
+        times = [f"{each:.2f}" if each < SMALL_US else f"{each:.1f}" for each in (default_us, us)]
+        numbers = (str(kernel.calls), *times, gain, str(kernel.trials))
         decisions = written(kernel.decisions) if kernel.decisions else "default"
         table.add_row(Text(kernel.name), *numbers, decisions)
     before = sum(kernel.calls * default_us for kernel, default_us, _ in measured)
     after = sum(kernel.calls * us for kernel, _, us in measured)
     said = f"{len(measured)} of {len(tuned)} kernels were measured"
     if before:
-        said += f"; together they take {after / 1e3:.2f} ms, by default {before / 1e3:.2f} ms"
+        said += f"; together they take {after:,.1f} us, by default {before:,.1f} us"
     return Group(table, Text(f"{said}."))
 
 

@@ -74,6 +74,12 @@ class Coverage(Record):
         total = sum(row.macs for row in self.rows)
         return sum(row.macs for row in self.rows if row.integer) / total if total else 1.0
 
+    def __str__(self) -> str:
+        floats = [row for row in self.rows if not row.integer]
+        share = f"{100 * self.macs_integer_fraction:.4g} % of the multiplications"
+        lines = [f"{len(self.rows) - len(floats)} of {len(self.rows)} sites in integers, {share}"]
+        return "\n".join(lines + [f"  float: {row.site} ({row.kind}): {row.reason}" for row in floats])
+
     def as_json(self) -> dict[str, Any]:
         """Return the rows with the summary numbers that reports print; not the input of from_json."""
         return {
