@@ -20,9 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tvmq.environment import cpu_name
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TESTED, RIVALS = ROOT / "requirements" / "tested.txt", ROOT / "requirements" / "rivals.txt"
+PEAK_RUNS = 3
 EXPORTERS = ("torch", "timm", "transformers", "onnx")
 
 
@@ -163,7 +166,7 @@ class Peak:
 
 @cache
 def peaks() -> dict[str, Peak]:
-    """Return the peaks "int8" and "fp32" of this machine."""
+    """Return the peaks "int8" and "fp32" of this machine: the best ever seen, since all else only lowers it."""
     if not shutil.which("gcc"):
         raise SystemExit(
             "bench: gcc is missing, which compiles the program that measures the peak; install it"
@@ -171,5 +174,13 @@ def peaks() -> dict[str, Peak]:
     program = ROOT / "out" / "bench" / "peak"
     program.parent.mkdir(parents=True, exist_ok=True)
     run(["gcc", "-O2", "-o", program, HERE / "peak.c"])
-    said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    return {kind: Peak(**numbers) for kind, numbers in json.loads(said).items()}
+    seen = program.with_name(f"peak.{key([HERE / 'peak.c'], [cpu_name()])}.json")
+    runs = [json.loads(seen.read_text(encoding="utf-8"))] if seen.is_file() else []
+    for _ in range(PEAK_RUNS):
+        said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+        runs.append(json.loads(said))
+    best = {
+        kind: max((each[kind] for each in runs), key=lambda peak: float(peak["gmacs"])) for kind in runs[0]
+    }
+    seen.write_text(json.dumps(best), encoding="utf-8")
+    return {kind: Peak(**numbers) for kind, numbers in best.items()}
