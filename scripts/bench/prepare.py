@@ -166,7 +166,7 @@ class Peak:
 
 @cache
 def peaks() -> dict[str, Peak]:
-    """Return the peaks "int8" and "fp32" of this machine: the best ever seen, since all else only lowers it."""
+    """Return the peaks "int8" and "fp32" of this machine, the best ever seen: other work only lowers them."""
     if not shutil.which("gcc"):
         raise SystemExit(
             "bench: gcc is missing, which compiles the program that measures the peak; install it"
