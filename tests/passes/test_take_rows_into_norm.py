@@ -40,7 +40,7 @@ def by_slices(x, emit):
 
 def taken(x, emit):
     rows = emit(op.reshape(x, (SIZE * SIZE, WIDTH)))
-    gathered = emit(op.take(rows, relax.const(NEIGHBOURS.reshape(1, 2, 2, 4)), axis=0, mode="fast"))
+    gathered = emit(op.take(rows, relax.const(NEIGHBOURS.reshape(1, 2, 2, 4)), axis=0, mode="clip"))
     return emit(op.reshape(gathered, (1, 2, 2, 4 * WIDTH)))
 
 

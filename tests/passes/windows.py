@@ -79,10 +79,10 @@ def taken(shift: int = 0) -> tvm.IRModule:
             split = []
             for seed in range(3):
                 rows = emit(op.reshape(_product(emit, x, seed), (TOKENS, WIDTH)))
-                moved = emit(op.take(rows, index, axis=0, mode="fast"))
+                moved = emit(op.take(rows, index, axis=0, mode="clip"))
                 split.append(emit(op.reshape(moved, BY_HEAD)))
             y = emit(op.reshape(_mixed(emit, split), (TOKENS, WIDTH)))
-            y = _product(emit, emit(op.take(y, inverse, axis=0, mode="fast")), 3)
+            y = _product(emit, emit(op.take(y, inverse, axis=0, mode="clip")), 3)
             out = builder.emit_output(op.add(x, y))
         builder.emit_func_output(out)
     return builder.get()

@@ -46,7 +46,7 @@ def attention(site: str, spec: AttentionNumbers) -> relax.Function:
     body = Body()
 
     def split(x: relax.Var, tokens: int, axes: list[int]) -> relax.Var:
-        x = body(op.take(x, index[0], axis=0, mode="fast")) if index else x
+        x = body(op.take(x, index[0], axis=0, mode="clip")) if index else x
         heads = body(op.reshape(x, (spec.batch, tokens, spec.heads, spec.head_dim)))
         return body(op.permute_dims(heads, axes))
 
@@ -60,7 +60,7 @@ def attention(site: str, spec: AttentionNumbers) -> relax.Function:
     mixed = body(op.matmul(weights, split(v, spec.keys, [0, 2, 1, 3]), out_dtype="int32"))
     y = _rows(body, _divided(body, mixed, total, spec), spec)
     if index:
-        y = body(op.take(y, index[1], axis=0, mode="fast"))
+        y = body(op.take(y, index[1], axis=0, mode="clip"))
     params = [q, k, v, table, *biases, *mask, *index]
     counted = {"biases": len(spec.biases), "mask": int(spec.mask is not None), "indexed": int(spec.indexed)}
     return body.finish(params, y, "attention", site, asdict(spec) | counted)

@@ -106,7 +106,7 @@ def layer_norm(
     body = Body()
     if pieces:
         params.append(relax.Var("index", tensor_type((rows * pieces,), "int32")))
-        taken = body(op.take(x, params[-1], axis=0, mode="fast"))
+        taken = body(op.take(x, params[-1], axis=0, mode="clip"))
         joined = body(op.reshape(taken, (rows, channels)))
     clipped = _normalised(body, joined, epsilon, limit)
     y = body(op.add(body(op.multiply(clipped, gain)), offset))

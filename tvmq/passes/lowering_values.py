@@ -153,7 +153,7 @@ class Emitter:
         """Return the value as [rows, channels]."""
         stored = self.stored_rows(value)
         if value.order is not None:
-            taken = self(op.take(stored, relax.const(value.order), axis=0, mode="fast"))
+            taken = self(op.take(stored, relax.const(value.order), axis=0, mode="clip"))
             matrix = value.layout.matrix
             value.rows_var = taken if tuple(taken.ty.shape) == matrix else self(op.reshape(taken, matrix))
             value.order = None

@@ -77,7 +77,7 @@ def take_rows(graph: Rebuild, value: Expr, channels: int, index: Expr) -> Expr:
     flat = (math.prod(shape_of(value) or ()) // channels, channels)
     if shape_of(value) != flat:
         value = graph.emit(op.reshape(value, flat))
-    return graph.emit(op.take(value, index, axis=0, mode="fast"))
+    return graph.emit(op.take(value, index, axis=0, mode="clip"))
 
 
 class _Walk:
