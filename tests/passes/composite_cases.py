@@ -170,7 +170,7 @@ def attention(
     split = [a.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3) for a in (q, k, v)]
     terms = {"biases": added, "mask": shown[0] if shown else None}
     mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers, **terms)
-    spec = attention_composite.AttentionNumbers(
+    spec = attention_composite.AttentionSpec(
         batch=batch,
         heads=heads,
         queries=queries,

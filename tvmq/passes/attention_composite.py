@@ -12,7 +12,7 @@ from tvmq.passes.composite_body import Body, integer, tensor_type
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionNumbers:
+class AttentionSpec:
     """The sizes and constants of one attention, as numerics.attention names them.
 
     biases: the first two sizes of each, (P, 1 or heads). mask: its first two, (1 or batch, 1 or queries).
@@ -34,7 +34,7 @@ class AttentionNumbers:
     indexed: bool = False
 
 
-def attention(site: str, spec: AttentionNumbers) -> relax.Function:
+def attention(site: str, spec: AttentionSpec) -> relax.Function:
     """Return f(q, k, v int8 [batch * tokens, heads * head_dim], table uint8 [128][, biases...][, mask]...).
 
     biases: int16 [P, 1 or heads, queries, keys]. mask: uint8 [1 or batch, 1 or queries, keys]. All as
@@ -66,7 +66,7 @@ def attention(site: str, spec: AttentionNumbers) -> relax.Function:
     return body.finish(params, y, "attention", site, asdict(spec) | counted)
 
 
-def _parameters(spec: AttentionNumbers) -> tuple[list[relax.Var], ...]:
+def _parameters(spec: AttentionSpec) -> tuple[list[relax.Var], ...]:
     """Return (q, k, v and table), the biases, the mask, (index and inverse); what spec has not is empty."""
     width, scores = spec.heads * spec.head_dim, (spec.queries, spec.keys)
     tokens = {"q": spec.queries, "k": spec.keys, "v": spec.keys}
@@ -89,7 +89,7 @@ def _seen(body: Body, mask: relax.Var) -> relax.Var:
     return body(op.not_equal(seen, integer(0, "uint8")))
 
 
-def _rows(body: Body, y: relax.Var, spec: AttentionNumbers) -> relax.Var:
+def _rows(body: Body, y: relax.Var, spec: AttentionSpec) -> relax.Var:
     """Emit y, int64 [B, H, T, D], as stored: with its zero point, [B * T, H * D]."""
     low, high = numerics.INTEGER_RANGE[spec.out_dtype]
     y = body(op.clip(body(op.add(y, integer(spec.zero_point, "int64"))), low, high))
@@ -135,7 +135,7 @@ def _softmax(
     return weights, total if seen is None else body(op.maximum(total, integer(1)))
 
 
-def _divided(body: Body, mixed: relax.Var, total: relax.Var, spec: AttentionNumbers) -> relax.Var:
+def _divided(body: Body, mixed: relax.Var, total: relax.Var, spec: AttentionSpec) -> relax.Var:
     """Emit mixed / total * numerator / 2**norm_shift, rounded, int64."""
     reciprocal = body(op.floor_divide(integer(spec.numerator), total))
     product = body(op.multiply(body(op.astype(mixed, "int64")), body(op.astype(reciprocal, "int64"))))

@@ -7,7 +7,7 @@ from tvm.relax import op
 
 from tvmq import numerics
 from tvmq.formats import QuantParams
-from tvmq.passes.attention_composite import AttentionNumbers
+from tvmq.passes.attention_composite import AttentionSpec
 from tvmq.passes.attention_composite import attention as attention_composite
 from tvmq.passes.constants import scalar_of
 from tvmq.passes.hidden_rows import rows_shown
@@ -51,7 +51,7 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
     biases = logit_biases(terms.constant, (batch, heads, queries, keys))
     mask = None if terms.seen is None else _mask(emit, terms.seen)
     order = _common_order(q, k, v)
-    spec = AttentionNumbers(
+    spec = AttentionSpec(
         batch=batch,
         heads=heads,
         queries=queries,

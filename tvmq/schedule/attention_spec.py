@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmq.numerics import ATTENTION_MAX_KEYS, least_score_shift
+from tvmq.passes.attention_composite import AttentionSpec as AttentionSpec
 from tvmq.schedule.space import Decisions, Space
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
@@ -22,25 +23,6 @@ MAX_IMBALANCE = 8  # stop splitting heads at this many units per thread
 MAX_BIASES = 2
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """The sizes and constants of one attention; the fields of numerics.attention by the same names."""
-
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    head_dim: int
-    score_shift: int
-    numerator: int
-    norm_shift: int
-    zero_point: int
-    out_dtype: str
-    biases: tuple[tuple[int, int], ...] = ()  # the first two sizes of each: (P, 1 or heads)
-    mask: tuple[int, int] | None = None  # the first two sizes: (1 or batch, 1 or queries)
-    indexed: bool = False  # q, k, v and the result lie in another order of rows, which an index names
 
 
 @dataclass(frozen=True)
