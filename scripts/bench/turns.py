@@ -1,9 +1,9 @@
 """Engines in processes of their own that take turns, so that only one computes at a time.
 
 A process whose turn it is not is stopped (SIGSTOP): threads that go on spinning after their answer cost the
-next engine nothing, and no library's settings of threads or cores reach another. A turn is a run that is not
-timed, which brings the engine's weights back into the caches, then timed ones, back to back. The order of a
-round begins one engine further each time.
+next engine nothing, and no library's settings of threads or cores reach another. A turn is runs that are not
+timed, which bring the engine's weights back into the caches and the core up to its clock, then timed ones,
+back to back. The order of a round begins one engine further each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from prepare import HERE, NotMeasuredError, environment, reason_in
 
 from tvmq.bench import rotated
 
-TURN_S = 0.1  # at least; two runs of a slow model take longer
+TURN_S = 0.1  # of timed runs, at least; two runs of a slow model take longer. As long before without timing
 ANSWER_S = 300.0  # an engine that is silent for so long has failed
 END_S = 10.0  # what a process that closed its output gets to end by itself
 STARTS = 5  # new processes whose time to the first answer is measured, after one that warms the file cache

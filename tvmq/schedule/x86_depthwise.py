@@ -28,7 +28,7 @@ from tvmq.schedule.x86_dots import activations, dot, weights
 from tvmq.schedule.x86_intrinsics import lookup, pack_bytes, pack_words, pshufb
 from tvmq.schedule.x86_isa import Isa
 
-TILES = (4, 5, 6, 7, 8)  # pixels
+TILES = (4, 5, 6, 7, 8, 14)  # pixels
 BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read
 MIN_PARALLEL_SUMS = 1 << 17  # sums of the kernel, some 10 us
 
