@@ -236,6 +236,16 @@ def test_compressed_constants_are_refused(path, read):
         read(path)
 
 
+def test_something_else_can_be_done_while_an_artifact_is_read(path):
+    done = []
+    opened = artifact.open_artifact(path, meanwhile=lambda: done.append(True))
+    assert opened.built.library == ELF
+    path.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="no zip archive"):
+        artifact.open_artifact(path, meanwhile=lambda: done.append(True))
+    assert done == [True, True]
+
+
 def test_a_golden_input_that_is_not_finite_is_refused(tmp_path):
     x = np.ones((4, 8), np.float32)
     built = dataclasses.replace(fake_built(), inputs=(TensorSpec("x", (4, 8), "float32"),))

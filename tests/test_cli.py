@@ -21,9 +21,9 @@ from PIL import Image
 import tvmq
 from tests import tiny_program
 from tvmq import cli_artifact
-from tvmq.breakdown import Breakdown, Part
+from tvmq.breakdown import Benchmark, Breakdown, Part
 from tvmq.cli import main
-from tvmq.compiled import Benchmark, CompiledModel
+from tvmq.compiled import CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
 from tvmq.tune.results import TunedKernel, TuningInterrupted

@@ -121,11 +121,30 @@ def test_a_model_for_another_machine_can_be_described_but_not_run(path, tmp_path
         load(tmp_path / "m")
 
 
+def test_torch_can_be_imported_after_the_first_call(path):
+    code = (
+        f"import sys, tvmq, numpy as np\nmodel = tvmq.load({str(path)!r})\n"
+        "x = np.ones(model.inputs[0].shape, 'uint8'); y = model(x); assert 'torch' not in sys.modules\n"
+        "import torch; again = model(torch.from_numpy(x))\n"
+        "assert [a.numpy().tobytes() for a in again] == [a.tobytes() for a in y]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_running_imports_nothing_of_measuring_and_comparing(path):
+    code = (
+        "import sys, tvmq, numpy as np\n"
+        f"model = tvmq.load({str(path)!r}); model(np.zeros(model.inputs[0].shape, 'uint8'))\n"
+        "print(*(name for name in ('bench', 'breakdown', 'target', 'verification') "
+        "if f'tvmq.{name}' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_loading_and_running_does_not_import_tvm(path):
     code = (
         "import sys; import tvmq, numpy as np\n"
-        "from tvmq.runtime import torch_hidden, load_runtime\n"
-        "with torch_hidden(): load_runtime()\n"
         f"model = tvmq.load({str(path)!r}); model.verify().require()\n"
         "print(*({'tvm', 'torch'} & set(sys.modules)))"
     )

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ MEMBERS = (
     Member.deflated("text.json", b'{"text": 1}' * 50),
 )
 NAMES = frozenset({"big.bin", "text.json"})
+SHA = "0" * 64
 
 
 def archive(members=MEMBERS):
@@ -44,6 +46,24 @@ def test_an_aligned_member_is_aligned_in_memory(path):
     assert entries["text.json"].inflated() == b'{"text": 1}' * 50
 
 
+def test_each_member_comes_with_its_checksum(path):
+    path.write_bytes(archive())
+    _, entries = container.read(path, NAMES)
+    assert {n: e.sha256 for n, e in entries.items()} == {
+        m.name: hashlib.sha256(m.data).hexdigest() for m in MEMBERS
+    }
+
+
+def test_reading_on_another_thread_gives_and_raises_the_same(path):
+    path.write_bytes(archive())
+    whole, entries = container.Reading(path, NAMES).result()
+    assert bytes(whole) == path.read_bytes()
+    assert entries["text.json"].inflated() == b'{"text": 1}' * 50
+    path.write_bytes(archive()[:-10])
+    with pytest.raises(ArtifactError, match="truncated"):
+        container.Reading(path, NAMES).result()
+
+
 def test_packed_data_is_taken_as_it_is():
     packed = container.deflate(b'{"text": 1}' * 50)
     assert archive([MEMBERS[0], Member.packed("text.json", packed)]) == archive()
@@ -52,7 +72,7 @@ def test_packed_data_is_taken_as_it_is():
 def test_a_member_that_inflates_to_more_than_promised_stops_there():
     bomb = container.deflate(bytes(10_000_000))
     with pytest.raises(ValueError, match="100 bytes promised"):
-        container.Entry(memoryview(bomb), 100, container.DEFLATED, zlib.crc32(bytes(100))).inflated()
+        container.Entry(memoryview(bomb), 100, container.DEFLATED, zlib.crc32(bytes(100)), SHA).inflated()
     with pytest.raises(ValueError, match="inflates to more than"):
         container.inflate(bomb)
 
@@ -75,9 +95,9 @@ def test_data_that_deflates_too_well_to_be_read_again_is_stored_plain(path):
 def test_the_crc_is_compared(method):
     text = b"a text"
     data = text if method == container.STORED else container.deflate(text)
-    assert container.Entry(memoryview(data), 6, method, zlib.crc32(text)).inflated() == text
+    assert container.Entry(memoryview(data), 6, method, zlib.crc32(text), SHA).inflated() == text
     with pytest.raises(ValueError, match="CRC"):
-        container.Entry(memoryview(data), 6, method, zlib.crc32(b"a test")).inflated()
+        container.Entry(memoryview(data), 6, method, zlib.crc32(b"a test"), SHA).inflated()
 
 
 @pytest.mark.parametrize(

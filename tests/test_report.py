@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tvmq import report
-from tvmq.breakdown import Breakdown, Part
-from tvmq.compiled import Benchmark
+from tvmq.breakdown import Benchmark, Breakdown, Part
 from tvmq.doctor import Check, Diagnosis, State
 from tvmq.spec import Coverage, CoverageRow
 from tvmq.target import builtin_profiles

@@ -121,8 +121,7 @@ def test_aligned_arrays_are_used_in_place():
 
 def test_the_runtime_loads_without_tvm_and_torch():
     code = (
-        "import sys; from tvmq import runtime\n"
-        "with runtime.torch_hidden(): runtime.load_runtime()\n"
+        "import sys; from tvmq import runtime; runtime.load_runtime()\n"
         "print(sorted({'tvm', 'torch'} & set(sys.modules)), len(sys.meta_path))\n"
         "import torch\n"
     )

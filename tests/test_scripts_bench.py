@@ -38,6 +38,14 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(models=models, prepare=prepare, readme=readme, rows=rows, run=run, turns=turns)
 
 
+def test_engines_start_as_installed_ones_do(scripts: Any, monkeypatch: pytest.MonkeyPatch):
+    for name in ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
+        monkeypatch.setenv(name, "1")
+    found = scripts.prepare.environment()
+    assert not {"OMP_NUM_THREADS", "TVM_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"} & set(found)
+    assert found["PYTHONPATH"] == str(ROOT)
+
+
 def row(scripts: Any, engine: str, ms: float | None, threads: int = 1, model: str = "deit_tiny") -> Any:
     return scripts.rows.Row(
         model=model,

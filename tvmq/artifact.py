@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,14 +113,18 @@ def read_manifest(path: str | Path) -> Manifest:
     return _checked_manifest(place, entries)
 
 
-def open_artifact(path: str | Path, *, sha256: str | None = None) -> Artifact:
-    """Read and check an artifact; no native code is loaded.
+def open_artifact(
+    path: str | Path, *, sha256: str | None = None, meanwhile: Callable[[], object] = lambda: None
+) -> Artifact:
+    """Read and check an artifact; none of its code is loaded.
 
-    sha256: the whole file's digest, to pin it.
+    sha256: the whole file's digest, to pin it. meanwhile: called while the file is read and hashed.
     Raises ArtifactError for a file that is missing, damaged, foreign, or not for this machine.
     """
     place = Path(path)
-    whole, entries = container.read(place, frozenset((*CONTENTS, MANIFEST)))
+    reading = container.Reading(place, frozenset((*CONTENTS, MANIFEST)))
+    meanwhile()
+    whole, entries = reading.result()
     if sha256 is not None and (digest := hashlib.sha256(whole).hexdigest()) != sha256.lower():
         raise ArtifactError(f"{path}: SHA-256 is {digest}, {sha256} is wanted; this is another file")
     manifest = _checked_manifest(place, entries)
@@ -254,17 +258,16 @@ def _check_members(path: Path, manifest: Manifest, entries: Mapping[str, Entry])
     if tuple(member.name for member in manifest.members) != CONTENTS:
         raise ArtifactError(f"{path}: manifest.json does not list {list(CONTENTS)}; do not use this file")
     for member in manifest.members:
-        data = entries[member.name].data
-        if len(data) != member.size:
+        entry = entries[member.name]
+        if len(entry.data) != member.size:
             raise ArtifactError(
-                f"{path}: {member.name} has {len(data)} bytes, {member.size} are wanted; "
+                f"{path}: {member.name} has {len(entry.data)} bytes, {member.size} are wanted; "
                 f"copy or compile it again"
             )
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != member.sha256:
+        if entry.sha256 != member.sha256:
             raise ArtifactError(
-                f"{path}: {member.name} has SHA-256 {digest[:12]}..., {member.sha256[:12]}... is wanted; "
-                f"the file was damaged or changed: copy or compile it again"
+                f"{path}: {member.name} has SHA-256 {entry.sha256[:12]}..., {member.sha256[:12]}... is "
+                f"wanted; the file was damaged or changed: copy or compile it again"
             )
 
 
@@ -315,7 +318,7 @@ def _read_golden(path: Path, manifest: Manifest, data: bytes) -> Golden:
         codes = _view(memoryview(data), offset, spec.shape, golden_dtype(spec))
         sample = Sample(codes, spec.dtype, entry.exponent, entry.offset)
         with np.errstate(over="ignore"):
-            if is_float(spec.dtype) and not np.isfinite(sample.value()).all():
+            if is_float(spec.dtype) and not np.isfinite(sample.extremes()).all():
                 raise ArtifactError(f"{path}: golden input {spec.name!r} is not finite; do not use this file")
         samples.append(sample)
         offset += codes.nbytes

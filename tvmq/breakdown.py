@@ -10,6 +10,8 @@ from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage
 from tvmq.target import TargetProfile
 
+SLOWEST = 5  # kernels that a printed benchmark lists
+
 
 @dataclass(frozen=True, slots=True)
 class Part(Record):
@@ -37,6 +39,25 @@ class Breakdown(Record):
     def whole_us(self) -> float:
         """Return the time of the call."""
         return self.outside_us + sum(part.us for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark(Record):
+    """Latency of one call, and where it goes."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+    breakdown: Breakdown  # of the fastest call
+
+    def __str__(self) -> str:
+        spread = f"{self.median_ms:.3f} ms (10 % under {self.p10_ms:.3f}, 90 % under {self.p90_ms:.3f})"
+        ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
+        slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return "\n".join([f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest])
 
 
 def break_down(

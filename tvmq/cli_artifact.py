@@ -27,7 +27,6 @@ from tvmq.images import (
     save_outputs,
 )
 from tvmq.manifest import Manifest
-from tvmq.runtime import load_runtime, torch_hidden
 from tvmq.spec import Array, TensorSpec
 
 TOP = 5
@@ -44,7 +43,7 @@ def run(
     as_json: bool,
 ) -> int:
     """Run the model once; write or summarise its outputs."""
-    model = load(path, threads)
+    model = tvmq.load(path, threads=threads)
     inputs = read_inputs(input_file, model.inputs, scaling)
     began = time.perf_counter()
     answer = model(*inputs)
@@ -64,7 +63,7 @@ def run(
 
 def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_json: bool) -> int:
     """Measure."""
-    result = load(path).benchmark(threads=threads, repeat=repeat)
+    result = tvmq.load(path).benchmark(threads=threads, repeat=repeat)
     shown: list[RenderableType] = [report.benchmark(result)]
     if profile:
         shown.append(report.breakdown(result.breakdown))
@@ -74,7 +73,7 @@ def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_jso
 
 def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_json: bool) -> int:
     """Compare bit for bit; the exit code tells the verdict."""
-    model = load(path)
+    model = tvmq.load(path)
     inputs = read_inputs(input_file, model.inputs, scaling) if input_file else None
     result = model.verify(inputs)
     show({"ok": result.ok, **result.to_json()}, report.verification(result), as_json=as_json)
@@ -98,13 +97,6 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
         tables.append(report.coverage_sites(coverage) if sites else report.coverage_summary(coverage))
     show(data, *tables, as_json=as_json)
     return 0
-
-
-def load(path: Path, threads: int | None = None) -> tvmq.CompiledModel:
-    """Return the model in an artifact, its runtime loaded without the second that torch costs."""
-    with torch_hidden():
-        load_runtime()
-    return tvmq.load(path, threads=threads)
 
 
 def read_inputs(path: Path, specs: Sequence[TensorSpec], scaling: tuple[str, str]) -> Batch:

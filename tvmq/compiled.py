@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmq import artifact, bench
-from tvmq.breakdown import Breakdown, break_down
-from tvmq.environment import INSTALL_COMPILER, require_tvm
+from tvmq import artifact
+from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.manifest import Manifest
-from tvmq.record import Record
-from tvmq.runtime import Program
+from tvmq.runtime import Program, load_runtime
 from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, TensorSpec
-from tvmq.target import parse_profile
-from tvmq.verification import Verdict, Verification
 
-SLOWEST = 5  # kernels that a printed benchmark lists
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark(Record):
-    """Latency of one call, and where it goes."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    runs: int
-    threads: int
-    breakdown: Breakdown  # of the fastest call
-
-    def __str__(self) -> str:
-        spread = f"{self.median_ms:.3f} ms (10 % under {self.p10_ms:.3f}, 90 % under {self.p90_ms:.3f})"
-        ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
-        slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return "\n".join([f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest])
+if TYPE_CHECKING:  # 15 ms that running a model need not spend
+    from tvmq.breakdown import Benchmark
+    from tvmq.verification import Verification
 
 
 class CompiledModel:
@@ -141,6 +119,10 @@ class CompiledModel:
         warmup: int = 5,
     ) -> Benchmark:
         """Measure `repeat` calls, after that each kernel; inputs default to the golden ones."""
+        from tvmq import bench
+        from tvmq.breakdown import Benchmark, break_down
+        from tvmq.target import parse_profile
+
         program = self._program
         arrays = self._checked(inputs, {}) if inputs is not None else self._golden_arrays()
         before = program.threads
@@ -196,6 +178,8 @@ class CompiledModel:
         return checked_inputs(self._built.inputs, args, kwargs)
 
     def _verify_checksums(self, golden: Golden) -> Verification:
+        from tvmq.verification import Verdict
+
         arrays = self._golden_arrays()
         sites = checksums(self._program.trace(*arrays))
         outputs = checksums(self._program.run(*arrays))
@@ -207,6 +191,8 @@ class CompiledModel:
         return verdict.result()
 
     def _verify_reference(self, arrays: Sequence[Array]) -> Verification:
+        from tvmq.verification import Verdict
+
         sites, outputs = self._program.trace(*arrays), self._program.run(*arrays)
         wanted_outputs, wanted_sites = self._reference(arrays, sites)
         verdict = Verdict("reference")
@@ -253,8 +239,7 @@ def load(path: str | Path, *, sha256: str | None = None, threads: int | None = N
     digest of the file itself. Raises ArtifactError for a file that is damaged or not for this machine,
     EnvironmentMismatchError for the wrong version of TVM.
     """
-    require_tvm()
-    opened = artifact.open_artifact(path, sha256=sha256)
+    opened = artifact.open_artifact(path, sha256=sha256, meanwhile=load_runtime)
     model = CompiledModel(opened.built, opened.manifest.description, golden=opened.golden)
     model.manifest = opened.manifest
     if threads is not None:

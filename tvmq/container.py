@@ -6,7 +6,9 @@ writing is done here (PKZIP APPNOTE 4.3; no zip64). Reading trusts nothing the a
 
 from __future__ import annotations
 
+import hashlib
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -74,6 +76,7 @@ class Entry:
     size: int  # bytes after inflating, as the archive claims
     method: int
     crc: int  # CRC-32 of the inflated bytes, as the archive claims
+    sha256: str  # of data
 
     def inflated(self) -> bytes:
         """Return the plain bytes; never more than the archive claims. Raises ValueError for broken data."""
@@ -160,6 +163,30 @@ def read(path: Path, names: frozenset[str]) -> tuple[memoryview, Mapping[str, En
     return whole, {info.filename: _entry(path, whole, info) for info in infos}
 
 
+class Reading:
+    """`read` on a thread of its own: reading and hashing leave the interpreter free for imports."""
+
+    def __init__(self, path: Path, names: frozenset[str]) -> None:
+        self._arguments = path, names
+        self._outcome: tuple[memoryview, Mapping[str, Entry]] | BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="tvmq.read")
+        self._thread.start()
+
+    def result(self) -> tuple[memoryview, Mapping[str, Entry]]:
+        """Return what `read` returns, or raise what it raises."""
+        self._thread.join()
+        if isinstance(self._outcome, tuple):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+    def _read(self) -> None:
+        try:
+            self._outcome = read(*self._arguments)
+        except BaseException as error:
+            self._outcome = error
+
+
 def _padding(offset: int, alignment: int) -> bytes:
     if offset % alignment == 0:
         return b""
@@ -198,7 +225,7 @@ def _entry(path: Path, whole: memoryview, info: zipfile.ZipInfo) -> Entry:
             f"{path}: member {info.filename!r} would grow from {len(data)} to {info.file_size} bytes, "
             f"at most {limit} are allowed; do not use this file"
         )
-    return Entry(data, info.file_size, method, info.CRC)
+    return Entry(data, info.file_size, method, info.CRC, hashlib.sha256(data).hexdigest())
 
 
 def _why_no_zip(path: Path) -> str:

@@ -25,9 +25,15 @@ class Sample:
 
     def value(self) -> Array:
         """Return the input."""
-        if not is_float(self.dtype):
-            return self.codes
-        steps = self.codes.astype(np.float32) + np.float32(self.offset)
+        return self._decoded(self.codes) if is_float(self.dtype) else self.codes
+
+    def extremes(self) -> Array:
+        """Return the smallest and the largest value of a float input; nothing of an empty one."""
+        codes = self.codes
+        return self._decoded(np.array([codes.min(), codes.max()] if codes.size else [], codes.dtype))
+
+    def _decoded(self, codes: Array) -> Array:
+        steps = codes.astype(np.float32) + np.float32(self.offset)
         value: Array = np.ldexp(steps, self.exponent).astype(self.dtype)
         return value
 

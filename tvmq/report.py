@@ -16,8 +16,7 @@ from tvmq.target import TargetProfile
 from tvmq.tune.results import TunedKernel, written
 
 if TYPE_CHECKING:
-    from tvmq.breakdown import Breakdown, Part
-    from tvmq.compiled import Benchmark
+    from tvmq.breakdown import Benchmark, Breakdown, Part
     from tvmq.verification import Difference, Verification
 
 BAR_WIDTH = 24

@@ -228,9 +228,14 @@ def name_calls(calls: Sequence[_Call], traced: Sequence[_Call], sites: dict[int,
 
 @cache
 def load_runtime() -> Any:
-    """Return the module tvm_ffi with TVM's runtime library loaded into the process."""
+    """Return the module tvm_ffi with TVM's runtime library loaded into the process.
+
+    tvm_ffi imports torch if it can: over a second and 170 MB. Here it cannot, unless torch is imported
+    already: tvmq hands it NumPy arrays only. Who hands it torch's dtypes directly imports torch before.
+    """
     require_tvm()
-    import tvm_ffi
+    with _torch_hidden():
+        import tvm_ffi
 
     if "tvm" not in sys.modules:
         ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
@@ -238,13 +243,8 @@ def load_runtime() -> Any:
 
 
 @contextmanager
-def torch_hidden() -> Iterator[None]:
-    """Make `import torch` fail for this thread's imports within the block.
-
-    tvm_ffi imports torch if it can, which costs over a second and 170 MB. Only a program that owns its
-    process and will not hand torch types to tvm_ffi may load the runtime inside this block: the command line
-    does.
-    """
+def _torch_hidden() -> Iterator[None]:
+    """Make `import torch` fail for this thread's imports within the block, unless it is imported already."""
     if "torch" in sys.modules:
         yield
         return
@@ -262,7 +262,7 @@ class _TorchHider:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "torch" and threading.get_ident() == self.thread:
-            raise ModuleNotFoundError("torch is hidden by tvmq.runtime.torch_hidden", name=name)
+            raise ModuleNotFoundError("torch is hidden by tvmq.runtime.load_runtime", name=name)
 
 
 def runtime_library() -> Path:

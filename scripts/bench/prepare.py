@@ -145,10 +145,12 @@ def reason_in(text: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment with tvmq to import, and without what sets an engine's threads."""
-    return {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "TVM_"))} | {
-        "PYTHONPATH": str(ROOT)
-    }
+    """Return this process's environment with tvmq to import, and without what sets an engine's threads.
+
+    Python keeps compiled bytecode, as it does of packages that pip installed.
+    """
+    unwanted = ("OMP_", "TVM_", "PYTHONDONTWRITEBYTECODE")
+    return {n: v for n, v in os.environ.items() if not n.startswith(unwanted)} | {"PYTHONPATH": str(ROOT)}
 
 
 def nbytes(path: Path) -> int:
