@@ -9,6 +9,7 @@ IRModule or frozen data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +18,7 @@ import tvm
 import tvmq
 from tvmq.build import build, lowering_passes
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import as_batches, input_specs
+from tvmq.calibrate.batches import Batch, as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.collect import collect
@@ -101,27 +102,71 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     threads = threads or default_threads()
     if tune:
         prepare(profile, tune, threads)  # what it refuses is said now, not after minutes of work
-    patterns = (ignored,) if isinstance(ignored, str) else tuple(ignored)
-    mod = canonical(model, example_inputs, progress=progress)
-    require_operators(mod)
-    nodes = index(mod)
-    plan = assign_precisions(nodes, module_hash(mod), ignored=patterns)
-    formats = formats_of(nodes, plan)
-    coverage = coverage_of(mod, plan, formats.integer, strict=strict)
-    batches = list(as_batches(calibration, input_specs(mod)))
-    mod = balanced(mod, batches, progress=progress)
-    nodes = index(mod)
-    seen = observe(mod, nodes, formats, batches, progress=progress)
-    numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
-    integer = lower(mod, numbers, progress=progress)
-    coverage = achieved(coverage, integer, strict=strict)
+    chosen = quantized(
+        model,
+        example_inputs,
+        calibration,
+        ignored=ignored,
+        requantize=requantize,
+        observer=observer,
+        strict=strict,
+        progress=progress,
+    )
+    integer = lower(chosen.mod, chosen.numbers, progress=progress)
+    coverage = achieved(chosen.coverage, integer, strict=strict)
     verify(integer, "integer", float_sites=[row.site for row in coverage.rows if not row.integer])
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
-    options = {"bits": bits, "ignored": list(patterns), "requantize": requantize, "observer": observer}
+    options = {
+        "bits": bits,
+        "ignored": list(_patterns(ignored)),
+        "requantize": requantize,
+        "observer": observer,
+    }
     options |= {"seed": seed, "threads": threads, "tuned": [kernel.to_json() for kernel in tuned]}
-    description = describe(profile, coverage, plan, numbers, seen, options)
-    return CompiledModel(built, description, samples=random_like([t.numpy() for t in batches[0]]))
+    description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, options)
+    return CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """A model with every number of its integer form chosen, and what they were chosen from."""
+
+    unbalanced: tvm.IRModule  # canonical, as imported
+    mod: tvm.IRModule  # canonical and balanced: what the numbers are for
+    nodes: Nodes
+    formats: Formats
+    plan: Plan
+    coverage: Coverage  # what the plan makes of each site; `achieved` tells what lowering made of it
+    batches: Sequence[Batch]
+    seen: Calibration
+    numbers: Quantization
+
+
+def quantized(
+    model: Any,
+    example_inputs: Any,
+    calibration: Any,
+    *,
+    ignored: str | Sequence[str] = (),
+    requantize: str = "pot",
+    observer: str = "mse",
+    strict: bool = False,
+    progress: Progress = silent,
+) -> Quantized:
+    """Run all stages from import to quantize; everything as for compile."""
+    unbalanced = canonical(model, example_inputs, progress=progress)
+    require_operators(unbalanced)
+    nodes = index(unbalanced)
+    plan = assign_precisions(nodes, module_hash(unbalanced), ignored=_patterns(ignored))
+    formats = formats_of(nodes, plan)
+    coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
+    batches = list(as_batches(calibration, input_specs(unbalanced)))
+    mod = balanced(unbalanced, batches, progress=progress)
+    nodes = index(mod)
+    seen = observe(mod, nodes, formats, batches, progress=progress)
+    numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
+    return Quantized(unbalanced, mod, nodes, formats, plan, coverage, batches, seen, numbers)
 
 
 def canonical(
@@ -270,6 +315,10 @@ def _check_options(bits: int, requantize: str, observer: str, threads: int | Non
         raise UsageError(f"threads={threads!r}: at least 1 is wanted; leave it out to use all cores")
     if tune is not None and not isinstance(tune, Tune):
         raise UsageError(f"tune={tune!r}: a tvmq.Tune is wanted, e.g. tune=tvmq.Tune(trials=32)")
+
+
+def _patterns(ignored: str | Sequence[str]) -> tuple[str, ...]:
+    return (ignored,) if isinstance(ignored, str) else tuple(ignored)
 
 
 def _versions() -> dict[str, str]:
