@@ -9,3 +9,42 @@ from tvmq.formats import QuantParams
 def test_numbers_that_are_no_storage_are_refused(scale, zero_point, dtype):
     with pytest.raises(ValueError, match=f"no {dtype} has scale {scale} and zero point {zero_point}"):
         QuantParams(scale, zero_point, dtype)
+
+
+@pytest.mark.parametrize("limits", [(-1, 5), (0, 256), (9, 8)])
+def test_limits_that_are_none_are_refused(limits):
+    with pytest.raises(ValueError, match=f"no uint8 lies from {limits[0]} to {limits[1]}"):
+        QuantParams(0.1, 3, "uint8", limits)
+
+
+def test_limits_of_all_that_a_dtype_holds_say_nothing():
+    plain = QuantParams(0.1, 3, "uint8")
+    assert QuantParams(0.1, 3, "uint8", (0, 255)) == plain
+    assert (plain.low, plain.high, plain.stored_as) == (0, 255, "uint8")
+    few = plain.limited(0, 15)
+    assert few != plain
+    assert few.aligned(plain)
+    assert (few.low, few.high) == few.limits == (0, 15)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [((3, 9), (3, 9)), ((-5, 4), (0, 4)), ((20, 30), (15, 15)), ((-9, -2), (0, 0))]
+)
+def test_limits_only_become_narrower(asked, found):
+    assert QuantParams(0.1, 3, "uint8", (0, 15)).limited(*asked).limits == found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limits", "name"),
+    [
+        ("uint8", (0, 15), "uint4"),
+        ("int8", (-8, 7), "int4"),
+        ("int8", (-7, 7), "int8"),
+        ("uint8", (3, 18), "uint8"),
+    ],
+)
+def test_few_bits_are_named_where_they_hold_all_codes(dtype, limits, name):
+    params = QuantParams(0.25, 3, dtype, limits)
+    assert params.stored_as == name
+    assert QuantParams.from_json(params.to_json()) == params
+    assert params.real_limits == (0.25 * (limits[0] - 3), 0.25 * (limits[1] - 3))

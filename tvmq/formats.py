@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ class ValueFormat(Record):
     region: str  # name of the region's first value; one scale for all values of a region
     also_uint8: bool = False  # int16 for the residual trunk, and uint8 for a linear
     unary: str | None = None  # the unary function that is the only consumer ("gelu"), if any
+    bits: int = 8  # of what is stored as uint8 (for int16, its uint8 copy) or int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,55 @@ class QuantParams(Record):
     scale: float
     zero_point: int
     dtype: str
+    limits: tuple[int, int] | None = None  # the least and the greatest q; None: all that dtype holds
 
     def __post_init__(self) -> None:
         low, high = INTEGER_RANGE[self.dtype]
         if not (self.scale > 0 and low <= self.zero_point <= high):
             raise ValueError(f"no {self.dtype} has scale {self.scale} and zero point {self.zero_point}")
+        if self.limits is not None and not low <= self.low <= self.high <= high:
+            raise ValueError(f"no {self.dtype} lies from {self.low} to {self.high}")
+        if self.limits == (low, high):  # one way to say it, so that equal parameters compare equal
+            object.__setattr__(self, "limits", None)
+
+    @property
+    def low(self) -> int:
+        """Return the least q."""
+        return INTEGER_RANGE[self.dtype][0] if self.limits is None else self.limits[0]
+
+    @property
+    def high(self) -> int:
+        """Return the greatest q."""
+        return INTEGER_RANGE[self.dtype][1] if self.limits is None else self.limits[1]
+
+    @property
+    def real_limits(self) -> tuple[float, float]:
+        """Return the numbers that low and high stand for, as float32 arithmetic gives them."""
+        scale = np.float32(self.scale)
+        low, high = (float(scale * np.float32(q - self.zero_point)) for q in (self.low, self.high))
+        return low, high
+
+    def limited(self, low: int, high: int) -> QuantParams:
+        """Return the same with limits no wider than low..high; a single q where these do not overlap."""
+        first = min(max(low, self.low), self.high)
+        return replace(self, limits=(first, max(min(high, self.high), first)))
+
+    def aligned(self, other: QuantParams) -> bool:
+        """Tell whether a q stands for the same number in both."""
+        mine, others = ((params.scale, params.zero_point, params.dtype) for params in (self, other))
+        return mine == others
+
+    @property
+    def stored_as(self) -> str:
+        """Return dtype, by fewer bits where the limits are all that these hold: "uint4"."""
+        bits = (self.high - self.low).bit_length()
+        kind = self.dtype.rstrip("0123456789")
+        return f"{kind}{bits}" if code_limits(self.dtype, bits) == self.limits else self.dtype
+
+
+def code_limits(dtype: str, bits: int) -> tuple[int, int]:
+    """Return the least and the greatest number of so many bits, of a dtype's signedness."""
+    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +88,7 @@ class QuantizedWeight(Record):
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
+    bits: int = 8  # no value is larger than 2**(bits - 1) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +106,14 @@ class Quantization(Record):
         """Return how every tensor is stored, values first, each kind in graph order."""
         stored = [("value", self.values), ("uint8 copy", self.also_uint8), ("constant", self.constants)]
         per_tensor = [
-            Scale(name, role, params.dtype, params.zero_point, params.scale, params.scale)
+            Scale(name, role, params.stored_as, params.zero_point, params.scale, params.scale)
             for role, group in stored
             for name, params in group.items()
         ]
         per_channel = [
-            Scale(site, "weight", "int8", 0, float(weight.scale.min()), float(weight.scale.max()))
+            Scale(
+                site, "weight", f"int{weight.bits}", 0, float(weight.scale.min()), float(weight.scale.max())
+            )
             for site, weight in self.weights.items()
         ]
         return (*per_tensor, *per_channel)

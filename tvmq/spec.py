@@ -121,7 +121,7 @@ class Scale(Record):
 
     tensor: str  # a value's name, or a site's for its weight
     role: str  # "value", "uint8 copy" of an int16 value, "constant" operand, "weight"
-    dtype: str
+    dtype: str  # "uint8", "int16"; "uint4" for codes that four bits hold, stored as uint8
     zero_point: int
     smallest: float
     largest: float  # as the smallest, unless every output channel of a weight has its own

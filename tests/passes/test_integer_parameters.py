@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes.integer_parameters import attention_parameters, linear_parameters, norm_parameters
+from tvmq.passes.integer_parameters import attention_parameters, linear_parameters, norm_parameters, widened
 
 WIDE = QuantParams(2.0**-8, 0, "int16")
 seeds = st.integers(0, 2**16)
@@ -42,6 +42,28 @@ def test_a_folded_shift_is_the_requantize_of_the_plain_accumulator(seed, zero_in
         plain_accumulator(x, params, weight, bias), np.array(shifts), zero_out, "uint8"
     )
     np.testing.assert_array_equal(result, exact)
+
+
+@given(seeds, st.integers(2, 8), st.lists(st.integers(-6, 6), min_size=5, max_size=5))
+def test_weights_of_few_bits_are_shifted_instead_of_the_product(seed, bits, shifts):
+    x, out = QuantParams(2.0**-5, 10, "uint8"), QuantParams(2.0**-3, 3, "uint8")
+    largest = 2 ** (bits - 1) - 1
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-largest, largest + 1, (16, 5)).astype(np.int8)
+    values[0] = largest
+    weight = QuantizedWeight(values, (2.0 ** (2.0 - np.array(shifts))).astype(np.float32))
+    found = widened(x, weight, out)
+    np.testing.assert_array_equal(found.values * found.scale, values * weight.scale)
+    room = min(shifts) >= -((127 // largest).bit_length() - 1)
+    assert linear_parameters("fc", x, found, None, out).fixed_point == (not room)
+
+
+def test_the_limits_of_the_input_prove_longer_sums():
+    weight = QuantizedWeight(np.full((2**17, 1), 127, np.int8), np.ones(1, np.float32))
+    x = QuantParams(1.0, 0, "uint8")
+    with pytest.raises(UnsupportedModelError, match="past int32"):
+        linear_parameters("fc", x, weight, None, None)
+    assert linear_parameters("fc", x.limited(0, 15), weight, None, None).bias.tolist() == [0]
 
 
 @given(seeds, st.integers(0, 255), st.integers(0, 255), st.floats(1e-4, 0.1))

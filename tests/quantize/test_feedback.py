@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests.strategies import seeds
 from tvmq.calibrate.calibration import InputMoments
 from tvmq.quantize.feedback import BLOCK, DAMPING_FEW_ROWS, compensated, feedback_of
-from tvmq.quantize.weights import QMAX, quantize_weight
+from tvmq.quantize.weights import QMAX, largest_value, quantize_weight
 
 
 def moments_of(x: np.ndarray) -> InputMoments:
@@ -63,6 +63,15 @@ def test_equals_the_published_recursion(seed: int):
     found = compensated(weight, nearest, feedback_of(moments, centred=False))
     kept = np.array_equal(found.values, nearest.values)
     assert kept or np.abs(found.values[:, 0] - expected).max() <= 1  # float32 may turn a tie
+
+
+@given(seeds, st.integers(2, 7))
+def test_few_bits_stay_few(seed: int, bits: int):
+    weight, moments = layer(seed, inputs=12, rank=5)
+    nearest = quantize_weight(weight, moments.gram, None, bits=bits)
+    found = compensated(weight, nearest, feedback_of(moments, centred=False))
+    assert found.bits == bits
+    assert np.abs(found.values.astype(int)).max() <= largest_value(bits)
 
 
 def test_independent_inputs_keep_the_nearest_values():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.strategies import seeds
 from tvmq.formats import QuantParams
 from tvmq.passes.integer_parameters import linear_parameters
-from tvmq.quantize.weights import QMAX, corrected_bias, quantize_weight, smallest_scales
+from tvmq.quantize.weights import QMAX, corrected_bias, largest_value, quantize_weight, smallest_scales
 
 exponents = st.integers(-20, 20)
 
@@ -51,6 +51,39 @@ def test_values_are_the_nearest_of_their_scale(seed: int):
         assert np.abs(found.values.astype(int)).max() <= QMAX
         inside = np.abs(weight) <= QMAX * step
         assert (np.abs(found.values * step - weight)[inside] <= (0.5001 * step + 0 * weight)[inside]).all()
+
+
+@given(seeds, st.integers(2, 8), st.booleans())
+def test_no_value_needs_more_bits_than_it_has(seed: int, bits: int, free: bool):
+    weight, gram = layer(seed)
+    found = quantize_weight(weight, gram, None if free else float(np.abs(weight).max()), bits=bits)
+    assert found.bits == bits
+    assert np.abs(found.values.astype(int)).max() <= largest_value(bits)
+
+
+@given(seeds)
+def test_more_bits_never_give_a_larger_error(seed: int):
+    weight, gram = layer(seed)
+    plain, outputs = [], []
+    for bits in range(2, 9):
+        own = quantize_weight(weight, None, float(np.abs(weight).max()), bits=bits)
+        delta = own.values * own.scale.astype(np.float64) - weight
+        plain.append((delta**2).sum(0))
+        own = quantize_weight(weight, gram, float(np.abs(weight).max()), bits=bits)
+        delta = own.values * own.scale.astype(np.float64) - weight
+        outputs.append(float((delta * (gram @ delta)).sum()))
+    assert (np.diff(plain, axis=0) <= 1e-9).all()
+    # Rounding each weight to the nearest makes no promise of a sum of them: two bits more do in practice.
+    assert all(more < less for less, more in zip(outputs, outputs[2:], strict=False))
+
+
+def test_a_ratio_that_needs_a_left_shift_is_reached_by_values_that_leave_room_for_it():
+    weight = np.array([[0.7, -0.7], [0.2, 0.1]])
+    found = quantize_weight(weight, None, 0.1 / 16, bits=4)  # a step of 0.1 is 16 times the ratio
+    np.testing.assert_allclose(np.log2(found.scale / (0.1 / 16)) % 1, 0, atol=1e-5)
+    assert found.scale.max() > 0.05
+    wide = quantize_weight(weight, None, 0.1 / 16, bits=8)
+    np.testing.assert_allclose(wide.scale, 0.1 / 16, rtol=1e-5)  # with 8 bits, no shift is needed
 
 
 def test_weights_too_large_for_the_ratio_are_not_clipped():

@@ -20,6 +20,23 @@ MOST_EPSILON = 4**25  # the largest variance of int16 in the units of numerics.l
 HEADROOM = 2**16  # for the residual and the zero point that are added after the shift
 
 
+def widened(x: QuantParams, weight: QuantizedWeight, out: QuantParams) -> QuantizedWeight:
+    """Return weight [K, N] with finer scales where a left shift would be due and an int8 has room for it.
+
+    Weights of few bits have it: their values are shifted instead of the products, which changes no number.
+    """
+    ratio = float(np.float32(x.scale)) * weight.scale.astype(np.float64) / float(np.float32(out.scale))
+    exponents = [numerics.power_of_two_exponent(r) for r in ratio]
+    if any(exponent is None for exponent in exponents):
+        return weight
+    left = np.maximum(-np.array(exponents, np.int64), 0)
+    sizes = np.abs(weight.values.astype(np.int64)).max(axis=0, initial=0)
+    if not left.any() or (sizes > numerics.INTEGER_RANGE["int8"][1] >> np.minimum(left, 8)).any():
+        return weight
+    values = weight.values.astype(np.int64) << left
+    return QuantizedWeight(values.astype(np.int8), (weight.scale / np.exp2(left)).astype(np.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class LinearParameters:
     """bias int32 [N]; rescale: (shift,), (multiplier, shift) or (float factor,), each [N]."""
@@ -43,8 +60,9 @@ def linear_parameters(
     if bias is not None:
         steps = np.floor(bias / product_scale + 0.5)
         folded = folded + np.clip(steps, -(2.0**40), 2.0**40).astype(np.int64)  # refused below, not wrapped
-    low, high = numerics.INTEGER_RANGE[x.dtype]
-    reach = np.abs(weight.values.astype(np.int64)).sum(axis=0) * max(-low, high)
+    # Padding is the zero point, wherever the limits are.
+    largest = max(-x.low, x.high, abs(x.zero_point))
+    reach = np.abs(weight.values.astype(np.int64)).sum(axis=0) * largest
     if out is None:
         _prove(site, reach + np.abs(folded))
         return LinearParameters(folded.astype(np.int32), (product_scale.astype(np.float32),), False)

@@ -20,7 +20,7 @@ from tvmq.passes import composites
 from tvmq.passes.constants import channel_vector
 from tvmq.passes.conv_geometry import ConvGeometry, merged
 from tvmq.passes.epilogue import Copy, Epilogue
-from tvmq.passes.integer_parameters import linear_parameters
+from tvmq.passes.integer_parameters import linear_parameters, widened
 from tvmq.passes.layouts import RowsLayout, channels_last
 from tvmq.passes.lowering_values import (
     Array,
@@ -151,6 +151,8 @@ def emit_linear(
 
     With copy, which only convolutions take, it is a tuple.
     """
+    if out is not None:
+        linear = replace(linear, weight=widened(linear.x_params, linear.weight, out))
     numbers = linear_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
     residual = linear.residual if out is not None else None
     low, high = clip_range(out, linear.bounds) if out is not None else (0, 0)

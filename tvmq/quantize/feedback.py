@@ -16,7 +16,7 @@ import torch
 
 from tvmq.calibrate.calibration import InputMoments
 from tvmq.formats import QuantizedWeight
-from tvmq.quantize.weights import QMAX
+from tvmq.quantize.weights import largest_value
 
 BLOCK = 64  # rows whose errors are passed on together
 # Added to the diagonal, of its mean: the paper's 1 %, and more where so few rows were seen that the moments
@@ -67,7 +67,7 @@ def feedback_of(moments: InputMoments, *, centred: bool) -> Feedback | None:
 def compensated(
     weight: npt.NDArray[np.float64], nearest: QuantizedWeight, feedback: Feedback
 ) -> QuantizedWeight:
-    """Return weight [K, N] rounded with error feedback at the scales of nearest.
+    """Return weight [K, N] rounded with error feedback at the scales and bits of nearest.
 
     A channel whose output error would not become smaller keeps its nearest values.
     """
@@ -75,13 +75,15 @@ def compensated(
     scale = torch.from_numpy(nearest.scale)
     before = torch.from_numpy(nearest.values).to(torch.float32)
     after = torch.empty_like(before)
-    after[feedback.order] = _rounded(exact[feedback.order] / scale, feedback.factor)
+    after[feedback.order] = _rounded(
+        exact[feedback.order] / scale, feedback.factor, largest_value(nearest.bits)
+    )
     better = _error(after * scale - exact, feedback) < _error(before * scale - exact, feedback)
     values = torch.where(better, after, before).to(torch.int8)
-    return QuantizedWeight(values.numpy(), nearest.scale)
+    return QuantizedWeight(values.numpy(), nearest.scale, nearest.bits)
 
 
-def _rounded(steps: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def _rounded(steps: torch.Tensor, factor: torch.Tensor, largest: int) -> torch.Tensor:
     """Return whole numbers for weights in units of their scale, [K, N]; steps is overwritten."""
     rows = len(steps)
     values = torch.empty_like(steps)
@@ -89,7 +91,7 @@ def _rounded(steps: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         end = min(start + BLOCK, rows)
         errors = torch.empty_like(steps[start:end])
         for i in range(start, end):
-            values[i] = torch.clamp(torch.floor(steps[i] + 0.5), -QMAX, QMAX)
+            values[i] = torch.clamp(torch.floor(steps[i] + 0.5), -largest, largest)
             errors[i - start] = (steps[i] - values[i]) / factor[i, i]
             steps[i + 1 : end].addr_(factor[i, i + 1 : end], errors[i - start], alpha=-1)
         steps[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)

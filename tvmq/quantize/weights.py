@@ -1,4 +1,4 @@
-"""Round weights to int8 with one scale per output channel, chosen on the layer's output error.
+"""Round weights to 2..8 bits with one scale per output channel, chosen on the layer's output error.
 
 With power-of-two requantize the scale of channel c is scale_out / scale_x * 2**-k[c]; k is searched in a
 window around the largest that clips nothing. Otherwise the scale is free and a few
@@ -18,11 +18,13 @@ import numpy.typing as npt
 import torch
 
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.numerics import INTEGER_RANGE
 
 WINDOW = (-1, 0, 1, 2)  # added to the largest exponent that clips nothing; +1 halves the range
 MAX_SHIFT = 31
 FREE_FACTORS = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7)
+# With few values, finer steps for most weights are worth more clipping of the largest.
+LOW_BITS_WINDOW = (*WINDOW, 3)
+LOW_BITS_FACTORS = (*FREE_FACTORS, 0.75, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
 QMAX = 127
 ACCUMULATOR = 0.9 * 2.0**31  # the rest is for the correction of the bias
 FINEST = 2.0**-30  # smallest ratio of accumulator to output steps, within a fixed-point multiplier's reach
@@ -36,18 +38,39 @@ def quantize_weight(
     gram: npt.NDArray[np.float32] | None,
     ratio: float | None,
     smallest: Floats | float = 0.0,
+    bits: int = 8,
 ) -> QuantizedWeight:
-    """Return int8 values [K, N] and scales [N] of weight [K, N].
+    """Return values [K, N] of so many bits and scales [N] of weight [K, N].
 
     ratio is scale_out / scale_x for power-of-two requantize, None where the scale is free. gram is [K, K].
-    No scale is below smallest [N], except that ratio itself, a shift of 0, is always allowed. Weights too
-    large for ratio get free scales, and their site a fixed-point requantize.
+    No scale is below smallest [N], except that the coarsest, a shift of 0 or to the left, is always allowed.
+    Weights too large for ratio get free scales, and their site a fixed-point requantize.
     """
+    largest = largest_value(bits)
+    return _best(weight, gram, scale_candidates(weight, ratio, smallest, largest), bits)
+
+
+def largest_value(bits: int) -> int:
+    """Return the largest size of a weight of so many bits."""
+    return (1 << bits - 1) - 1
+
+
+def scale_candidates(
+    weight: Floats, ratio: float | None, smallest: Floats | float = 0.0, largest: int = QMAX
+) -> list[Floats]:
+    """Return scales [N] each to choose from for values up to largest; the rest as for quantize_weight."""
     absmax = np.maximum(np.abs(weight).max(axis=0), ABSMAX_FLOOR)
     floor = np.broadcast_to(smallest, absmax.shape)
-    if ratio is None or (absmax > QMAX * ratio).any():  # a shift to the left would be needed
-        return _best(weight, gram, _free(absmax, floor))
-    return _best(weight, gram, _power_of_two(absmax, ratio, floor))
+    # Values that leave bits of an int8 free may be shifted to the left instead of the product:
+    # integer_parameters.widened.
+    left = (QMAX // largest).bit_length() - 1
+    if ratio is None or (absmax > largest * 2**left * ratio).any():
+        factors = FREE_FACTORS if largest == QMAX else LOW_BITS_FACTORS
+        return [np.maximum(absmax / largest * factor, floor) for factor in factors]
+    top = np.floor(np.log2(largest * ratio / absmax))
+    finest = np.floor(np.log2(ratio / np.maximum(floor, ratio * 2.0**-MAX_SHIFT)))
+    window = WINDOW if largest == QMAX else LOW_BITS_WINDOW
+    return [ratio * 2.0 ** -np.clip(top + step, -left, np.maximum(finest, -left)) for step in window]
 
 
 def smallest_scales(weight: Floats, bias: Floats, x: QuantParams, out: QuantParams | None) -> Floats:
@@ -55,8 +78,7 @@ def smallest_scales(weight: Floats, bias: Floats, x: QuantParams, out: QuantPara
 
     An accumulator holds the products, both zero points, the bias and the rounding half; out None: float.
     """
-    low, high = INTEGER_RANGE[x.dtype]
-    reach = np.abs(weight).sum(axis=0) * (max(-low, high) + abs(x.zero_point)) + np.abs(bias) / x.scale
+    reach = np.abs(weight).sum(axis=0) * (max(-x.low, x.high) + abs(x.zero_point)) + np.abs(bias) / x.scale
     finest = 0.0
     if out is not None:
         reach = reach + (abs(out.zero_point) + 0.5) * out.scale / x.scale
@@ -64,27 +86,17 @@ def smallest_scales(weight: Floats, bias: Floats, x: QuantParams, out: QuantPara
     return np.asarray(np.maximum(reach / ACCUMULATOR, finest), np.float64)
 
 
-def _power_of_two(absmax: Floats, ratio: float, smallest: Floats) -> list[Floats]:
-    """Return candidate scales ratio * 2**-k, [N] each."""
-    largest = np.floor(np.log2(QMAX * ratio / absmax))
-    finest = np.floor(np.log2(ratio / np.maximum(smallest, ratio * 2.0**-MAX_SHIFT)))
-    return [ratio * 2.0 ** -np.clip(largest + step, 0, np.maximum(finest, 0)) for step in WINDOW]
-
-
-def _free(absmax: Floats, smallest: Floats) -> list[Floats]:
-    return [np.maximum(absmax / QMAX * factor, smallest) for factor in FREE_FACTORS]
-
-
 def _best(
-    weight: Floats, gram: npt.NDArray[np.float32] | None, candidates: Sequence[Floats]
+    weight: Floats, gram: npt.NDArray[np.float32] | None, candidates: Sequence[Floats], bits: int
 ) -> QuantizedWeight:
+    largest = largest_value(bits)
     exact = torch.from_numpy(np.ascontiguousarray(weight, np.float32))
     metric = None if gram is None else torch.from_numpy(gram)
     best_error: torch.Tensor | None = None
     values, scales = torch.empty(0), torch.empty(0)
     for scale in candidates:
         step = torch.from_numpy(scale.astype(np.float32))
-        q = torch.clamp(torch.floor(exact / step + 0.5), -QMAX, QMAX)
+        q = torch.clamp(torch.floor(exact / step + 0.5), -largest, largest)
         delta = q * step - exact
         error = (delta * (delta if metric is None else metric @ delta)).sum(0)
         if best_error is None:
@@ -94,7 +106,7 @@ def _best(
         best_error = torch.where(better, error, best_error)
         values = torch.where(better, q, values)
         scales = torch.where(better, step, scales)
-    return QuantizedWeight(values.to(torch.int8).numpy(), scales.numpy())
+    return QuantizedWeight(values.to(torch.int8).numpy(), scales.numpy(), bits)
 
 
 def corrected_bias(
