@@ -21,6 +21,7 @@ import tvmq
 from tests import tiny_transformer
 from tests.schedule.pool import pool_of
 from tests.tiny_transformer import compiled, inputs, model
+from tests.torch_threads import torch_threads
 from tvmq.errors import CalibrationError, EnvironmentMismatchError, UnsupportedModelError, UsageError
 from tvmq.pipeline import REQUANTIZE
 from tvmq.spec import Coverage, Plan
@@ -66,6 +67,20 @@ def test_two_compiles_write_the_same_bytes(tmp_path: Path):
     model().save(tmp_path / "a")
     compiled().save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_torchs_threads_change_no_byte(tmp_path: Path):
+    files, seen = [], set()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.add(torch.get_num_threads())
+
+    for threads in (1, 2):
+        with torch_threads(threads):
+            compiled(progress=progress).save(tmp_path / "m.tvmq")
+        files.append((tmp_path / "m.tvmq").read_bytes())
+    assert files[0] == files[1]
+    assert seen == {1}
 
 
 def test_a_new_process_runs_the_artifact_without_torch_and_without_the_compiler(tmp_path: Path):

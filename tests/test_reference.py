@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tests.passes.qdq_graphs import QdqBuilder, float_input, mlp, random_input
+from tests.torch_threads import torch_threads
 from tvmq import reference
 from tvmq.errors import UnsupportedModelError
 from tvmq.passes.lower_integer import LowerInteger
@@ -23,6 +24,15 @@ def test_integer_products_are_exact_where_float32_is_not():
     (y,) = reference.run(product, inputs)
     assert y.dtype == torch.int32
     assert y.item() == 255 * 127 * 1023  # odd, and above 2**24
+
+
+def test_it_computes_with_one_thread_and_gives_torch_its_threads_back():
+    x, seen = float_input(1, 4), []
+    mod = QdqBuilder().module([x], op.negative(x))
+    with torch_threads(2):
+        reference.run(mod, [torch.zeros(1, 4)], observe=lambda *_: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    assert set(seen) == {1}
 
 
 def test_quantize_has_tvms_codes_at_ties_and_past_the_range():

@@ -29,6 +29,7 @@ from tvmq.errors import CalibrationError, UsageError
 from tvmq.formats import Quantization
 from tvmq.frontend import import_model
 from tvmq.golden import random_like
+from tvmq.one_thread import one_thread
 from tvmq.passes.balance import Balance, find_groups
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.centre_keys import CentreKeys, find_keys
@@ -60,6 +61,7 @@ NO_CALIBRATION = (
 )
 
 
+@one_thread()
 def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the user's)
     model: Any,
     target: Any = "native",
@@ -86,7 +88,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse", "percentile" or "minmax".
     strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
-    seed: recorded in the artifact; every stage of this version is deterministic.
+    seed: recorded in the artifact; every stage of this version is deterministic, on any number of cores.
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
     tune: measure on this machine which decisions make the kernels fastest, or use what a database says of
     them; None: the default decisions, whatever was measured before. The bits are the same.

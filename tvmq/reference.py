@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from tvmq.errors import UnsupportedModelError
+from tvmq.one_thread import one_thread
 from tvmq.reference_ops import NOT_COMPILED, OPERATORS, torch_dtype
 
 Observer = Callable[[str, torch.Tensor], None]
@@ -36,6 +37,7 @@ def require_operators(mod: tvm.IRModule) -> None:
                 raise UnsupportedModelError(CANNOT_RUN.format(site=binding.var.name, operator=name))
 
 
+@one_thread()
 def run(
     mod: tvm.IRModule, inputs: Sequence[torch.Tensor], *, observe: Observer | None = None
 ) -> tuple[torch.Tensor, ...]:
@@ -49,6 +51,7 @@ def run(
     return tuple(result) if isinstance(result, tuple) else (result,)
 
 
+@one_thread()
 def trace(mod: tvm.IRModule, inputs: Sequence[torch.Tensor]) -> tuple[tuple[str, torch.Tensor], ...]:
     """Return (site, value) of every call to a site's function in main, in graph order."""
     interpreter = Interpreter(mod, keep_sites=True)
@@ -57,6 +60,7 @@ def trace(mod: tvm.IRModule, inputs: Sequence[torch.Tensor]) -> tuple[tuple[str,
     return tuple(interpreter.sites)
 
 
+@one_thread()
 def run_and_keep(
     mod: tvm.IRModule, inputs: Sequence[torch.Tensor], kept: Sequence[relax.Var]
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

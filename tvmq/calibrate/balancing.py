@@ -92,6 +92,6 @@ def _output_error(
         scale = np.abs(balanced).max(0) / (2 ** (weight_bits - 1) - 1)
         scale = np.where(scale > 0, scale, np.float32(1))
         rounding = np.rint(balanced / scale) * scale - balanced
-        error += noise * float(np.vdot(balanced, balanced))
-        error += float(np.vdot(rounding, balanced_gram @ rounding))
+        error += noise * float(np.square(balanced).sum())  # vdot's sums depend on the number of threads
+        error += float((rounding * (balanced_gram @ rounding)).sum())
     return error

@@ -10,6 +10,7 @@ import tvm
 
 from tvmq.calibrate.calibration import Calibration, InputMoments
 from tvmq.formats import Quantization, QuantizedWeight, QuantParams
+from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
@@ -31,6 +32,7 @@ def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
     }
 
 
+@one_thread()
 def choose(
     nodes: Nodes,
     formats: Formats,
