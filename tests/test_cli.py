@@ -107,8 +107,8 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     summary = json.loads(out)
     assert summary["artifact"] == str(model_file.with_suffix(".tvmq"))
     assert (summary["bytes"], summary["coverage"]["sites_integer"]) == (8, 1)
-    assert list(summary["seconds"]) == ["calibrate", "save"]
-    assert [line.split()[0] for line in err.splitlines()] == ["calibrate", "save"]
+    assert list(summary["seconds"]) == ["start", "calibrate", "save"]
+    assert [line.split()[0] for line in err.splitlines()] == ["start", "calibrate", "save"]
 
 
 def test_compile_without_json_prints_tables(
@@ -142,7 +142,7 @@ def test_ctrl_c_during_tuning_says_what_is_kept(
 
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "tvmq: interrupted; the 5 trials so far are kept in d.jsonl\n"
+    assert capsys.readouterr().err == "start\ntvmq: interrupted; the 5 trials so far are kept in d.jsonl\n"
     assert not model_file.with_suffix(".tvmq").exists()
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_inside_tvm_is_no_bug(
 
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "tvmq: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "start\ntvmq: interrupted; nothing was written\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -171,7 +171,7 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     before = set(model_file.parent.iterdir())
     assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "tvmq: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "start\ntvmq: interrupted; nothing was written\n"
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
     assert "no artifact was written, what was measured is kept" in capsys.readouterr().err
     assert set(model_file.parent.iterdir()) == before
@@ -207,6 +207,32 @@ def test_a_wrong_argument_is_refused_before_any_work(
 def test_a_missing_model_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compile", str(tmp_path / "no.onnx"), "--calibration", str(tmp_path)]) == 2
     assert "no.onnx: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "verify", "inspect"])
+def test_a_missing_artifact_has_the_exit_code_of_a_missing_model(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    more = ["-i", str(tmp_path / "x.npy")] if command == "run" else []
+    assert main([command, str(tmp_path / "no.tvmq"), *more]) == 2
+    assert "no.tvmq: no such file" in capsys.readouterr().err
+
+
+def test_a_compile_shows_that_it_began_before_anything_heavy_is_imported(tmp_path: Path):
+    (tmp_path / "m.onnx").touch()
+    code = (
+        "import os, sys\n"
+        "class Errors:\n"
+        "    def write(self, text):\n"
+        "        print(repr(text), *({'tvm', 'tvm_ffi', 'torch', 'onnx'} & set(sys.modules)), flush=True)\n"
+        "        os._exit(0)\n"
+        "    def flush(self): pass\n"
+        "from tvmq.cli import main\n"
+        "sys.stderr = Errors()\n"
+        f"main(['compile', {str(tmp_path / 'm.onnx')!r}, '--calibration', {str(tmp_path)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "'start'"
 
 
 @pytest.mark.parametrize(

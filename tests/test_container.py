@@ -8,7 +8,7 @@ import pytest
 
 from tvmq import container
 from tvmq.container import Member
-from tvmq.errors import ArtifactError
+from tvmq.errors import ArtifactError, UsageError
 
 MEMBERS = (
     Member.plain("big.bin", bytes(range(200)), alignment=64),
@@ -120,7 +120,10 @@ def test_what_is_wrong_is_said(path, content, message):
 
 
 def test_a_missing_file_is_said(path):
-    with pytest.raises(ArtifactError, match=r"a\.zip: no such file"):
+    with pytest.raises(UsageError, match=r"a\.zip: no such file"):
+        container.read(path, NAMES)
+    path.mkdir()
+    with pytest.raises(UsageError, match=r"a\.zip: cannot be read"):
         container.read(path, NAMES)
 
 

@@ -119,7 +119,8 @@ def open_artifact(
     """Read and check an artifact; none of its code is loaded.
 
     sha256: the whole file's digest, to pin it. meanwhile: called while the file is read and hashed.
-    Raises ArtifactError for a file that is missing, damaged, foreign, or not for this machine.
+    Raises UsageError for a file that cannot be read, ArtifactError for one that is damaged, foreign, or not
+    for this machine.
     """
     place = Path(path)
     reading = container.Reading(place, frozenset((*CONTENTS, MANIFEST)))

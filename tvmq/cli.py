@@ -83,7 +83,9 @@ Ignore = Annotated[
 ]
 Rescaling = Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")]
 Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
-Samples = Annotated[int, typer.Option(min=2, help="Use at most this many calibration samples.")]
+Samples = Annotated[
+    int, typer.Option(min=2, help="Use at most this many calibration samples; 32 or more are good.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
@@ -134,7 +136,8 @@ def tune(
     ] = 32,
     minutes: Annotated[float | None, typer.Option(help="Stop searching after so long.")] = None,
     database: Annotated[
-        Path | None, typer.Option(help="What was measured. Default: tvmq/tuning.jsonl in the cache folder.")
+        Path | None,
+        typer.Option(help="File of what was measured. Default: tvmq/tuning.jsonl in the cache folder."),
     ] = None,
     target: Target = "native",
     bits: Bits = 8,

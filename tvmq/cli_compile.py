@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tvmq
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
 from tvmq.errors import InterruptedRunError, UsageError
@@ -35,16 +36,14 @@ def compile_model(
 ) -> int:
     """Compile the model at path and write the artifact; options go to tvmq.compile."""
     output = output or path.with_suffix(".tvmq")
-    _check_writable(output)
+    _check_paths(path, output)
     profile = load_profile(options["target"])
     preprocessing = preprocessing_from_text(data.mean, data.std)
-    model, inputs = open_model(path)
-    batches = load_calibration(data.path, inputs, preprocessing=preprocessing, limit=data.samples)
-
-    import tvmq
-
     with StageDisplay() as display:
         clock = StageClock(display)
+        clock("start", 0, 1)  # seconds, for the compiler's packages
+        model, inputs = open_model(path)
+        batches = load_calibration(data.path, inputs, preprocessing=preprocessing, limit=data.samples)
         try:
             compiled = tvmq.compile(model, calibration=batches, progress=clock, **options)
         except TuningInterrupted as error:
@@ -90,8 +89,10 @@ def _show(
     )
 
 
-def _check_writable(output: Path) -> None:
+def _check_paths(model: Path, output: Path) -> None:
     # Said now, not after minutes of work.
+    if not model.exists():
+        raise UsageError(f"{model}: no such file, wanted a model in .onnx or .pt2; check the path")
     if output.is_dir():
         raise UsageError(f"{output}: is a folder; give the path of the file to write")
     if not output.parent.is_dir():

@@ -236,8 +236,8 @@ def load(path: str | Path, *, sha256: str | None = None, threads: int | None = N
     """Return the model in an artifact.
 
     The artifact's native code will run in this process: load only files that you trust. sha256 pins the
-    digest of the file itself. Raises ArtifactError for a file that is damaged or not for this machine,
-    EnvironmentMismatchError for the wrong version of TVM.
+    digest of the file itself. Raises UsageError for a file that cannot be read, ArtifactError for one that is
+    damaged or not for this machine, EnvironmentMismatchError for the wrong version of TVM.
     """
     opened = artifact.open_artifact(path, sha256=sha256, meanwhile=load_runtime)
     model = CompiledModel(opened.built, opened.manifest.description, golden=opened.golden)

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tvmq.errors import ArtifactError
+from tvmq.errors import ArtifactError, UsageError
 from tvmq.runtime import aligned_empty
 
 STORED, DEFLATED = 0, 8
@@ -142,7 +142,8 @@ def write(file: BinaryIO, members: Iterable[Member]) -> None:
 def read(path: Path, names: frozenset[str]) -> tuple[memoryview, Mapping[str, Entry]]:
     """Return the file's bytes, at a 64-byte boundary, and its members, which must be exactly `names`.
 
-    Raises ArtifactError. Contents are not checked beyond lying inside the file and growing within limits.
+    Raises ArtifactError, and UsageError for a file that cannot be read. Contents are not checked beyond lying
+    inside the file and growing within limits.
     """
     try:
         with path.open("rb") as file:
@@ -153,9 +154,11 @@ def read(path: Path, names: frozenset[str]) -> tuple[memoryview, Mapping[str, En
             file.seek(0)
             got = file.readinto(whole)
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file; an artifact made by `tvmq compile` is wanted") from None
+        raise UsageError(
+            f"{path}: no such file, wanted an artifact of `tvmq compile`; check the path"
+        ) from None
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give another path") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ArtifactError(f"{path}: {_why_no_zip(path)}") from error
     if got != len(whole):

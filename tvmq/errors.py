@@ -1,11 +1,11 @@
 """Everything tvmq raises on purpose.
 
     TvmqError
-    ├── UsageError              exit 2   an argument, a file or a pattern the user gave
+    ├── UsageError              exit 2   an argument or a pattern the user gave, a file that is absent
     │   ├── CalibrationError             the calibration data
     │   └── InputError                   an array given to a compiled model
     ├── UnsupportedModelError   exit 3   the model holds something tvmq cannot import or compile
-    ├── ArtifactError           exit 4   an artifact is damaged, foreign, or not for this machine
+    ├── ArtifactError           exit 4   an artifact that is damaged, foreign, or not for this machine
     ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
     ├── VerificationError       exit 6   compiled output differs from the reference
     └── InterruptedRunError     exit 130 Ctrl-C in a command that keeps what it has done so far

@@ -18,7 +18,7 @@ import tvm
 import tvmq
 from tvmq.build import build, lowering_passes
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import Batch, as_batches, input_specs
+from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.collect import collect
@@ -57,11 +57,10 @@ REQUANTIZE = ("pot", "fixed_point")
 BALANCE_SAMPLES = 16
 NO_CALIBRATION = (
     "calibration: none given, 8-bit activations need typical inputs to find their ranges; pass e.g. "
-    "calibration=[batch, ...] with 32 or more arrays shaped like the model's input"
+    f"calibration=[batch, ...] with {GOOD_SAMPLES} or more samples shaped like the model's input"
 )
 
 
-@one_thread()
 def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the user's)
     model: Any,
     target: Any = "native",
@@ -145,6 +144,7 @@ class Quantized:
     numbers: Quantization
 
 
+@one_thread()
 def quantized(
     model: Any,
     example_inputs: Any,

@@ -71,8 +71,8 @@ def broken(value):
 @pytest.mark.parametrize(
     ("data", "specs", "message"),
     [
-        (None, IMAGE, "no data is given, a few dozen typical inputs are wanted, e.g. calibration=["),
-        ([], IMAGE, "the data is empty, at least 2 are wanted and 128 are good"),
+        (None, IMAGE, "no data is given, 32 or more typical inputs are wanted, e.g. calibration=["),
+        ([], IMAGE, "the data is empty, at least 2 are wanted and 32 or more are good"),
         (images(0), IMAGE, "the data is empty"),
         (images(1), IMAGE, "there is one sample, at least 2 are wanted"),
         ([images(1)], IMAGE, "there is one sample"),

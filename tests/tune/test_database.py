@@ -30,7 +30,7 @@ def filled(path: Path, setting: Any = HERE) -> Database:
 
 
 def test_what_was_written_is_read_again(tmp_path: Path):
-    path = tmp_path / "made" / "on" / "demand.jsonl"
+    path = tmp_path / "demand.jsonl"
     written = filled(path).history("k")
     read = Database(path, HERE).history("k")
     assert read == written
@@ -203,6 +203,10 @@ def test_files_that_are_no_database_are_refused(tmp_path: Path):
         empty.append(Event.BEGAN, "k", FEW)
     with pytest.raises(UsageError, match="cannot be written"):
         empty.require_writable()
+    absent = Database(tmp_path / "new" / "db", HERE)
+    with pytest.raises(UsageError, match=r"folder '.*new' does not exist; create it first"):
+        absent.require_writable()
+    assert not (tmp_path / "new").exists()
     newer = json.dumps({"event": "measured", "format": 2})
     filled(tmp_path / "db")
     with (tmp_path / "db").open("a") as file:

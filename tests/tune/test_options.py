@@ -4,6 +4,7 @@ import pytest
 
 import tvmq
 from tvmq.errors import UsageError
+from tvmq.tune.options import make_default_folder
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,9 @@ def test_options_that_cannot_be_meant_are_refused(options: dict, message: str):
 def test_the_database_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tvmq.Tune().path == tmp_path / "tvmq" / "tuning.jsonl"
+    make_default_folder()
+    make_default_folder()
+    assert (tmp_path / "tvmq").is_dir()
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification: ignore it
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert tvmq.Tune().path == tmp_path / "home" / ".cache" / "tvmq" / "tuning.jsonl"

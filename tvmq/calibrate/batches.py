@@ -14,8 +14,8 @@ from tvmq.spec import TensorSpec
 
 Batch = tuple[torch.Tensor, ...]
 
-EXAMPLE = "calibration=[(image,) for image in images[:128]]"
-MINIMUM_SAMPLES = 2
+MINIMUM_SAMPLES, GOOD_SAMPLES = 2, 32
+EXAMPLE = f"calibration=[(image,) for image in images[:{GOOD_SAMPLES}]]"
 
 
 def input_specs(mod: tvm.IRModule) -> tuple[TensorSpec, ...]:
@@ -42,7 +42,7 @@ def as_batches(calibration: object, specs: Sequence[TensorSpec]) -> Iterator[Bat
 def _items(calibration: object, specs: Sequence[TensorSpec]) -> Iterable[object]:
     if calibration is None:
         raise CalibrationError(
-            f"calibration: no data is given, a few dozen typical inputs are wanted, e.g. {EXAMPLE}"
+            f"calibration: no data is given, {GOOD_SAMPLES} or more typical inputs are wanted, e.g. {EXAMPLE}"
         )
     if isinstance(calibration, (np.ndarray, torch.Tensor)):
         # An array of samples: one axis more than a sample has, the first one counting samples.
@@ -226,7 +226,8 @@ def _refuse_held(held: Sequence[Batch]) -> None:
 
 def _too_few(samples: int) -> str:
     have = "the data is empty" if samples == 0 else "there is one sample"
-    return f"calibration: {have}, at least {MINIMUM_SAMPLES} are wanted and 128 are good, e.g. {EXAMPLE}"
+    wanted = f"at least {MINIMUM_SAMPLES} are wanted and {GOOD_SAMPLES} or more are good"
+    return f"calibration: {have}, {wanted}, e.g. {EXAMPLE}"
 
 
 def _wrong_number(where: str, number: int, specs: Sequence[TensorSpec]) -> str:

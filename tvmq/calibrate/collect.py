@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmq import reference
+from tvmq.calibrate.batches import MINIMUM_SAMPLES
 from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats, module_hash
 from tvmq.calibrate.histogram import Histogram
 from tvmq.errors import CalibrationError
@@ -52,7 +53,9 @@ def collect(
         samples += batch[0].shape[0] if batch[0].ndim else 1
         progress("calibrate", done, total or done + 1)
     if samples == 0:
-        raise CalibrationError("calibration: no batch is given, at least two samples are wanted")
+        raise CalibrationError(
+            f"calibration: no batch is given, at least {MINIMUM_SAMPLES} samples are wanted"
+        )
     return Calibration(
         module_hash=module_hash(mod),
         data_hash=digest.hexdigest(),

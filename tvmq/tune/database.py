@@ -173,12 +173,14 @@ class Database:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 yield handle
             finally:
                 os.close(handle)
+        except FileNotFoundError as error:
+            folder = str(self.path.parent)
+            raise UsageError(f"{self.path}: folder {folder!r} does not exist; create it first") from error
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be written ({error.strerror}); give another database"

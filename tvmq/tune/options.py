@@ -18,7 +18,8 @@ class Tune:
 
     trials: decisions to try for each distinct kernel; those that the database holds count. 0 measures
     nothing: only what was found before is used. minutes: stop after so long, whatever is left to try; None:
-    no limit. database: a file of JSON lines, made if absent; None: tuning.jsonl in the user's cache folder.
+    no limit. database: a file of JSON lines, made if absent, in a folder that exists; None: tuning.jsonl in
+    the user's cache folder.
     """
 
     trials: int = 32
@@ -45,6 +46,17 @@ class Tune:
     def path(self) -> Path:
         """Return where the database is."""
         return default_database() if self.database is None else Path(self.database)
+
+
+def make_default_folder() -> None:
+    """Make the folder of the default database, which nobody chose and so nobody made."""
+    path = default_database()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: its folder cannot be made ({error.strerror}); give another database"
+        ) from error
 
 
 def default_database() -> Path:

@@ -17,7 +17,7 @@ from tvmq.target import TargetProfile
 from tvmq.tune.cost_model import require_xgboost
 from tvmq.tune.database import Database, setting_of
 from tvmq.tune.measure import Bench, KernelBench
-from tvmq.tune.options import Tune
+from tvmq.tune.options import Tune, make_default_folder
 from tvmq.tune.results import TunedKernel
 from tvmq.tune.session import Session
 
@@ -54,6 +54,8 @@ def prepare(profile: TargetProfile, options: Tune, threads: int) -> Database:
         _require_machine(profile)
         require_xgboost()
         use_threads(threads)
+        if options.database is None:
+            make_default_folder()
         database.require_writable()
     return database
 
