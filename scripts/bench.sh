@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh test
-PYTHONPATH=$PWD exec .venv/bin/python scripts/bench/run.py "$@"
+PYTHONPATH=$PWD:$PWD/scripts/shared exec .venv/bin/python scripts/bench/run.py "$@"

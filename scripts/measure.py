@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import quickstart
-from bench.prepare import environment
-from bench.readme import put
+from shared.parts import environment
+from shared.readme import put
 
 import tvmq
 from tvmq.environment import cpu_name

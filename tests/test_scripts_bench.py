@@ -22,20 +22,25 @@ from tvmq.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "bench"
+SHARED = ROOT / "scripts" / "shared"
 
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the benchmark, which import each other as scripts do."""
+    monkeypatch.syspath_prepend(SHARED)
     monkeypatch.syspath_prepend(SCRIPTS)
     import models
+    import parts
     import prepare
     import readme
     import rows
     import run
     import turns
 
-    return SimpleNamespace(models=models, prepare=prepare, readme=readme, rows=rows, run=run, turns=turns)
+    return SimpleNamespace(
+        models=models, parts=parts, prepare=prepare, readme=readme, rows=rows, run=run, turns=turns
+    )
 
 
 def test_engines_start_as_installed_ones_do(scripts: Any, monkeypatch: pytest.MonkeyPatch):
@@ -158,7 +163,7 @@ class Unexportable:
     """A store whose models cannot be exported."""
 
     def __init__(self, scripts: Any) -> None:
-        self.failed = scripts.prepare.NotMeasuredError("no weights")
+        self.failed = scripts.parts.NotMeasuredError("no weights")
 
     def python(self, engine: str) -> Path:
         return Path(sys.executable)
@@ -239,7 +244,7 @@ def test_an_engine_that_cannot_start_gives_its_reason(scripts: Any, tmp_path: Pa
         Path(sys.executable), "onnxruntime", tmp_path / "no.onnx", tmp_path / "input.npz", 1
     )
     found = scripts.turns.measure({"bad": job}, rounds=1, starts=1, done=lambda: None)
-    assert isinstance(found["bad"], scripts.prepare.NotMeasuredError)
+    assert isinstance(found["bad"], scripts.parts.NotMeasuredError)
     assert "no.onnx" in str(found["bad"])
 
 
@@ -263,7 +268,7 @@ def test_the_whole_path_with_one_small_model(scripts: Any):
         [sys.executable, SCRIPTS / "run.py", "--smoke"],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{SHARED}"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

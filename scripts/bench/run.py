@@ -22,7 +22,8 @@ import numpy as np
 import rows as results
 import turns
 from models import MODELS, SMOKE
-from prepare import ENGINES, ROOT, NotMeasuredError, Peak, Store, nbytes, peaks
+from parts import ROOT, NotMeasuredError
+from prepare import ENGINES, Peak, Store, nbytes, peaks
 from readme import put
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from prepare import HERE, NotMeasuredError, environment, reason_in
+from parts import NotMeasuredError, environment, reason_in
+from prepare import HERE
 
 from tvmq.bench import rotated
 

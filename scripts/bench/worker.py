@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from peak_memory import peak_mb
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 LEAST = 2  # timed runs of a turn
@@ -102,10 +103,8 @@ def about(engine: Engine) -> dict[str, Any]:
     """Return peak memory so far, versions and settings."""
     import importlib.metadata
 
-    with open("/proc/self/status", encoding="ascii") as status:
-        (peak,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     versions = {name: importlib.metadata.version(name) for name in engine.packages}
-    return {"peak_mb": 1024 * peak / 1e6, "versions": versions, "settings": engine.settings}
+    return {"peak_mb": peak_mb(), "versions": versions, "settings": engine.settings}
 
 
 def main() -> None:
