@@ -370,3 +370,41 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 2.0  # 0.2 s on an idle machine; this one may be busy
+
+
+def test_evaluate_compares_with_the_float_model(
+    artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Averages(StubModel):
+        """What the float model below gives, but that blue is never the best."""
+
+        outputs = (TensorSpec("y", (1, 3), "float32"),)
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            return x.mean((2, 3)) * np.float32([1, 1, 0])
+
+    monkeypatch.setitem(vars(tvmq), "load", lambda path, threads=None: Averages())
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), tmp_path / "float.onnx")
+    for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
+        (tmp_path / "photos" / str(i)).mkdir(parents=True)
+        Image.new("RGB", (16, 12), colour).save(tmp_path / "photos" / str(i) / "0.png")
+    command = [
+        "evaluate",
+        artifact,
+        "--images",
+        str(tmp_path / "photos"),
+        "--mean",
+        "0,0,0",
+        "--std",
+        "1,1,1",
+    ]
+    assert main([*command, "--float", str(tmp_path / "float.onnx"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["photos"], found["float_top1"]) == (3, 100)
+    assert found["top1"] == pytest.approx(200 / 3)
+    assert found["comparison"]["drop"] == pytest.approx(100 / 3)
+    assert main(command) == 0
+    assert "66.67 %" in capsys.readouterr().out

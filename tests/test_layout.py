@@ -35,11 +35,12 @@ STAGES = (
     ("compiled",),
     ("doctor",),
     ("report",),
-    ("pipeline",),
+    ("pipeline", "evaluation"),
     ("plugin",),
     ("__init__",),
     ("cli_output",),
     ("cli_compile", "cli_artifact", "cli_environment"),
+    ("cli_evaluate",),
     ("cli",),
     ("__main__",),
 )
@@ -53,6 +54,7 @@ WITHOUT_MIRROR = {
     "cpu_names": "tables; tested through test_target",
     "cli_compile": "tested through test_cli",
     "cli_artifact": "tested through test_cli",
+    "cli_evaluate": "tested through test_cli",
     "cli_environment": "tested through test_cli",
 }
 

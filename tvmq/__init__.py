@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tvmq.compiled import CompiledModel as CompiledModel
     from tvmq.compiled import load as load
     from tvmq.errors import TvmqError as TvmqError
+    from tvmq.evaluation import Evaluation as Evaluation
+    from tvmq.evaluation import evaluate as evaluate
     from tvmq.tune.options import Tune as Tune
 
 __version__ = "0.1.0"
@@ -21,9 +23,11 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _HOME = {
     "compile": "tvmq.pipeline",
+    "evaluate": "tvmq.evaluation",
     "load": "tvmq.compiled",
     "CompiledModel": "tvmq.compiled",
     "Benchmark": "tvmq.breakdown",
+    "Evaluation": "tvmq.evaluation",
     "Verification": "tvmq.verification",
     "Coverage": "tvmq.spec",
     "Plan": "tvmq.spec",

@@ -1,4 +1,4 @@
-"""The command line: what each command takes. What it does is in cli_compile, cli_artifact, cli_environment.
+"""The command line: what each command takes. What it does is in cli_compile and the like.
 
     exit 0    done
     exit 1    another failure of the system, e.g. a broken pipe
@@ -216,6 +216,32 @@ def verify(
     from tvmq import cli_artifact
 
     return cli_artifact.verify(artifact, input_file, (mean, std), as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    artifact: Artifact,
+    images: Annotated[
+        Path, typer.Option("--images", help="A folder of photos, with one folder per class, as ImageNet has.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="A file of lines `NAME CLASS`, for photos that lie otherwise.")
+    ] = None,
+    float_model: Annotated[
+        Path | None, typer.Option("--float", help="The .onnx or .pt2 it was made from, to compare with.")
+    ] = None,
+    threads: Threads = None,
+    mean: Mean = "",
+    std: Std = "",
+    as_json: Json = False,
+) -> int:
+    """Tell how many labelled photos an artifact names right, and how far it is from float."""
+    from tvmq import cli_evaluate
+
+    scaling = (mean, std)
+    return cli_evaluate.evaluate_artifact(
+        artifact, images, labels, float_model, scaling, threads, as_json=as_json
+    )
 
 
 @app.command()

@@ -1,0 +1,188 @@
+"""How accurate a model is on labelled photos, and how far it is from its float version.
+
+A folder of photos is labelled as ImageNet's are: one folder per class, and the classes' numbers are the order
+of the folders' names, or the names themselves where all are numbers. Or a file says them, a line for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmq.errors import UsageError
+from tvmq.images import Preprocessing, image_files, load_image
+from tvmq.progress import Progress, silent
+from tvmq.record import Record
+from tvmq.spec import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from tvmq.compiled import CompiledModel
+
+NORMAL_95 = 1.959964  # standard deviations to each side that hold 95 % of a normal distribution
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Record):
+    """A model's answers beside the float model's on the same inputs; percent or points, but the cosine."""
+
+    accuracy: float
+    drop: float  # of the accuracy against float
+    low: float  # 95 % interval of the drop, from the paired differences
+    high: float
+    agreement: float  # inputs whose class is the one that float finds
+    cosine: float  # of the scores of all classes, mean over the inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Record):
+    """What evaluate found, in percent of the photos."""
+
+    photos: int
+    classes: int  # that have photos
+    top1: float
+    top5: float | None  # None: the model tells fewer than 6 classes apart
+    float_top1: float | None = None
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPhotos:
+    """Photos and the number of each one's class."""
+
+    files: tuple[Path, ...]
+    labels: Array  # int64 [N]
+
+    def inputs(self, spec: TensorSpec, preprocessing: Preprocessing) -> Iterator[tuple[int, Array]]:
+        """Yield how many photos a batch holds, and it in spec's shape, filled up with the last photo."""
+        size = spec.shape[0]
+        for start in range(0, len(self.files), size):
+            batch = [load_image(path, spec, preprocessing) for path in self.files[start : start + size]]
+            yield len(batch), np.stack(batch + batch[-1:] * (size - len(batch)))
+
+
+def compare(scores: Array, exact: Array, labels: Array) -> Comparison:
+    """Return how scores [N, classes] compare with those of the float model; labels: int64 [N]."""
+    found, wanted = scores.argmax(1), exact.argmax(1)
+    lost = (wanted == labels).astype(np.float64) - (found == labels)
+    spread = NORMAL_95 * float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else 1.0
+    x, y = scores.astype(np.float64), exact.astype(np.float64)
+    cosines = (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-30)
+    drop = float(lost.mean())
+    return Comparison(
+        accuracy=100 * float((found == labels).mean()),
+        drop=100 * drop,
+        low=100 * (drop - spread),
+        high=100 * (drop + spread),
+        agreement=100 * float((found == wanted).mean()),
+        cosine=float(cosines.mean()),
+    )
+
+
+def evaluate(
+    model: CompiledModel,
+    images: str | Path,
+    *,
+    labels: str | Path | None = None,
+    exact: Callable[[Array], Array] | None = None,
+    preprocessing: Preprocessing | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Return how many photos a compiled model names right.
+
+    images: a folder with one folder of photos per class, or, with labels, any folder.
+    labels: a file of lines `NAME CLASS`: a photo's path in the folder and the number of its class.
+    exact: the float model, for the same batches, to be compared with.
+
+    Raises UsageError for a model that takes no photos or gives no scores, and for labels that do not fit.
+    """
+    spec, classes = _photo_input(model.inputs), _scores(model.outputs)
+    photos = _listed_photos(Path(images), Path(labels)) if labels else _sorted_photos(Path(images), classes)
+    if not 0 <= photos.labels.min() <= photos.labels.max() < classes:
+        raise UsageError(
+            f"{labels or images}: classes {photos.labels.min()} to {photos.labels.max()}, the model tells 0 "
+            f"to {classes - 1}; number them from 0 as the model does"
+        )
+    found: list[Array] = []
+    wanted: list[Array] = []
+    done, total = 0, len(photos.files)
+    progress("evaluate", 0, total)
+    for count, batch in photos.inputs(spec, preprocessing or Preprocessing()):
+        found.append(np.asarray(model(batch))[:count])
+        if exact is not None:
+            wanted.append(np.asarray(exact(batch))[:count])
+        done += count
+        progress("evaluate", done, total)
+    return _evaluation(np.concatenate(found), np.concatenate(wanted) if wanted else None, photos.labels)
+
+
+def _evaluation(scores: Array, exact: Array | None, labels: Array) -> Evaluation:
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    few = scores.shape[1] <= TOP
+    return Evaluation(
+        photos=len(labels),
+        classes=len(np.unique(labels)),
+        top1=100 * float((best[:, 0] == labels).mean()),
+        top5=None if few else 100 * float((best == labels[:, None]).any(1).mean()),
+        float_top1=None if exact is None else 100 * float((exact.argmax(1) == labels).mean()),
+        comparison=None if exact is None else compare(scores, exact, labels),
+    )
+
+
+def _sorted_photos(folder: Path, classes: int) -> LabelledPhotos:
+    """Return the photos of a folder of folders."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; one with a folder of photos per class is wanted")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    numbered = bool(names) and all(name.isdecimal() for name in names)
+    if not numbered and len(names) != classes:
+        raise UsageError(
+            f"{folder}: {len(names)} folders, the model tells {classes} classes apart; a folder per class is "
+            "wanted, or folders named by the classes' numbers, or a file of labels"
+        )
+    files, labels = [], []
+    for place, name in enumerate(names):
+        mine = image_files(folder / name)
+        files += mine
+        labels += [int(name) if numbered else place] * len(mine)
+    return LabelledPhotos(tuple(files), np.array(labels, np.int64))
+
+
+def _listed_photos(folder: Path, labels: Path) -> LabelledPhotos:
+    """Return the photos that a file of labels names."""
+    files, numbers = [], []
+    for number, line in enumerate(labels.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, _, word = line.replace(",", " ").strip().rpartition(" ")
+        if not name or not word.isdecimal():
+            raise UsageError(f"{labels}:{number}: {line!r} is no photo and class; `cats/1.jpg 281` is wanted")
+        files.append(folder / name.strip())
+        numbers.append(int(word))
+    if not files:
+        raise UsageError(f"{labels}: names no photo; one line `NAME CLASS` for each is wanted")
+    return LabelledPhotos(tuple(files), np.array(numbers, np.int64))
+
+
+def _photo_input(inputs: Sequence[TensorSpec]) -> TensorSpec:
+    spec = inputs[0]
+    if len(inputs) != 1 or len(spec.shape) != 4 or spec.shape[1] not in (1, 3) or spec.dtype != "float32":
+        raise UsageError(
+            f"evaluate: the model takes {', '.join(map(str, inputs))}; photos feed a single float32 input "
+            "[N, 1 or 3, H, W]"
+        )
+    return spec
+
+
+def _scores(outputs: Sequence[Any]) -> int:
+    shape = outputs[0].shape
+    if len(outputs) != 1 or len(shape) != 2 or shape[1] < 2:
+        raise UsageError(
+            f"evaluate: the model gives {', '.join(map(str, outputs))}; one output [N, classes] is wanted"
+        )
+    return int(shape[1])
