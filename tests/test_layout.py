@@ -39,8 +39,7 @@ STAGES = (
     ("plugin",),
     ("__init__",),
     ("cli_output",),
-    ("cli_compile", "cli_artifact", "cli_environment"),
-    ("cli_evaluate",),
+    ("cli_compile", "cli_artifact", "cli_environment", "cli_evaluate"),
     ("cli",),
     ("__main__",),
 )

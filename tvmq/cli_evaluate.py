@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import tvmq
 from tvmq import report
-from tvmq.cli_artifact import load
 from tvmq.cli_output import StageDisplay, show
 from tvmq.evaluation import Evaluation, evaluate
 from tvmq.images import preprocessing_from_text
@@ -26,7 +26,7 @@ def evaluate_artifact(
 ) -> int:
     """Tell how many photos an artifact names right, and how far from float it is if that model is given."""
     preprocessing = preprocessing_from_text(*scaling)
-    model = load(path, threads)
+    model = tvmq.load(path, threads=threads)
     exact = float_function(float_model, model.inputs) if float_model else None
     with StageDisplay() as display:
         found = evaluate(
