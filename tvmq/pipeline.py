@@ -115,7 +115,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     )
     integer = lower(chosen.mod, chosen.numbers, progress=progress)
     coverage = achieved(chosen.coverage, integer, strict=strict)
-    verify(integer, "integer", float_sites=[row.site for row in coverage.rows if not row.integer])
+    verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
     options = {
@@ -185,6 +185,11 @@ def formats_of(nodes: Nodes, plan: Plan) -> Formats:
     """Return how every value of a canonical module is stored under a plan."""
     planned = {site.site for site in plan.sites if site.precision is not None}
     return value_formats(nodes, planned.__contains__)
+
+
+def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
+    """Return the names of the bindings that stay in float: of a chain, all."""
+    return [name for row in coverage.rows if not row.integer for name in nodes.by_name[row.site].bindings]
 
 
 def balanced(

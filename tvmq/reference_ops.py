@@ -191,6 +191,7 @@ OPERATORS: dict[str, Operator] = {
     # element by element
     "abs": _unary(torch.abs),
     "negative": _unary(torch.neg),
+    "sign": _unary(torch.sign),
     "exp": _unary(torch.exp),
     "log": _unary(torch.log),
     "sqrt": _unary(torch.sqrt),

@@ -84,3 +84,35 @@ def test_clips_between_constants_are_one_relax_operator(
     x = np.linspace(-3, 9, 7, dtype=np.float32)
     (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     np.testing.assert_array_equal(reference.run(mod, [torch.from_numpy(x)])[0], wanted)
+
+
+def activation_model(
+    op: str, opset: int, slope: list[int] | None = None, **attributes: float
+) -> onnx.ModelProto:
+    """Return a model that applies op to x [2, 3, 5], with slopes of a shape."""
+    slopes = [] if slope is None else [onnx.numpy_helper.from_array(np.full(slope, 0.3, np.float32), "slope")]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 5]) for name in "xy"]
+    node = helper.make_node(op, ["x", *(tensor.name for tensor in slopes)], ["y"], **attributes)
+    graph = helper.make_graph([node], "activated", info[:1], info[1:], slopes)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (activation_model("PRelu", 17, [1]), ["nn.leakyrelu"]),
+        (activation_model("PRelu", 9, [1, 1, 1]), ["nn.leakyrelu"]),
+        (activation_model("PRelu", 17, [3, 1]), ["greater", "multiply", "where"]),
+        (activation_model("Celu", 12, alpha=0.5), None),
+        (activation_model("Swish", 24), ["sigmoid", "multiply"]),
+        (activation_model("Swish", 24, alpha=1.5), ["multiply", "sigmoid", "multiply"]),
+    ],
+)
+def test_activations_that_tvm_lacks_are_what_onnx_says(
+    model: onnx.ModelProto, names: list[str] | None
+) -> None:
+    mod = import_model(model)
+    assert names in (None, [op_name(b.value) for b in bindings(mod["main"]) if op_name(b.value)])
+    x = np.linspace(-9, 9, 30, dtype=np.float32).reshape(2, 3, 5)
+    (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(reference.run(mod, [torch.from_numpy(x)])[0], wanted, 1e-6, 1e-6)

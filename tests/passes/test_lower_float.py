@@ -54,7 +54,7 @@ def test_a_product_runs_once_for_all_float_readers():
     parts = [
         make.bind(f"f{i}", function(value))
         for i, (function, value) in enumerate(
-            [(op.exp, product), (op.sin, product), (op.exp, clipped), (op.cos, norm), (op.sin, norm)]
+            [(op.exp, product), (op.sin, product), (op.nn.softmax, clipped), (op.cos, norm), (op.sin, norm)]
         )
     ]
     joined = op.concat(parts, axis=0)

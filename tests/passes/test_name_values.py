@@ -55,3 +55,21 @@ def test_ordinals_count_each_operator_and_a_numbered_path_is_a_path():
     Before["main"] = rename(Before["main"], {var: "features.0"})
     names = [str(b.var.name) for b in bindings(NameValues()(Before)["main"])]
     assert names == ["matmul.0", "relu.0", "features.0", "relu.1"]
+
+
+def test_a_chain_of_element_wise_operators_is_called_a_table():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((3, 4), "float32")) -> R.Tensor((3, 4), "float32"):
+            with R.dataflow():
+                lv = R.add(x, R.const(3.0, "float32"))
+                lv1 = R.clip(lv, 0, 6)
+                lv2 = R.multiply(x, lv1)
+                lv3 = R.nn.softmax(lv2)
+                R.output(lv3)
+            return lv3
+
+    after = NameValues()(Before)
+    assert [str(b.var.name) for b in bindings(after["main"])] == ["add.0", "clip.0", "table.0", "softmax.0"]
+    assert_untouched(after, NameValues())

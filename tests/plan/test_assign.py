@@ -8,7 +8,7 @@ from tests.passes.qdq_graphs import HIDDEN, NORMED, TRUNK, QdqBuilder, float_inp
 from tests.strategies import ModuleBuilder
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.passes.lower_integer import LowerInteger
-from tvmq.plan.assign import FLOAT_INPUT, STORAGE, W8A8, achieved, assign_precisions, coverage_of
+from tvmq.plan.assign import COARSE, FLOAT_INPUT, STORAGE, W8A8, achieved, assign_precisions, coverage_of
 from tvmq.plan.formats import value_formats
 from tvmq.plan.nodes import index
 from tvmq.spec import Coverage, CoverageRow
@@ -42,7 +42,7 @@ def test_patterns_keep_sites_in_float_and_must_match():
     [
         (lambda x: op.nn.softmax(x), "f", "softmax outside of attention has no integer kernel yet"),
         (lambda x: op.image.resize2d(x, (8, 8)), "f", "interpolation has no integer kernel yet"),
-        (lambda x: op.exp(x), "f", "exp has no integer kernel yet"),
+        (lambda x: op.exp(x), "f", COARSE),
         (lambda x: op.sigmoid(x), "f", FLOAT_INPUT.format("a table of 256 values")),
         (lambda x: op.reshape(x, (1, 64)), None, ""),
     ],
@@ -54,6 +54,17 @@ def test_float_operations_are_counted_with_a_reason(make_op, site, reason):
     assert [(row.site, row.integer, row.reason) for row in coverage.rows] == (
         [(site, False, reason)] if site else []
     )
+
+
+@pytest.mark.parametrize("read_by_product", [True, False])
+def test_a_function_too_steep_for_8_bits_is_a_table_where_a_product_reads_it(read_by_product):
+    make = ModuleBuilder(np.random.default_rng(0))
+    x = relax.Var("x", relax.TensorType((1, 4, 8), "float32"))
+    square = make.bind("square", op.square(make.linear("fc", x, 8)))
+    flat = make.bind("flat", op.reshape(square, (4, 8)))
+    result = make.linear("fc2", flat, 8) if read_by_product else make.bind("soft", op.nn.softmax(flat))
+    rows = {row.site: (row.integer, row.reason) for row in covered(make.module([x], result)).rows}
+    assert rows["square"] == ((True, "integer kernel") if read_by_product else (False, COARSE))
 
 
 def test_strict_names_what_would_stay_float():

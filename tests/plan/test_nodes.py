@@ -60,13 +60,12 @@ def test_only_one_consumer_counts_as_the_sole_one():
 def test_what_no_integer_function_computes_is_other():
     make = ModuleBuilder(np.random.default_rng(0))
     x = relax.Var("x", relax.TensorType((1, 3, 8), "float32"))
-    scalar = make.bind("scalar", op.add(x, relax.const(np.float32(1))))
-    make.bind("broadcast", op.add(scalar, make.bind("mean", op.variance(x, axis=[1], keepdims=True))))
+    make.bind("broadcast", op.add(x, make.bind("mean", op.variance(x, axis=[1], keepdims=True))))
     turned = make.bind("turned", op.permute_dims(x, [0, 2, 1]))
     make.bind("product", op.matmul(x, turned))
     make.bind("position", op.add(x, make.constant(1, 3, 8)))
-    nodes = index(make.module([x], scalar)).by_name
-    assert [nodes[name].kind for name in ("scalar", "broadcast", "product", "mean")] == ["other"] * 4
+    nodes = index(make.module([x], turned)).by_name
+    assert [nodes[name].kind for name in ("broadcast", "product", "mean")] == ["other"] * 3
     assert nodes["position"].kind == "add"
 
 
@@ -78,3 +77,17 @@ def test_zeros_around_a_value_move_it_and_anything_else_does_not():
     make.bind("mirrored", op.nn.pad(x, [0, 0, 1, 1], pad_mode="reflect"))
     nodes = index(make.module([x], x)).by_name
     assert [nodes[name].kind for name in ("zeros", "ones", "mirrored")] == ["view", "other", "other"]
+
+
+def test_a_chain_is_one_node_named_by_its_result():
+    make = ModuleBuilder(np.random.default_rng(0))
+    x = relax.Var("x", relax.TensorType((1, 3, 8), "float32"))
+    moved = make.bind("moved", op.add(x, relax.const(np.float32(3))))
+    gate = make.bind("gate", op.clip(moved, 0, 6))
+    swish = make.bind("swish", op.multiply(x, gate))
+    nodes = index(make.module([x], swish))
+    node = nodes.by_name["swish"]
+    assert (node.kind, node.op, node.inputs) == ("unary", "table", ("x",))
+    assert node.bindings == ("moved", "gate", "swish")
+    assert {"moved", "gate"}.isdisjoint(nodes.by_name)
+    assert nodes.consumers["x"] == ("swish",)

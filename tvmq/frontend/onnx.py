@@ -14,14 +14,13 @@ import onnx
 import onnx.inliner
 import tvm
 from onnx import numpy_helper
-from tvm.relax.frontend.onnx import from_onnx
-from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
+from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.frontend.fold_shapes import fold_shapes
 from tvmq.frontend.naming import name_and_bind
 from tvmq.frontend.onnx_file import check_complete, load_model
-from tvmq.frontend.onnx_operators import better_operators
+from tvmq.frontend.onnx_operators import OPERATORS, better_operators
 from tvmq.frontend.weights import check_finite, check_precision
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -52,7 +51,7 @@ def import_onnx(model: Any, example_inputs: Any) -> tvm.IRModule:
 
 def _check_operators(model: onnx.ModelProto) -> None:
     """Raise UnsupportedModelError that lists every operator TVM has no conversion for, with a node's name."""
-    known = _get_convert_map().keys() | {"Constant"}
+    known = onnx_frontend._get_convert_map().keys() | OPERATORS.keys() | {"Constant"}
     missing: dict[str, str] = {}
     for node in model.graph.node:
         standard = node.domain in (*STANDARD_DOMAINS, CONTRIB_DOMAIN)

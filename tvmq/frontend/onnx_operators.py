@@ -1,4 +1,4 @@
-"""ONNX operators that TVM's importer writes as loops, where Relax has an operator that passes understand."""
+"""ONNX operators that TVM's importer lacks, or writes as loops where Relax has an operator for them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,49 @@ def _clipped(builder: Any, x: Any, low: float, high: float) -> Any:
     return builder.normalize(relax.op.clip(x, low, high))
 
 
-OPERATORS = {"Pad": PadOperator, "Clip": ClipOperator}
+class PReluOperator(onnx_frontend.PRelu):  # type: ignore[misc]
+    """PRelu as leaky ReLU where one slope serves all, else as a choice of products: no nn.prelu, which TVM
+    wants a vector of slopes for.
+    """
+
+    @classmethod
+    def _impl_v1(cls, builder: Any, inputs: Any, attr: Any, params: Any) -> Any:
+        x, slope = inputs[0], onnx_frontend.get_constant(inputs[1], params)
+        if isinstance(slope, tvm.ir.GenericConst) and slope.value.numpy().size == 1:
+            return builder.normalize(relax.op.nn.leakyrelu(x, slope.value.numpy().item()))
+        positive = relax.op.greater(x, relax.const(0.0, x.ty.dtype))
+        return builder.normalize(relax.op.where(positive, x, relax.op.multiply(x, slope)))
+
+
+class CeluOperator(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
+    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
+
+    @classmethod
+    def _impl_v12(cls, builder: Any, inputs: Any, attr: Any, params: Any) -> Any:
+        x = inputs[0]
+        zero, one, alpha = (relax.const(v, x.ty.dtype) for v in (0.0, 1.0, float(attr.get("alpha", 1.0))))
+        power = relax.op.subtract(relax.op.exp(relax.op.divide(x, alpha)), one)
+        below = relax.op.minimum(relax.op.multiply(power, alpha), zero)
+        return builder.normalize(relax.op.add(relax.op.nn.relu(x), below))
+
+
+class SwishOperator(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
+    """x * sigmoid(alpha * x)."""
+
+    @classmethod
+    def _impl_v24(cls, builder: Any, inputs: Any, attr: Any, params: Any) -> Any:
+        x, alpha = inputs[0], float(attr.get("alpha", 1.0))
+        scaled = relax.op.multiply(x, relax.const(alpha, x.ty.dtype))
+        return builder.normalize(relax.op.multiply(x, relax.op.sigmoid(x if alpha == 1.0 else scaled)))
+
+
+OPERATORS = {
+    "Pad": PadOperator,
+    "Clip": ClipOperator,
+    "PRelu": PReluOperator,
+    "Celu": CeluOperator,
+    "Swish": SwishOperator,
+}
 
 
 @contextlib.contextmanager

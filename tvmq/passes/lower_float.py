@@ -20,13 +20,24 @@ from tvmq.passes.lowering_values import (
     WeightConstant,
     constant,
 )
+from tvmq.passes.rebuild import substitute
+from tvmq.passes.unary_chains import Chain
 
 
 def float_call(emit: Emitter, source: QdqCall) -> Expr:
-    """Emit the call as it stood in the qdq module, on float operands."""
+    """Emit the call, or the chain, as it stood in the qdq module, on float operands."""
     call = source.call
     args = [float_value(emit, operand) for operand in source.operands]
+    if source.chain is not None:
+        return _float_chain(emit, source.chain, args[0])
     return emit(relax.Call(call.op, args, call.attrs, call.ty_args), source.name)
+
+
+def _float_chain(emit: Emitter, chain: Chain, x: Expr) -> Expr:
+    values: dict[Expr, Expr] = {chain.source: x}
+    for var, call in chain.steps:
+        values[var] = emit(substitute(call, values), str(var.name))
+    return values[chain.steps[-1][0]]
 
 
 def float_value(emit: Emitter, value: Any) -> Expr:

@@ -41,6 +41,7 @@ from tvmq.passes.lowering_values import (
 )
 from tvmq.passes.pool_windows import POOLS
 from tvmq.passes.rebuild import bindings, op_name, used_vars
+from tvmq.passes.unary_chains import Chain, chains_of
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 Handler = Callable[[Emitter, QdqCall], Any]  # returns None where the op stays float
@@ -77,13 +78,21 @@ class Lowering:
         self.main = main
         self.emit = Emitter()
         self.env: dict[Expr, Any] = {param: param for param in main.params}
-        self.readers = Counter(var for b in bindings(main) for var in used_vars(b.value))
+        self.chains = chains_of(main)
+        whole = self.chains.inside.union(self.chains.by_result)
+        plain = (b.value for b in bindings(main) if b.var not in whole)
+        self.readers = Counter(var for value in plain for var in used_vars(value))
+        self.readers.update(chain.source for chain in self.chains.by_result.values())
         self.readers.update(used_vars(main.body.body))
 
     def run(self) -> tvm.IRModule:
         """Return the lowered module."""
         for binding in bindings(self.main):
-            self.env[binding.var] = self._lower(binding.var.name, binding.value)
+            chain = self.chains.by_result.get(binding.var)
+            if chain is not None:
+                self.env[binding.var] = self._lower_chain(binding.var.name, binding.value, chain)
+            elif binding.var not in self.chains.inside:
+                self.env[binding.var] = self._lower(binding.var.name, binding.value)
         result = float_value(self.emit, self._operand(self.main.body.body))
         return self.emit.finish(self.main, result)
 
@@ -98,6 +107,10 @@ class Lowering:
         handler = HANDLERS.get(op_name(value))
         result = None if handler is None else handler(self.emit, source)
         return float_call(self.emit, source) if result is None else result
+
+    def _lower_chain(self, name: str, value: Expr, chain: Chain) -> Any:
+        source = QdqCall(name, value, (self.env[chain.source],), self.readers[chain.source], chain)
+        return lower_sites.unary(self.emit, source) or float_call(self.emit, source)
 
     def _operand(self, arg: Expr) -> Any:
         """Return what an argument has become; a tuple's fields one by one."""

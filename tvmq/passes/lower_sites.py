@@ -99,7 +99,7 @@ def quantize_unary(emit: Emitter, pending: Pending, out: QuantParams) -> Stored 
     source = pending.source
     x = source.operands[0]
     table = numerics.unary_table(
-        UNARY_FUNCTIONS[unary_name(source.call.op.name, source.call.args)],
+        source.chain or UNARY_FUNCTIONS[unary_name(source.call.op.name, source.call.args)],
         float(np.float32(x.params.scale)),
         x.params.zero_point,
         float(np.float32(out.scale)),

@@ -21,6 +21,7 @@ from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.epilogue import Copy
 from tvmq.passes.layouts import RowsLayout
 from tvmq.passes.rebuild import live, sequence
+from tvmq.passes.unary_chains import Chain
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int32]
@@ -74,7 +75,8 @@ class QdqCall:
     name: str
     call: Expr
     operands: tuple[Any, ...]
-    readers: int  # how often the first argument is read in the whole function
+    readers: int  # how often the first argument is read in the whole function, by a chain once
+    chain: Chain | None = None  # call ends it; the only operand is its source
 
     @property
     def shape(self) -> tuple[int, ...]:

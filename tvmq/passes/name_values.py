@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvmq.passes.constants import array_of
 from tvmq.passes.rebuild import Expr, Var, bindings, op_name, rename
+from tvmq.passes.unary_chains import chains_of
 
 NAMED_SITES = ("matmul", "nn.conv2d", "nn.conv2d_transpose", "nn.layer_norm")
 ATTENTION = ("nn.attention", "nn.attention_bias")
@@ -24,6 +25,7 @@ class NameValues:
 
     Before: blocks.0.attn.qkv.q = matmul(x, W); lv = add(.., b); lv1 = reshape(lv); ..; lv9 = attention(..)
     After:  blocks.0.attn.qkv.q; blocks.0.attn.qkv.q.bias; reshape.0; ..; blocks.0.attn
+    The last of a chain of element-wise operators that will be one table is `table.<ordinal>`.
     The bias add of a site is `<site>.bias`; an attention is called by what its q, k and v have in common.
     """
 
@@ -39,6 +41,7 @@ def names_of(func: relax.Function) -> dict[Var, str]:
     """Return the canonical name of every variable bound in func."""
     pairs = [(b.var, b.value) for b in bindings(func)]
     values = dict(pairs)
+    tables = chains_of(func).by_result
     names = {p: str(p.name) for p in func.params}
     taken = set(names.values())
     ordinals: Counter[str] = Counter()
@@ -47,7 +50,7 @@ def names_of(func: relax.Function) -> dict[Var, str]:
         if op_name(value) in NAMED_SITES and _is_site(value) and _is_path(str(var.name), value):
             names[var] = _unique(str(var.name), taken)
     for var, value in pairs:
-        short = _short_name(value)
+        short = "table" if var in tables else _short_name(value)
         ordinal = ordinals[short]
         ordinals[short] += 1
         if var not in names:

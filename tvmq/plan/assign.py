@@ -14,18 +14,20 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.patches import supports_transposed
 from tvmq.passes.pool_windows import window_of
 from tvmq.passes.rebuild import bindings, op_name
-from tvmq.plan.nodes import SITE_KINDS, Node, Nodes
+from tvmq.plan.nodes import MULTIPLYING, OUTPUT, SITE_KINDS, TABLE, Node, Nodes
 from tvmq.sites import MOVES, match_sites, sites
 from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
-from tvmq.unary import UNARY_FUNCTIONS
+from tvmq.unary import UNARY_FUNCTIONS, grows_no_faster
 
 W8A8 = Precision(8, 8)
+TABLES = {*UNARY_FUNCTIONS, TABLE}
 # Every other planned site quantizes its own input.
 FLOAT_INPUT = "its input is float already, where {} gains nothing"
 POOL_REASON = (
     "pooling has an integer kernel for windows of one size, none cut short at the border, and means for all "
     "pixels or tokens of a channel"
 )
+COARSE = "8 bits would be too coarse for its result, which no product reads in 8 bits anyway"
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
     "attention": "it needs queries, keys and values stored as int8 with scales chosen for it alone, which "
@@ -45,7 +47,7 @@ def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] 
     plans = []
     for name in names:
         node = nodes.by_name[name]
-        reason = "matches `ignored`" if name in left_out else float_reason(node)
+        reason = "matches `ignored`" if name in left_out else float_reason(node) or _coarse(nodes, node)
         plans.append(
             SitePlan(name, kind_of(node), None, reason)
             if reason
@@ -77,6 +79,20 @@ def float_reason(node: Node) -> str:
     return _layer_norm_reason(node) if node.kind == "layer_norm" else ""
 
 
+def _coarse(nodes: Nodes, node: Node) -> str:
+    """Return why the result of a chain needs more than 8 bits, "" if it does not."""
+    plain = node.chain is None or grows_no_faster(node.chain)
+    return "" if plain or _feeds_product(nodes, node.name) else COARSE
+
+
+def _feeds_product(nodes: Nodes, name: str) -> bool:
+    users = [nodes.by_name[user] for user in nodes.consumers.get(name, ()) if user != OUTPUT]
+    return any(
+        user.kind in MULTIPLYING or (user.kind == "view" and _feeds_product(nodes, user.name))
+        for user in users
+    )
+
+
 def _layer_norm_reason(node: Node) -> str:
     _, *affine = node.call.args
     if [int(axis) % len(node.shape) for axis in node.call.attrs.axes] != [len(node.shape) - 1]:
@@ -100,7 +116,7 @@ REASONS = {
     "conv2d_transpose": "convolutions with computed weights have no integer kernel yet",
     "resize2d": "interpolation has no integer kernel yet",
     "batch_norm": "batch norm that no product precedes stays float",
-    "add": "only values of one shape, or a value and a tensor constant, are added in integers",
+    "add": "only values of one shape, or a value and a constant, are added in integers",
 }
 
 
@@ -122,7 +138,7 @@ def coverage_of(mod: tvm.IRModule, plan: Plan, integer: frozenset[str], *, stric
     rows = []
     for site in plan.sites:
         done = site.precision is not None and site.site in integer
-        what = "a table of 256 values" if site.kind in UNARY_FUNCTIONS else "a pooling of integers"
+        what = "a table of 256 values" if site.kind in TABLES else "a pooling of integers"
         reason = site.reason if done or site.precision is None else FLOAT_INPUT.format(what)
         rows.append(CoverageRow(site.site, site.kind, done, reason, macs.get(site.site, 0)))
     return _accepted(Coverage(tuple(rows)), strict)
@@ -141,7 +157,7 @@ def achieved(coverage: Coverage, integer: tvm.IRModule, *, strict: bool = False)
     standing = {str(b.var.name) for b in bindings(integer["main"]) if op_name(b.value) and _is_float(b.var)}
     rows = []
     for row in coverage.rows:
-        plain = row.kind in UNARY_FUNCTIONS or row.kind == "embedding"
+        plain = row.kind in TABLES or row.kind == "embedding"
         done = row.site not in standing if plain else row.site in composites
         reason = STORAGE["unary"] if plain else STORAGE.get(row.kind, STORAGE[""])
         rows.append(replace(row, integer=False, reason=reason) if row.integer and not done else row)

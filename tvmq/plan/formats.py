@@ -59,8 +59,9 @@ def value_formats(nodes: Nodes, is_integer: Callable[[str], bool]) -> Formats:
         formats[name] = ValueFormat(dtype, regions.of(name), also, _sole_unary(nodes, name, integer))
     formats = _widened(formats, demand)
     readers = frozenset(
-        name
+        binding
         for name, node in nodes.by_name.items()
+        for binding in node.bindings
         if (name in integer and WANTS.get(node.kind) == "uint8")
         or (_is_view(node) and demand[name] == {"uint8"})
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tvm
 from tvm import relax
@@ -15,9 +15,11 @@ from tvmq.passes.hidden_rows import rows_shown
 from tvmq.passes.pool_windows import POOLS
 from tvmq.passes.rebuild import op_name
 from tvmq.passes.score_terms import score_terms
+from tvmq.passes.unary_chains import Chain, chains_of
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 CLIPS = {"relu", "relu6"}
+TABLE = "table"  # the operator's name of a chain, which has no operator of its own
 VIEWS = {"reshape", "permute_dims", "expand_dims", "squeeze", "strided_slice", "take", "concat"}
 MULTIPLYING = ("linear", "conv2d", "depthwise", "conv2d_transpose")
 SITE_KINDS = {
@@ -34,7 +36,7 @@ SIMPLE = {
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One binding of main."""
+    """One binding of main, or a chain of them."""
 
     name: str
     kind: str  # of SITE_KINDS, or: bias add view other
@@ -43,6 +45,12 @@ class Node:
     shape: tuple[int, ...]
     call: relax.Expr = field(repr=False)
     is_float: bool = True  # the value itself
+    chain: Chain | None = field(default=None, repr=False)
+
+    @property
+    def bindings(self) -> tuple[str, ...]:
+        """Return the names of all bindings that the node computes."""
+        return (self.name,) if self.chain is None else self.chain.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +73,20 @@ OUTPUT = "<output>"
 def index(mod: tvm.IRModule) -> Nodes:
     """Return the nodes of a canonical module's main."""
     main = mod["main"]
+    chains = chains_of(main)
+    every: dict[str, Node] = {}
     nodes: dict[str, Node] = {}
     consumers: dict[str, list[str]] = defaultdict(list)
     for block in main.body.blocks:
         for binding in block.bindings:
-            node = _node(binding, nodes)
+            node = _node(binding, every)
+            chain = chains.by_result.get(binding.var)
+            if chain is not None:
+                source = str(chain.source.name)
+                node = replace(node, kind="unary", op=TABLE, inputs=(source,), chain=chain)
+            every[node.name] = node
+            if binding.var in chains.inside:
+                continue
             nodes[node.name] = node
             for name in node.inputs:
                 consumers[name].append(node.name)
