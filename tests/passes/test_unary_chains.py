@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 from tvm.relax import op
@@ -170,6 +170,9 @@ def test_a_bias_belongs_to_its_product_however_many_channels(outputs: int, sourc
     out_scale=st.floats(0.004, 0.1),
     out_zero=st.integers(0, 255),
 )
+@example(
+    scale=0.1, zero=0, out_scale=0.0625, out_zero=0
+)  # 7 * 0.1 is 0.7 in float32, and above it in float64
 @settings(max_examples=20, deadline=None)
 def test_a_table_holds_the_float_chain_for_every_stored_value(
     formula: Formula, scale: float, zero: int, out_scale: float, out_zero: int
@@ -183,13 +186,23 @@ def test_a_table_holds_the_float_chain_for_every_stored_value(
     table = call.args[1].value.numpy()
 
     plain, y = ModuleBuilder(np.random.default_rng(0)), float_input(16, 16)
+    graph = plain.module([y], formula(plain, y))
     real = (np.arange(256, dtype=np.float32).reshape(16, 16) - zero) * np.float32(scale)
-    (wanted,) = reference.run(plain.module([y], formula(plain, y)), [torch.from_numpy(real)])
-    steps = np.clip(wanted.numpy().astype(np.float64).ravel() / out.scale, -1e6, 1e6) + out_zero
-    close_to_tie = np.abs(steps - np.floor(steps) - 0.5) < 1e-3  # the reference rounds in float32
-    expected = np.clip(np.floor(steps + 0.5), 0, 255)
-    np.testing.assert_array_equal(table[~close_to_tie], expected[~close_to_tie])
-    assert np.abs(table - expected).max() <= 1
+
+    def steps(x: np.ndarray) -> np.ndarray:
+        (y,) = reference.run(graph, [torch.from_numpy(x)])
+        return np.clip(y.numpy().astype(np.float64).ravel() / out.scale, -1e6, 1e6) + out_zero
+
+    wanted = steps(real)
+    # Where the function jumps within the last bit of its float32 argument, float64 may see the other side.
+    around = [steps(np.nextafter(real, np.float32(end))) for end in (-np.inf, np.inf)]
+    smooth = np.max(np.abs(np.subtract(around, wanted)), axis=0) < 0.5
+    close_to_tie = np.abs(wanted - np.floor(wanted) - 0.5) < 1e-3  # the reference rounds in float32
+    expected = np.clip(np.floor(wanted + 0.5), 0, 255)
+    sure = smooth & ~close_to_tie
+    np.testing.assert_array_equal(table[sure], expected[sure])
+    assert np.abs(table - expected)[smooth].max() <= 1
+    assert (~smooth).sum() <= 2  # no formula jumps more often
 
 
 def test_a_chain_of_stored_values_becomes_one_table():
