@@ -22,7 +22,8 @@ import tvmq
 from tests import tiny_program
 from tvmq import cli_artifact
 from tvmq.breakdown import Benchmark, Breakdown, Part
-from tvmq.cli import main
+from tvmq.calibrate.observers import OBSERVERS
+from tvmq.cli import Observer, main
 from tvmq.compiled import CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
@@ -202,6 +203,13 @@ def test_a_wrong_argument_is_refused_before_any_work(
     assert err.startswith("tvmq: ")
     assert message in err
     assert not compile_calls
+
+
+def test_observers_of_the_command_line_and_of_the_readme_are_those_of_the_table():
+    assert sorted(Observer) == sorted(OBSERVERS)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith("| `observer`"))
+    assert [name for name in OBSERVERS if f'`"{name}"`' not in row] == []
 
 
 def test_a_missing_model_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -51,6 +51,9 @@ class Observer(StrEnum):
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     MSE = "mse"
+    LP = "lp"
+    KL = "kl"
+    ACIQ = "aciq"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

@@ -85,7 +85,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     calibration: typical inputs, prepared as for the float model; arrays, tensors, tuples or dicts.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
-    observer: how ranges are chosen: "mse", "percentile" or "minmax".
+    observer: how ranges are chosen: "mse" (least squared error), "lp" (least |error|**2.4), "aciq" (closed
+    form), "kl" (entropy), "percentile" or "minmax".
     strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
     seed: recorded in the artifact; every stage of this version is deterministic, on any number of cores.
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.

@@ -16,7 +16,9 @@ import numpy as np
 
 from tvmq import numerics
 from tvmq.calibrate.calibration import Calibration, ValueStats
-from tvmq.calibrate.observers import affine_parameters, expected_error, observer_for
+from tvmq.calibrate.grids import affine_parameters
+from tvmq.calibrate.observers import observer_for
+from tvmq.calibrate.range_errors import expected_error
 from tvmq.formats import QuantParams, ValueFormat
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node, Nodes
