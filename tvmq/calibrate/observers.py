@@ -129,9 +129,9 @@ class Entropy(MinMax):
 class Aciq(MinMax):
     """The range that would be best for a Laplace or a normal distribution, or all values.
 
-    The paper's code takes the shape of least analytic error. That is the normal one nearly always, as its
-    tails are the lightest, also for values that have none such: for Laplace's own, at 8 bits, 13 times the
-    error of the right shape. The histogram knows better, and decides here.
+    Taking the shape of least analytic error would favour the normal one, whose tails are lighter, also for
+    values with heavier ones: for Laplace's own, at 8 bits, that is over ten times the error of the right
+    shape. The histogram knows better, and decides here.
     """
 
     def range(self, bits: int, symmetric: bool) -> tuple[float, float]:
@@ -147,7 +147,7 @@ class Aciq(MinMax):
         """Return the closed-form ranges of a Laplace and a normal distribution about the mean.
 
         For a grid about zero, or values on one side of it, also those about zero: the mean that the paper
-        uses is then that of half a distribution, and up to twice the error comes of it.
+        uses is then that of half a distribution, and half as much error again comes of it.
         """
         seen = self.histogram
         spreads = [spread_of(seen)]
