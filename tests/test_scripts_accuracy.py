@@ -81,9 +81,10 @@ def test_of_equal_drops_the_one_that_agrees_more_is_best(scripts: Any):
 
 def test_rows_replace_those_of_the_same_place(scripts: Any, tmp_path: Path):
     path = tmp_path / "rows.json"
-    scripts.results.save(path, [row(scripts, "tvmq", "default", 0.5), row(scripts, "tvmq", "best", 0.1)])
+    ours = [row(scripts, "tvmq", "default", 0.5), row(scripts, "tvmq", "a setting of yesterday", 0.1)]
+    scripts.results.save(path, [*ours, row(scripts, scripts.cells.ORT, "minmax, all", 6.3)])
     rows = scripts.results.save(path, [row(scripts, "tvmq", "default", 0.2, key="new")])
-    assert [(r.setting, r.key) for r in rows] == [("best", "k"), ("default", "new")]
+    assert [(r.setting, r.key) for r in rows] == [("default", "new"), ("minmax, all", "k")]
     assert scripts.results.load(path) == rows
     path.write_text("{}")
     with pytest.raises(UsageError, match="no list of rows"):

@@ -116,8 +116,10 @@ def measured(bed: Bed, cell: Cell, made: str, request: Request) -> Row:
         about = child(bed, cell, folder, request)
     except NotMeasuredError as failed:
         return Row(**row, reason=str(failed), versions={})
-    scores = np.load(folder / "scores.npy")
-    shutil.rmtree(folder)
+    else:
+        scores = np.load(folder / "scores.npy")
+    finally:
+        shutil.rmtree(folder)
     exact = float_scores(bed, cell_key(bed, FLOAT))
     if cell is FLOAT:
         np.save(exact, scores)

@@ -54,9 +54,8 @@ def nncf_weights(mode: str, group: int, **options: Any) -> Cell:
     setting = ", ".join(
         ["weights only", mode, f"groups of {group}" if group > 0 else "per channel", *options]
     )
-    return Cell(
-        NNCF, W4A8, setting, "openvino", {"method": "weights", "mode": mode, "group": group, **options}
-    )
+    options = {"method": "weights", "mode": mode, "group": group, **options}
+    return Cell(NNCF, W4A8, setting, "openvino", options, transformer=True)
 
 
 def ort(calibrate: str, operators: str) -> Cell:
@@ -69,9 +68,11 @@ def ort_weights(group: int, symmetric: bool) -> Cell:
     """Return ONNX Runtime's 4-bit weights of matrix products."""
     kind = "symmetric" if symmetric else "asymmetric"
     options = {"method": "weights", "group": group, "symmetric": symmetric}
-    return Cell(ORT, W4A8, f"weights only, {kind}, groups of {group}", "onnxruntime", options)
+    setting = f"weights only, {kind}, groups of {group}"
+    return Cell(ORT, W4A8, setting, "onnxruntime", options, transformer=True)
 
 
+# Neither has fewer than 8 bits for activations, nor 4-bit weights of convolutions.
 RIVALS = (
     nncf("default", True),
     nncf("without SmoothQuant", True, smooth=False),
@@ -85,12 +86,6 @@ RIVALS = (
     nncf_weights("int4_asym", 64, scale_estimation=True),
     *(ort_weights(*setting) for setting in product((32, 128), (True, False))),
 )
-
-NOT_OFFERED = {
-    (column, precision): f"{column} has no {precision}"
-    for column in (NNCF, ORT)
-    for precision in (W6A6, W4A4)
-}
 
 
 def cells_of(transformer: bool) -> list[Cell]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beds import RECIPES, SMOKE
-from cells import FIXED_POINT, NNCF, NOT_OFFERED, ORT, PRECISIONS, TVMQ
+from cells import FIXED_POINT, NNCF, ORT, PRECISIONS, TVMQ, cells_of
 from readme import write_whole
 
 from tvmq.errors import UsageError
@@ -61,8 +61,11 @@ def load(path: Path) -> list[Row]:
 
 
 def save(path: Path, new: Iterable[Row]) -> list[Row]:
-    """Write the new rows and those of the file that they do not replace; return all, in the tables' order."""
-    merged = {row.place: row for row in (*load(path), *new)}
+    """Write the new rows and those of the file that they do not replace; return all, in the tables' order.
+
+    Rows of beds and cells that are no more are dropped.
+    """
+    merged = {row.place: row for row in (*load(path), *new) if known(row)}
     beds = list(TITLES)
     columns = ["float", *COLUMNS, ABLATION]
     rows = sorted(
@@ -71,6 +74,13 @@ def save(path: Path, new: Iterable[Row]) -> list[Row]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     return rows
+
+
+def known(row: Row) -> bool:
+    """Tell whether a row's bed and cell are still in the tables."""
+    recipe = (RECIPES | SMOKE).get(row.bed)
+    cells = cells_of(recipe.transformer) if recipe else []
+    return any((c.column, c.precision, c.setting) == row.place[1:] for c in cells)
 
 
 def best(rows: Iterable[Row]) -> Row | None:
@@ -109,7 +119,10 @@ def cell(rows: Sequence[Row], column: str, precision: str) -> str:
         # Adding 0 makes a negative zero a zero.
         low, drop, high = (round(value, 2) + 0 for value in (c.low, c.drop, c.high))
         return f"{drop:.2f} [{low:.2f}, {high:.2f}], {c.agreement:.1f} %"
-    return "not offered" if (column, precision) in NOT_OFFERED else "failed" if mine else "-"
+    if mine:
+        return "failed"
+    offers = {(c.column, c.precision) for c in cells_of((RECIPES | SMOKE)[rows[0].bed].transformer)}
+    return "-" if column not in (NNCF, ORT) or (column, precision) in offers else "not offered"
 
 
 def settings_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

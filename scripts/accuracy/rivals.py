@@ -68,8 +68,8 @@ def ort_static(model: Path, samples: Sequence[Arrays], options: Mapping[str, Any
         def __len__(self) -> int:
             return len(samples)
 
-        def set_range(self, start: int, end: int) -> None:
-            self.left = iter(samples[start:end])
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = iter(samples[start_index:end_index])
 
         def get_next(self) -> Arrays | None:
             return next(self.left, None)
