@@ -21,8 +21,9 @@ from tvmq.calibrate.balancing import balance_factors
 from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
-from tvmq.calibrate.collect import collect
+from tvmq.calibrate.collect import collect, images
 from tvmq.calibrate.observers import OBSERVERS
+from tvmq.calibrate.rows import Rows
 from tvmq.compiled import CompiledModel
 from tvmq.environment import default_threads, require_linker, require_tvm
 from tvmq.errors import CalibrationError, UsageError
@@ -30,7 +31,8 @@ from tvmq.formats import Quantization
 from tvmq.frontend import import_model
 from tvmq.golden import random_like
 from tvmq.one_thread import one_thread
-from tvmq.passes.balance import Balance, find_groups
+from tvmq.passes.balance import Balance
+from tvmq.passes.balance_groups import find_groups
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.passes.centre_keys import CentreKeys, find_keys
 from tvmq.passes.insert_qdq import InsertQdq
@@ -52,8 +54,8 @@ from tvmq.tune.tuner import prepare
 from tvmq.tune.tuner import tune as tuned_kernels
 
 REQUANTIZE = ("pot", "fixed_point")
-# Balancing rounds its factors to powers of two: what 16 samples say of channel ranges is settled by then, and
-# the second, full calibration sees all samples.
+# Balancing wants the channels' ranges relative to each other, which 16 samples settle; the second, full
+# calibration sees all samples.
 BALANCE_SAMPLES = 16
 NO_CALIBRATION = (
     "calibration: none given, 8-bit activations need typical inputs to find their ranges; pass e.g. "
@@ -165,7 +167,7 @@ def quantized(
     formats = formats_of(nodes, plan)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
     batches = list(as_batches(calibration, input_specs(unbalanced)))
-    mod = balanced(unbalanced, batches, progress=progress)
+    mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
     nodes = index(mod)
     seen = observe(mod, nodes, formats, batches, progress=progress)
     numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
@@ -194,24 +196,33 @@ def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
 
 
 def balanced(
-    mod: tvm.IRModule, batches: Sequence[Sequence[Any]], *, progress: Progress = silent
+    mod: tvm.IRModule,
+    batches: Sequence[Sequence[Any]],
+    *,
+    plan: Plan | None = None,
+    observer: str = "mse",
+    progress: Progress = silent,
 ) -> tvm.IRModule:
-    """Return a canonical module with balanced channels and centred keys: the same function."""
+    """Return a canonical module with balanced channels and centred keys: the same function.
+
+    plan: says how many bits each site has, 8 where there is none. observer: as for compile.
+    """
     groups, keys = find_groups(mod), find_keys(mod)
     if not groups and not keys:
         return mod
-    inputs = {node.name: node.inputs[0] for node in index(mod).by_name.values() if node.kind == "linear"}
     few = list(first_samples(batches, BALANCE_SAMPLES))
+    rows = Rows([group.value for group in groups], images(mod))
     seen = collect(
         mod,
         few,
-        values={group.value for group in groups}.__contains__,
-        gram_inputs={group.consumers[0]: inputs[group.consumers[0]] for group in groups}
-        | {key.site: key.source for key in keys},
+        values=lambda _name: False,
+        gram_inputs={key.site: key.source for key in keys},
+        also=rows.observe,
         progress=lambda _stage, done, total: progress("balance", done, total + 1),
     )
-    passes = [CentreKeys(key_biases(mod, seen)), Balance(balance_factors(mod, seen))]
-    result = tvm.transform.Sequential(passes)(mod)
+    precisions = {site.site: site.precision for site in plan.sites} if plan else {}
+    decided = balance_factors(mod, rows, precisions=precisions, method=observer)
+    result = tvm.transform.Sequential([CentreKeys(key_biases(mod, seen)), Balance(decided)])(mod)
     progress("balance", len(few) + 1, len(few) + 1)
     return result
 

@@ -1,97 +1,147 @@
-"""Decide how far each channel is balanced: the powers of two that passes/balance.py applies.
+"""Decide how the channels of each group are balanced: the factors and shifts that passes/balance.py applies.
 
-m_c = 2**round(log2(max|x_c|**alpha / max|W_c|**(1 - alpha))), SmoothQuant's factor rounded to a power of two.
-Alpha is searched per group by the error of the linears' outputs (P2-ViT), leaving it alone among them.
+Candidates are the factors that models of the noise like best (channel_factors.py), each around zero and
+around the channels' middles, and doing nothing. Among them decides the error of the consumers' outputs,
+measured on rows of calibration data that are quantized as they would be, in the observer's range. Half of the
+rows is not shown to the models: factors for a channel that was narrow by chance fail there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import tvm
 
-from tvmq.calibrate.calibration import Calibration, ValueStats
-from tvmq.passes.balance import Factors, Group, find_groups
+from tvmq.calibrate.channel_factors import proposals
+from tvmq.calibrate.grids import integer_range
+from tvmq.calibrate.histogram import Histogram
+from tvmq.calibrate.observers import quantization_range
+from tvmq.calibrate.rows import Rows
+from tvmq.passes.balance import Balancing
+from tvmq.passes.balance_groups import Group, find_groups
+from tvmq.spec import Precision
 
 Float32 = npt.NDArray[np.float32]
-Exponents = npt.NDArray[np.int32]
+Float64 = npt.NDArray[np.float64]
 
-ALPHAS = (0.35, 0.4, 0.5, 0.55, 0.65)
-SMALLEST_RANGE = 1e-5  # of the widest channel's range: what a dead channel counts as
-# A channel's mean square when no moments are known, over its largest square: as if normal.
-MEAN_SQUARE = 1 / 9
+MOST_OUTPUTS = 512  # of a site's, those that errors are computed of; taken evenly
+PLAIN = Precision(8, 8)
+WORTH_IT = 0.9  # of the error of doing nothing: less is chance
+# Rows per channel, and rows that are enough for any number of channels: from fewer, ranges are chance too.
+ROWS_PER_CHANNEL, ENOUGH_ROWS = 2, 256
 
 
 def balance_factors(
-    mod: tvm.IRModule, calibration: Calibration, *, weight_bits: int = 8, activation_bits: int = 8
-) -> Factors:
-    """Decide the exponents of every group of mod, which is canonical; groups best left alone are absent.
+    mod: tvm.IRModule,
+    rows: Rows,
+    *,
+    precisions: Mapping[str, Precision | None] | None = None,
+    method: str = "mse",
+) -> Mapping[str, Balancing]:
+    """Decide for every group of mod, which is canonical; groups best left alone are absent.
 
-    The error that alpha is chosen by comes from the moments of the linears' inputs where calibration has
-    them, else from the ranges of the channels, which it must have.
+    rows: of the value of every group. precisions: of sites, w8a8 where they say nothing; a group that no
+    integer site takes is left alone. method: the observer that will choose the ranges.
     """
-    calibration.require_module(mod)
-    factors = {}
+    decided = {}
     for group in find_groups(mod):
-        exponents = _decide(group, calibration, weight_bits, activation_bits)
-        if exponents.any():
-            factors[group.site] = tuple(int(e) for e in exponents)
-    return MappingProxyType(factors)
+        known = [(precisions or {}).get(consumer.site, PLAIN) for consumer in group.consumers]
+        integer = [precision for precision in known if precision is not None]
+        seen = rows.of(group.value)
+        if seen is None:
+            raise ValueError(f"balance: calibration has no rows of {group.value!r}")
+        few = len(seen) < min(ROWS_PER_CHANNEL * group.channels, ENOUGH_ROWS)
+        if not integer or few or not np.isfinite(seen).all():
+            continue
+        bits = min(p.weight_bits for p in integer), min(p.activation_bits for p in integer)
+        best = _decide(group, _Site(group, seen, bits, method))
+        if best is not None:
+            decided[group.site] = best
+    return MappingProxyType(decided)
 
 
-def _decide(group: Group, calibration: Calibration, weight_bits: int, activation_bits: int) -> Exponents:
-    """Return the exponents [C] of least output error; all zero if no alpha beats leaving the group alone."""
-    stats = calibration.values.get(group.value)
-    if stats is None or stats.absmax_per_channel is None:
-        raise ValueError(f"balance: calibration has no ranges per channel of {group.value!r}")
-    moments = calibration.linear_inputs.get(group.consumers[0])
-    gram = np.diag(stats.absmax_per_channel**2 * MEAN_SQUARE) if moments is None else moments.gram
-    candidates = [np.zeros(len(gram), np.int32)]
-    for alpha in ALPHAS:
-        exponents = _exponents(stats.absmax_per_channel, group.weights, alpha)
-        if not any(np.array_equal(exponents, other) for other in candidates):
-            candidates.append(exponents)
-    errors = [_output_error(group, stats, gram, e, (weight_bits, activation_bits)) for e in candidates]
-    return candidates[int(np.argmin(errors))]
+def _decide(group: Group, site: _Site) -> Balancing | None:
+    """Return the candidate of least output error; None if that is to leave the group alone."""
+    best, least = None, site.error(_nothing(group.channels)) * WORTH_IT
+    for candidate in _candidates(group, site):
+        error = site.error(candidate)
+        if error < least:
+            best, least = candidate, error
+    return best
 
 
-def _exponents(absmax: Float32, weights: tuple[Float32, ...], alpha: float) -> Exponents:
-    """Return round(log2(absmax**alpha / wmax**(1 - alpha))) [C], less its rounded mean."""
-    rows = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
-    log_m = alpha * np.log2(_floored(absmax)) - (1 - alpha) * np.log2(_floored(rows))
-    exponents = np.rint(log_m).astype(np.int32)
-    return np.asarray(exponents - np.int32(np.rint(exponents.mean())))
+def _candidates(group: Group, site: _Site) -> Iterator[Balancing]:
+    still = np.zeros(group.channels, np.float32)
+    middle = ((site.rows.max(0) + site.rows.min(0)) / 2).astype(np.float32)
+    for shifts in (middle, still) if group.shiftable else (still,):
+        for factors in site.proposals(shifts):
+            yield Balancing(factors.astype(np.float32), shifts)
 
 
-def _floored(ranges: Float32) -> Float32:
-    """Return ranges with none below SMALLEST_RANGE of the widest; all 1 when all are zero."""
-    widest = float(ranges.max())
-    return np.maximum(ranges, widest * SMALLEST_RANGE) if widest > 0 else np.ones_like(ranges)
+def _nothing(channels: int) -> Balancing:
+    return Balancing(np.ones(channels, np.float32), np.zeros(channels, np.float32))
 
 
-def _output_error(
-    group: Group, stats: ValueStats, gram: Float32, exponents: Exponents, bits: tuple[int, int]
-) -> float:
-    """Return the expected squared error of the linears' outputs, per row, once x / m and m W are quantized.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Site:
+    """The consumers of a group as one."""
 
-    Rounding of activations is independent noise of variance scale**2 / 12; that of weights is computed.
-    """
-    weight_bits, activation_bits = bits
-    low, high = stats.low_per_channel, stats.high_per_channel
-    assert low is not None
-    assert high is not None
-    m = np.exp2(exponents).astype(np.float32)
-    span = max((high / m).max(), 0.0) - min((low / m).min(), 0.0)
-    noise = (float(span) / (2**activation_bits - 1)) ** 2 / 12
-    balanced_gram = gram / m / m[:, None]
-    error = 0.0
-    for weight in group.weights:
-        balanced = weight * m[:, None]
-        scale = np.abs(balanced).max(0) / (2 ** (weight_bits - 1) - 1)
-        scale = np.where(scale > 0, scale, np.float32(1))
-        rounding = np.rint(balanced / scale) * scale - balanced
-        error += noise * float(np.square(balanced).sum())  # vdot's sums depend on the number of threads
-        error += float((rounding * (balanced_gram @ rounding)).sum())
-    return error
+    group: Group
+    rows: Float32  # [R, C] that they see
+    bits: tuple[int, int]  # of weights, of activations
+    method: str
+
+    def weights(self) -> list[Float32]:
+        """Return [C, taps, N] of each consumer that mixes channels, with at most MOST_OUTPUTS outputs."""
+        found = [consumer.weight for consumer in self.group.consumers if consumer.mixes]
+        stride = -(-sum(w.shape[2] for w in found) // MOST_OUTPUTS)
+        return [w[:, :, ::stride] for w in found]
+
+    def separate(self) -> Float64:
+        """Return [C]: sums of squares of the weights of depthwise consumers."""
+        total = np.zeros(self.group.channels)
+        for consumer in self.group.consumers:
+            if not consumer.mixes:
+                total += (consumer.weight.astype(np.float64) ** 2).sum((1, 2))
+        return total
+
+    def proposals(self, shifts: Float32) -> list[Float64]:
+        """Return what the models of the noise like best, [C] each."""
+        weight_bits, activation_bits = self.bits
+        steps = 2 / (2**activation_bits - 1), 1 / integer_range(weight_bits, True)[1]
+        weights = [w.astype(np.float64) for w in self.weights()]
+        half = self.rows[: (len(self.rows) + 1) // 2] - shifts
+        return proposals(half.astype(np.float64), weights, self.separate(), steps)
+
+    def error(self, balancing: Balancing) -> float:
+        """Return the mean squared error of the outputs, summed, less its mean, which biases take."""
+        m = balancing.factors
+        balanced = (self.rows - balancing.shifts) / m
+        noise = (self._quantized(balanced) - balanced) * m
+        noise = noise[len(noise) // 2 :]  # the half that no model has seen
+        noise -= noise.mean(0)
+        variance = balanced.var(0).astype(np.float64)
+        error = float(((noise.astype(np.float64) ** 2).mean(0) * self.separate()).sum())
+        for weight in self.weights():
+            channels, taps, outputs = weight.shape
+            made = torch.from_numpy(noise) @ torch.from_numpy(weight.reshape(channels, -1))
+            error += made.square_().sum(dtype=torch.float64).item() / len(noise)
+            scaled = (weight * m[:, None, None]).reshape(channels * taps, outputs)
+            step = np.abs(scaled).max(0) / integer_range(self.bits[0], True)[1]
+            step = np.where(step > 0, step, np.float32(1))
+            rounding = np.rint(scaled / step) * step - scaled
+            squares = (rounding**2).reshape(channels, taps * outputs).sum(1)
+            error += float((squares * variance).sum())
+        return error
+
+    def _quantized(self, values: Float32) -> Float32:
+        bits = self.bits[1]
+        scale, zero = quantization_range(Histogram.of(values), bits, False, self.method)
+        low, high = integer_range(bits, False)
+        steps = np.clip(np.rint(values / np.float32(scale)) + zero, low, high) - zero
+        return np.asarray(steps * np.float32(scale), np.float32)

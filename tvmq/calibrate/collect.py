@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -32,12 +33,14 @@ def collect(
     *,
     values: Callable[[str], bool] | None = None,
     gram_inputs: Mapping[str, str] | None = None,
+    also: reference.Observer | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the statistics of mod's float values over batches (from as_batches).
 
     values: which parameters and bindings of main to keep, by name; all float ones when None.
     gram_inputs: the name of the input value [..., K] of every linear site whose moments are wanted.
+    also: is shown every value too.
     """
     collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod))
     digest = hashlib.sha256()
@@ -49,7 +52,7 @@ def collect(
             digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
         collector.start()
-        reference.run(mod, batch, observe=collector.observe)
+        reference.run(mod, batch, observe=partial(_show, (collector.observe, *([also] if also else []))))
         samples += batch[0].shape[0] if batch[0].ndim else 1
         progress("calibrate", done, total or done + 1)
     if samples == 0:
@@ -63,6 +66,11 @@ def collect(
         values=MappingProxyType({name: acc.result() for name, acc in collector.values.items()}),
         linear_inputs=MappingProxyType(collector.moments(gram_inputs or {})),
     )
+
+
+def _show(observers: Sequence[reference.Observer], name: str, value: torch.Tensor) -> None:
+    for observe in observers:
+        observe(name, value)
 
 
 class _Collector:

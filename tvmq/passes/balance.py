@@ -1,143 +1,150 @@
-"""Move scale between the channels of a linear's input and the rows of its weight, by powers of two.
+"""Give the channels of a site's input like ranges, by a factor m and a shift t for each: x' = (x - t) / m.
 
-    Before:  x = layer_norm(h, gamma, beta)            y = matmul(x, W)        (every consumer of x)
-    After:   x = layer_norm(h, gamma / m, beta / m)    y = matmul(x, m[:, None] * W)
+    Before:  x = layer_norm(h, gamma, beta)              y = add(matmul(x, W), b)     (every consumer of x)
+    After:   x = layer_norm(h, gamma/m, (beta - t)/m)    y = add(matmul(x, m * W), b + t W)
 
-    Before:  v = add(matmul(x, V), b)            y = matmul(attention(q, k, v), W)
-    After:   v = add(matmul(x, V / m), b / m)    y = matmul(attention(q, k, v), m[:, None] * W)
+    Before:  v = add(matmul(x, V), c)                    y = add(matmul(attention(q, k, v), W), b)
+    After:   v = add(matmul(x, V / m), (c - t) / m)      y = add(matmul(attention(q, k, v), m * W), b + t W)
 
-Attention takes convex combinations of the rows of v, so each of its channels passes through on its own. Every
-m is a power of two: the float function stays the same bit for bit, barring overflow and underflow, and the
-channels of the activation, which share one scale once quantized, come to have like ranges. Which m is decided
-in calibrate/balancing.py.
+    Before:  x = relu(add(conv2d(h, V), c))              y = conv2d(x, W)
+    After:   x = relu(add(conv2d(h, V / m), c / m))      y = conv2d(x, m * W)
+
+m * W multiplies row k of W [K, N] by m[k]. Attention takes convex combinations of the rows of v, so each of
+its channels, and a number added to it, passes through on its own. The float function stays the same but for
+the rounding of constants; the channels of the activation share one scale once quantized. Which m and t is
+decided in calibrate/balancing.py. It is the shift of RepQ-ViT and AOCQ, the factor of SmoothQuant, and
+cross-layer equalization, of triples with a depthwise convolution too: with one weight scale per output
+channel, a group's factors change nothing in the next one's choice, so that nothing is iterated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import relax
 
-from tvmq.passes.linear_graph import LinearGraph, is_constant
-from tvmq.passes.rebuild import Expr, Rebuild, Var, rebuild, shape_of
+from tvmq.passes.balance_groups import Group, find_groups
+from tvmq.passes.constants import array_of
+from tvmq.passes.linear_graph import LinearGraph, is_channel_constant
+from tvmq.passes.rebuild import Expr, Rebuild, Var, op_name, rebuild
 
 Float32 = npt.NDArray[np.float32]
-Exponents = npt.NDArray[np.int32]
-Factors = Mapping[str, tuple[int, ...]]  # by site: the exponent of m for each channel
-
-ATTENTIONS = ("nn.attention", "nn.attention_bias")
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Channels that can be balanced together: who makes them and which linears take them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Balancing:
+    """What becomes of the channels of one group: x' = (x - shifts) / factors."""
 
-    site: str  # the layer_norm, or the matmul that makes v
-    value: str  # the value that the consumers take, [..., C]
-    bias: str | None  # the addition of v's bias; None for a layer_norm
-    consumers: tuple[str, ...]
-    weights: tuple[Float32, ...] = field(repr=False)  # the consumers', [C, N] each
+    factors: Float32  # [C], > 0
+    shifts: Float32  # [C]
 
 
 @tvm.transform.module_pass(opt_level=0, name="Balance")
 class Balance:
-    """Apply decided exponents; the canonical form stays canonical, with the same sites."""
+    """Apply what was decided, by group; the canonical form stays canonical, with the same sites.
 
-    def __init__(self, factors: Factors) -> None:
-        self.factors = factors
+    A linear without a bias gets one where its input is shifted.
+    """
+
+    def __init__(self, decided: Mapping[str, Balancing]) -> None:
+        self.decided = dict(decided)
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Return mod with its constants rescaled."""
+        """Return mod with its constants changed."""
         groups = {group.site: group for group in find_groups(mod)}
-        unknown = sorted(set(self.factors) - set(groups))
-        if unknown:
-            raise ValueError(f"balance: {unknown[0]!r} is no group of this module; it has {sorted(groups)}")
-        edits = _Edits()
-        for site, exponents in self.factors.items():
-            edits.add_group(groups[site], np.array(exponents, np.int32))
+        edits = _Edits(LinearGraph(mod["main"]))
+        for site, balancing in self.decided.items():
+            if site not in groups:
+                raise ValueError(f"balance: {site!r} is no group of this module; it has {sorted(groups)}")
+            edits.add(groups[site], balancing)
         return rebuild(mod, edits.rule)
 
 
-def find_groups(mod: tvm.IRModule) -> tuple[Group, ...]:
-    """Return the groups of main that can be balanced exactly, in graph order."""
-    graph = LinearGraph(mod["main"])
-    found = [_after_layer_norm(graph, var) for var in graph.values if graph.op(var) == "nn.layer_norm"]
-    found += [_through_attention(graph, var) for var in graph.values if graph.op(var) in ATTENTIONS]
-    return tuple(group for group in found if group is not None)
-
-
-def _after_layer_norm(graph: LinearGraph, var: Var) -> Group | None:
-    """Return the group of a layer_norm over the last axis whose every reader is a linear."""
-    call = graph.values[var]
-    if not all(is_constant(arg) and len(arg.ty.shape) == 1 for arg in call.args[1:3]):
-        return None
-    linears = graph.linears(var)
-    return None if linears is None else _group(var.name, var.name, None, linears, graph)
-
-
-def _through_attention(graph: LinearGraph, var: Var) -> Group | None:
-    """Return the group of an attention between the linear that makes v and the linears that read it."""
-    call = graph.values[var]
-    merged = graph.only_reader(var)
-    if merged is None or graph.op(merged) != "reshape":
-        return None
-    if not _splits_heads(call, graph.values[merged]):
-        return None
-    linears = graph.linears(merged)
-    source = graph.linear_before(call.args[2])
-    if linears is None or source is None:
-        return None
-    matmul, bias = source
-    return _group(matmul.name, merged.name, None if bias is None else bias.name, linears, graph)
-
-
 class _Edits:
-    """Powers of two by which a binding's constants are to be multiplied: exponents that broadcast to them."""
+    """What is done to each maker and consumer, and the rule that does it."""
 
-    def __init__(self) -> None:
-        self.exponents: dict[str, list[Exponents]] = {}
+    def __init__(self, graph: LinearGraph) -> None:
+        self.calls = {var.name: value for var, value in graph.values.items()}
+        self.made: dict[str, Balancing] = {}  # by the site that makes the channels
+        self.taken: dict[str, Balancing] = {}  # by the site that takes them
+        self.sites: dict[str, str] = {}  # by the addition of a bias: its site
+        for var, call in graph.values.items():
+            made = call.args[0] if graph.op(var) == "add" and is_channel_constant(call) else None
+            if made is not None and graph.op(made) == "matmul" and graph.only_reader(made) is not None:
+                self.sites[var.name] = made.name
 
-    def add_group(self, group: Group, exponents: Exponents) -> None:
-        """Note the edits of one group; exponents [C] are those of m."""
-        channels = len(group.weights[0])
-        if len(exponents) != channels:
-            raise ValueError(f"balance: {group.site!r} has {channels} channels, not {len(exponents)}")
-        # What makes the channels, [C] or [K, C], is divided by m; the rows [C, N] that take them, multiplied.
-        for name in (group.site, group.bias):
-            if name is not None:
-                self.exponents.setdefault(name, []).append(-exponents)
-        for name in group.consumers:
-            self.exponents.setdefault(name, []).append(exponents[:, None])
+    def add(self, group: Group, balancing: Balancing) -> None:
+        """Note what becomes of one group."""
+        channels = len(balancing.factors)
+        if channels != group.channels:
+            raise ValueError(f"balance: {group.site!r} has {group.channels} channels, not {channels}")
+        if balancing.shifts.any() and not group.shiftable:
+            raise ValueError(f"balance: the channels of {group.site!r} cannot be shifted")
+        self.made[group.site] = balancing
+        if group.bias is not None:
+            self.sites[group.bias] = group.site
+        for consumer in group.consumers:
+            self.taken[consumer.site] = balancing
 
-    def rule(self, _rebuild: Rebuild, var: Var, value: Expr) -> Expr | None:
-        """Return the call with its constant operands rescaled, None where nothing is noted for it."""
-        edits = self.exponents.get(var.name)
-        if edits is None:
+    def rule(self, graph: Rebuild, var: Var, value: Expr) -> Expr | None:
+        """Return the call with its constants changed, None where nothing is noted for it."""
+        name = var.name
+        if name in self.sites:
+            site = self.sites[name]
+            if site not in self.made and site not in self.taken:
+                return None
+            bias = self._bias(site, value.args[1].value.numpy())
+            return relax.Call(value.op, [value.args[0], relax.const(bias)], value.attrs, value.ty_args)
+        if name not in self.made and name not in self.taken:
             return None
-        args = [_scaled(arg, edits) if is_constant(arg) else arg for arg in value.args]
-        return relax.Call(value.op, args, value.attrs, value.ty_args)
+        if op_name(value) == "nn.layer_norm":
+            return _scaled_norm(value, self.made[name])
+        args = [value.args[0], relax.const(self._weight(name, value)), *value.args[2:]]
+        call = relax.Call(value.op, args, value.attrs, value.ty_args)
+        if name in self.sites.values() or op_name(value) != "matmul":
+            return call
+        bias = self._bias(name, np.zeros(value.args[1].ty.shape[1].value, np.float32))
+        if not bias.any():
+            return call
+        added = f"{name}.bias" if f"{name}.bias" not in self.calls else f"{name}.bias.1"
+        return graph.emit(relax.op.add(graph.emit(call, name), relax.const(bias)), added)
+
+    def _weight(self, site: str, call: Expr) -> Float32:
+        """Return a site's weight [K, N] or OIHW for both its input and its output."""
+        weight: Float32 = call.args[1].value.numpy()
+        inputs, outputs = (0, 1) if op_name(call) == "matmul" else (1, 0)
+        if weight.shape[inputs] == 1 and op_name(call) != "matmul":
+            inputs = 0  # depthwise: [C, 1, H, W]
+        if site in self.taken:
+            weight = weight * _along(self.taken[site].factors, inputs, weight.ndim)
+        if site in self.made:
+            weight = weight / _along(self.made[site].factors, outputs, weight.ndim)
+        return weight
+
+    def _bias(self, site: str, bias: Float32) -> Float32:
+        """Return a site's bias, of the given shape, for both its input and its output."""
+        changed = bias.reshape(-1).astype(np.float64)
+        if site in self.taken and self.taken[site].shifts.any():
+            weight = array_of(self.calls[site].args[1])
+            assert weight is not None
+            changed = changed + self.taken[site].shifts.astype(np.float64) @ weight.astype(np.float64)
+        if site in self.made:
+            changed = (changed - self.made[site].shifts) / self.made[site].factors
+        return changed.astype(np.float32).reshape(bias.shape)
 
 
-def _group(site: str, value: str, bias: str | None, linears: list[Var], graph: LinearGraph) -> Group:
-    weights = tuple(graph.values[var].args[1].value.numpy() for var in linears)
-    return Group(site, value, bias, tuple(var.name for var in linears), weights)
+def _scaled_norm(call: Expr, balancing: Balancing) -> Expr:
+    gamma, beta = (arg.value.numpy() for arg in call.args[1:3])
+    constants = gamma / balancing.factors, (beta - balancing.shifts) / balancing.factors
+    args = [call.args[0], *(relax.const(each.astype(np.float32)) for each in constants)]
+    return relax.Call(call.op, args, call.attrs, call.ty_args)
 
 
-def _scaled(constant: Expr, edits: list[Exponents]) -> Expr:
-    array = constant.value.numpy()
-    for exponents in edits:
-        array = np.ldexp(array, exponents)
-    return relax.const(array.astype(np.float32))
-
-
-def _splits_heads(attention: Expr, merged: Expr) -> bool:
-    """Tell whether merged joins [B, T, H, D] to [..., H * D] and v has as many heads as the result."""
-    out, v, joined = shape_of(attention), shape_of(attention.args[2]), shape_of(merged)
-    return (
-        out is not None and v is not None and joined is not None
-        and out[2:] == v[2:] and joined[-1] == out[2] * out[3]
-    )  # fmt: skip
+def _along(factors: Float32, axis: int, rank: int) -> Float32:
+    shape = [1] * rank
+    shape[axis] = -1
+    return factors.reshape(shape)

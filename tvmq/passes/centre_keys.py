@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tvm
 from tvm import relax
 
-from tvmq.passes.balance import ATTENTIONS
+from tvmq.passes.balance_groups import ATTENTIONS
 from tvmq.passes.linear_graph import LinearGraph
 from tvmq.passes.rebuild import Expr, Rebuild, Var, rebuild
 

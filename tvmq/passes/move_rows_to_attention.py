@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 
 from tvmq.passes.affine import Affine, affine_of
-from tvmq.passes.balance import ATTENTIONS
+from tvmq.passes.balance_groups import ATTENTIONS
 from tvmq.passes.constants import constant
 from tvmq.passes.rebuild import Expr, Rebuild, Var, op_name, rebuild, shape_of
 from tvmq.passes.row_moves import MOVES, RowMove, row_move, take_rows

@@ -1,0 +1,24 @@
+import numpy as np
+import torch
+
+from tvmq.calibrate.rows import MOST_ROWS, ROWS_PER_BATCH, Rows
+
+
+def test_rows_are_taken_evenly_and_memory_is_bounded():
+    rows = Rows(["x"])
+    for _ in range(40):
+        rows.observe("x", torch.arange(300.0).reshape(1, 100, 3))
+        rows.observe("y", torch.zeros(2, 3))
+    found = rows.of("x")
+    assert found.shape == (MOST_ROWS, 3)
+    first = found[:ROWS_PER_BATCH, 0] / 3
+    assert (first[0], first[-1]) == (0, 99)
+    assert set(np.diff(first)) <= {1, 2}
+    assert rows.of("y") is None
+
+
+def test_channels_of_images_are_axis_1():
+    rows = Rows(["x"], images=["x"])
+    image = torch.arange(2 * 3 * 4.0).reshape(1, 3, 2, 4)
+    rows.observe("x", image)
+    np.testing.assert_array_equal(rows.of("x"), image[0].reshape(3, 8).T)
