@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tvmq import report
-from tvmq.environment import allowed_cpus, cpu_name
+from tvmq.environment import cpu_name
 from tvmq.evaluation import compare
 
 HERE = Path(__file__).parent
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument("--beds", default="", help=f"comma-separated, of {', '.join(RECIPES)}; default: all")
     parser.add_argument("--columns", help=f"may be repeated, of {columns}; default: all", action="append")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"data and models; default: {CACHE}")
-    parser.add_argument("--threads", type=int, default=min(2, len(allowed_cpus())), help="default: 2")
+    parser.add_argument("--threads", type=int, default=1, help="of each process; default: 1")
     given = parser.parse_args(arguments)
     known = SMOKE if given.smoke else RECIPES
     beds = tuple(given.beds.split(",")) if given.beds else tuple(known)
