@@ -211,7 +211,7 @@ def balanced(
     if not groups and not keys:
         return mod
     few = list(first_samples(batches, BALANCE_SAMPLES))
-    rows = Rows([group.value for group in groups], images(mod))
+    rows = Rows([group.value for group in groups], images(mod), batches=len(few))
     seen = collect(
         mod,
         few,

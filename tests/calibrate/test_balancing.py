@@ -19,7 +19,7 @@ def data(samples=8, seed=0):
 
 
 def rows_of(mod, batches):
-    rows = Rows([group.value for group in find_groups(mod)])
+    rows = Rows([group.value for group in find_groups(mod)], batches=len(batches))
     for batch in batches:
         reference.run(mod, batch, observe=rows.observe)
     return rows
@@ -114,4 +114,4 @@ def test_channels_that_are_always_zero_are_harmless():
 
 def test_a_group_without_rows_is_refused():
     with pytest.raises(ValueError, match="no rows of 'norm1'"):
-        balance_factors(transformer_block(), Rows([]))
+        balance_factors(transformer_block(), Rows([], batches=1))

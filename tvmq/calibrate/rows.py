@@ -10,14 +10,17 @@ import torch
 
 Float32 = npt.NDArray[np.float32]
 
-ROWS_PER_BATCH = 64
-MOST_ROWS = 1024  # of one value; what comes later is left out
+MOST_ROWS = 1024  # of one value
 
 
 class Rows:
-    """Rows [C] of values [..., C], or [B, C, H, W] where they are images, evenly from each batch."""
+    """Rows [C] of values [..., C], or [B, C, H, W] where they are images, evenly from each batch.
 
-    def __init__(self, wanted: Iterable[str], images: Iterable[str] = ()) -> None:
+    batches: how many will come, each of which gets its share of MOST_ROWS; what comes later is left out.
+    """
+
+    def __init__(self, wanted: Iterable[str], images: Iterable[str] = (), *, batches: int) -> None:
+        self._share = -(-MOST_ROWS // batches)
         self._images = frozenset(images)
         self._kept: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
 
@@ -28,7 +31,7 @@ class Rows:
             return
         rows = value.movedim(1, -1) if name in self._images else value
         rows = rows.reshape(-1, rows.shape[-1])
-        wanted = min(ROWS_PER_BATCH, len(rows), MOST_ROWS - sum(map(len, kept)))
+        wanted = min(self._share, len(rows), MOST_ROWS - sum(map(len, kept)))
         if wanted > 0:
             places = torch.linspace(0, len(rows) - 1, wanted, dtype=torch.float64).round().long()
             kept.append(rows[places].float())
