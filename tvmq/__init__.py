@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from tvmq import plugin
 
 if TYPE_CHECKING:
+    from tvmq.analysis.records import Analysis as Analysis
     from tvmq.compiled import CompiledModel as CompiledModel
     from tvmq.compiled import load as load
+    from tvmq.errors import CalibrationWarning as CalibrationWarning
     from tvmq.errors import TvmqError as TvmqError
+    from tvmq.errors import TvmqWarning as TvmqWarning
     from tvmq.evaluation import Evaluation as Evaluation
     from tvmq.evaluation import evaluate as evaluate
     from tvmq.tune.options import Tune as Tune
@@ -24,19 +27,23 @@ __version__ = "0.1.0"
 _HOME = {
     "compile": "tvmq.pipeline",
     "evaluate": "tvmq.evaluation",
+    "analyze": "tvmq.analysis.run",
     "load": "tvmq.compiled",
     "CompiledModel": "tvmq.compiled",
     "Benchmark": "tvmq.breakdown",
     "Evaluation": "tvmq.evaluation",
     "Verification": "tvmq.verification",
+    "Analysis": "tvmq.analysis.records",
     "Coverage": "tvmq.spec",
     "Plan": "tvmq.spec",
     "Tune": "tvmq.tune.options",
     "TvmqError": "tvmq.errors",
+    "TvmqWarning": "tvmq.errors",
+    "CalibrationWarning": "tvmq.errors",
     "mend_torchvision": "tvmq.frontend.torch",
 }
 
-_COMPILING = ("compile", "mend_torchvision")
+_COMPILING = ("analyze", "compile", "mend_torchvision")
 
 __all__ = ["__version__", *sorted(_HOME)]
 

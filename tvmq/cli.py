@@ -18,12 +18,31 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tvmq.cli_options import (
+    Artifact,
+    Bits,
+    CalibrationData,
+    Ignore,
+    Json,
+    Mean,
+    Model,
+    Observer,
+    Output,
+    Ranges,
+    Requantize,
+    Rescaling,
+    Samples,
+    Seed,
+    Std,
+    Strict,
+    Target,
+    Threads,
+)
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
@@ -36,61 +55,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Requantize(StrEnum):
-    """How an int32 accumulator becomes an 8-bit value."""
-
-    POT = "pot"
-    FIXED_POINT = "fixed_point"
-
-
-class Observer(StrEnum):
-    """How the range of an activation is chosen."""
-
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
-    MSE = "mse"
-    LP = "lp"
-    KL = "kl"
-    ACIQ = "aciq"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Artifact = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. Its code will run: trust it.")
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
-Mean = Annotated[
-    str, typer.Option(help="Mean of each channel of a photo, pixels in 0..1. Default: ImageNet's.")
-]
-Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: ImageNet's.")]
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")]
-CalibrationData = Annotated[
-    str,
-    typer.Option(
-        "--calibration",
-        help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...].",
-    ),
-]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Where to write. Default: MODEL with suffix .tvmq.")
-]
-Target = Annotated[
-    str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
-]
-Bits = Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")]
-Ignore = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
-]
-Rescaling = Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")]
-Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
-Samples = Annotated[
-    int, typer.Option(min=2, help="Use at most this many calibration samples; 32 or more are good.")
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -166,6 +130,35 @@ def tune(
     options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
+
+
+@app.command()
+def analyze(
+    model: Model,
+    calibration: CalibrationData,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write one page with plots of every site; needs nothing else."),
+    ] = None,
+    held_out: Annotated[
+        str, typer.Option(help="Other typical inputs to measure on. Default: some of those of --calibration.")
+    ] = "",
+    bits: Bits = 8,
+    ignore: Ignore = None,
+    requantize: Rescaling = Requantize.POT,
+    observer: Ranges = Observer.MSE,
+    samples: Samples = 128,
+    mean: Mean = "",
+    std: Std = "",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> int:
+    """Show which sites lose most by quantization, and what would help; nothing is compiled."""
+    from tvmq import cli_analyze, cli_compile
+
+    options = _quantizer(bits, ignore, requantize, observer, seed)
+    data = cli_compile.Data(calibration, samples, mean, std)
+    return cli_analyze.analyze_model(model, data, held_out, html, options, as_json=as_json)
 
 
 @app.command()
@@ -350,11 +343,19 @@ def _options(
 ) -> dict[str, Any]:
     return {
         "target": target,
+        "strict": strict,
+        **_quantizer(bits, ignore, requantize, observer, seed),
+    }
+
+
+def _quantizer(
+    bits: int, ignore: list[str] | None, requantize: Requantize, observer: Observer, seed: int
+) -> dict[str, Any]:
+    return {
         "bits": bits,
         "ignored": tuple(ignore or ()),
         "requantize": requantize.value,
         "observer": observer.value,
-        "strict": strict,
         "seed": seed,
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tvmq
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
-from tvmq.errors import InterruptedRunError, UsageError
+from tvmq.errors import CalibrationWarning, InterruptedRunError, UsageError
 from tvmq.images import load_calibration, preprocessing_from_text
 from tvmq.model_file import open_model
 from tvmq.progress import StageClock
@@ -36,10 +38,10 @@ def compile_model(
 ) -> int:
     """Compile the model at path and write the artifact; options go to tvmq.compile."""
     output = output or path.with_suffix(".tvmq")
-    _check_paths(path, output)
+    check_paths(path, output)
     profile = load_profile(options["target"])
     preprocessing = preprocessing_from_text(data.mean, data.std)
-    with StageDisplay() as display:
+    with StageDisplay() as display, calibration_warnings(display) as said:
         clock = StageClock(display)
         clock("start", 0, 1)  # seconds, for the compiler's packages
         model, inputs = open_model(path)
@@ -63,6 +65,7 @@ def compile_model(
         "bytes": output.stat().st_size,
         "target": profile.name,
         "calibration_samples": batches.samples,
+        "warnings": said,
     }
     _show(compiled, clock.seconds, facts, numbers, as_json=as_json)
     return 0
@@ -89,7 +92,27 @@ def _show(
     )
 
 
-def _check_paths(model: Path, output: Path) -> None:
+@contextmanager
+def calibration_warnings(display: StageDisplay) -> Iterator[list[str]]:
+    """Say warnings about calibration data while stages run, and give their texts; others pass as usual."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CalibrationWarning)
+        usual = warnings.showwarning
+
+        def showwarning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if not issubclass(category, CalibrationWarning):
+                usual(message, category, *rest, **more)
+                return
+            said.append(str(message))
+            display.say(f"warning: {message}")
+
+        warnings.showwarning = showwarning
+        yield said
+
+
+def check_paths(model: Path, output: Path) -> None:
+    """Refuse, with a UsageError, a model that is not there and a path that no file can be written to."""
     # Said now, not after minutes of work.
     if not model.exists():
         raise UsageError(f"{model}: no such file, wanted a model in .onnx or .pt2; check the path")

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 
@@ -83,6 +84,13 @@ class StageDisplay:
         self._stage, self._total = stage, total
         if self._bars:
             self._bars.update(self._task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """Print a line between the stages."""
+        if not self._bars:
+            self._finish()
+            self._stage = ""
+        self._console.print(Text(f"tvmq: {text}"), soft_wrap=True)
 
     def _finish(self) -> None:
         if not self._stage:

@@ -1,4 +1,4 @@
-"""Everything tvmq raises on purpose.
+"""Everything tvmq raises or warns of on purpose.
 
     TvmqError
     ├── UsageError              exit 2   an argument or a pattern the user gave, a file that is absent
@@ -9,6 +9,9 @@
     ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
     ├── VerificationError       exit 6   compiled output differs from the reference
     └── InterruptedRunError     exit 130 Ctrl-C in a command that keeps what it has done so far
+
+    TvmqWarning
+    └── CalibrationWarning               calibration data that works but looks wrong
 
 Messages are one sentence: where, what is, what is wanted, the way out.
 """
@@ -66,3 +69,15 @@ class InterruptedRunError(TvmqError):
     """Ctrl-C in a command that says what it keeps."""
 
     exit_code = 130
+
+
+class TvmqWarning(UserWarning):
+    """Base of all warnings: the work goes on, its result may not be what the user wants."""
+
+
+class CalibrationWarning(TvmqWarning):
+    """Calibration data that looks wrong; finding is the calibrate.findings.Finding that the text tells."""
+
+    def __init__(self, finding: object) -> None:
+        super().__init__(str(finding))
+        self.finding = finding

@@ -43,6 +43,10 @@ class Preprocessing:
                 "one positive std per mean is wanted"
             )
 
+    def __str__(self) -> str:
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"--mean {mean} --std {std}"
+
 
 def preprocessing_from_text(mean: str, std: str) -> Preprocessing:
     """Return what "0.5,0.5,0.5" means as mean and std; an empty one is ImageNet's."""
@@ -64,6 +68,7 @@ class CalibrationFiles:
     inputs: tuple[TensorSpec, ...]
     samples: int
     read: Callable[[int], Batch]  # sample number -> one array without batch axis per input
+    prepared: str = ""  # how the inputs are made of photos
 
     def __len__(self) -> int:
         return self.samples // self.inputs[0].shape[0]
@@ -90,6 +95,7 @@ def load_calibration(
     preprocessing = preprocessing or Preprocessing()
     if Path(path).suffix.lower() in ARRAY_SUFFIXES:
         count, read_sample = _array_samples(Path(path), inputs)
+        prepared = ""
     else:
         files = image_files(path)
         spec = _image_input(inputs, str(path))
@@ -98,6 +104,7 @@ def load_calibration(
         def read_sample(index: int) -> Batch:
             return (load_image(files[index], spec, preprocessing),)
 
+        prepared = str(preprocessing)
     taken = _spread(count, limit)
     if len(taken) < inputs[0].shape[0]:
         raise CalibrationError(
@@ -105,7 +112,7 @@ def load_calibration(
             "give more samples, or a model with a smaller batch"
         )
     return CalibrationFiles(
-        tuple(inputs), len(taken), lambda i: _finite(read_sample(taken[i]), path, taken[i])
+        tuple(inputs), len(taken), lambda i: _finite(read_sample(taken[i]), path, taken[i]), prepared
     )
 
 

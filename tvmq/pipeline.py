@@ -21,9 +21,12 @@ from tvmq.calibrate.balancing import balance_factors
 from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
+from tvmq.calibrate.check_inputs import data_findings
 from tvmq.calibrate.collect import collect, images
+from tvmq.calibrate.findings import Finding, announce
 from tvmq.calibrate.observers import OBSERVERS
 from tvmq.calibrate.rows import Rows
+from tvmq.calibrate.stability import GROUPS, Stability, stability
 from tvmq.compiled import CompiledModel
 from tvmq.environment import default_threads, require_linker, require_tvm
 from tvmq.errors import CalibrationError, UsageError
@@ -98,7 +101,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
     require_tvm()
-    _check_options(bits, requantize, observer, threads, tune)
+    check_quantization(bits, requantize, observer)
+    _check_build(threads, tune)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
@@ -114,6 +118,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         requantize=requantize,
         observer=observer,
         strict=strict,
+        seed=seed,
         progress=progress,
     )
     integer = lower(chosen.mod, chosen.numbers, progress=progress)
@@ -132,7 +137,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     return CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Quantized:
     """A model with every number of its integer form chosen, and what they were chosen from."""
 
@@ -144,6 +149,8 @@ class Quantized:
     coverage: Coverage  # what the plan makes of each site; `achieved` tells what lowering made of it
     batches: Sequence[Batch]
     seen: Calibration
+    stable: Stability
+    findings: tuple[Finding, ...]  # what looks wrong with the calibration data
     numbers: Quantization
 
 
@@ -157,31 +164,48 @@ def quantized(
     requantize: str = "pot",
     observer: str = "mse",
     strict: bool = False,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Quantized:
     """Run all stages from import to quantize; everything as for compile."""
-    unbalanced = canonical(model, example_inputs, progress=progress)
+    imported = _imported(model, example_inputs, progress)
+    unbalanced = _canonicalized(imported, progress)
     require_operators(unbalanced)
     nodes = index(unbalanced)
     plan = assign_precisions(nodes, module_hash(unbalanced), ignored=_patterns(ignored))
     formats = formats_of(nodes, plan)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
     batches = list(as_batches(calibration, input_specs(unbalanced)))
+    doubts = data_findings(imported, unbalanced, batches, prepared=getattr(calibration, "prepared", ""))
+    announce(doubts)
+    del imported  # its weights
     mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
     nodes = index(mod)
     seen = observe(mod, nodes, formats, batches, progress=progress)
+    stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
+    stable = stability(seen, stored, method=observer, seed=seed)
+    announce(stable.findings())
     numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
-    return Quantized(unbalanced, mod, nodes, formats, plan, coverage, batches, seen, numbers)
+    return Quantized(
+        unbalanced=unbalanced,
+        mod=mod,
+        nodes=nodes,
+        formats=formats,
+        plan=plan,
+        coverage=coverage,
+        batches=batches,
+        seen=seen,
+        stable=stable,
+        findings=(*doubts, *stable.findings()),
+        numbers=numbers,
+    )
 
 
 def canonical(
     model: Any, example_inputs: Sequence[Any] | None = None, *, progress: Progress = silent
 ) -> tvm.IRModule:
     """Return a model at level canonical; model and example_inputs as for compile."""
-    with step(progress, "import"):
-        mod = import_model(model, example_inputs)
-    with step(progress, "canonicalize"):
-        return canonicalize(mod)
+    return _canonicalized(_imported(model, example_inputs, progress), progress)
 
 
 def formats_of(nodes: Nodes, plan: Plan) -> Formats:
@@ -247,7 +271,7 @@ def observe(
 ) -> Calibration:
     """Run a canonical module on the batches; return what its stored values and linear inputs look like."""
     stored, inputs = formats.values.__contains__, gram_inputs(nodes, formats)
-    return collect(mod, batches, values=stored, gram_inputs=inputs, progress=progress)
+    return collect(mod, batches, values=stored, gram_inputs=inputs, groups=GROUPS, progress=progress)
 
 
 def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = silent) -> tvm.IRModule:
@@ -323,17 +347,31 @@ class LoweringPipeline:
         return self.profile or given
 
 
-def _check_options(bits: int, requantize: str, observer: str, threads: int | None, tune: Tune | None) -> None:
+def check_quantization(bits: int, requantize: str, observer: str) -> None:
+    """Refuse options of the quantizer that do not exist, with a UsageError."""
     if bits != 8:
         raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
     if requantize not in REQUANTIZE:
         raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
     if observer not in OBSERVERS:
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
+
+
+def _check_build(threads: int | None, tune: Tune | None) -> None:
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads!r}: at least 1 is wanted; leave it out to use all cores")
     if tune is not None and not isinstance(tune, Tune):
         raise UsageError(f"tune={tune!r}: a tvmq.Tune is wanted, e.g. tune=tvmq.Tune(trials=32)")
+
+
+def _imported(model: Any, example_inputs: Sequence[Any] | None, progress: Progress) -> tvm.IRModule:
+    with step(progress, "import"):
+        return import_model(model, example_inputs)
+
+
+def _canonicalized(mod: tvm.IRModule, progress: Progress) -> tvm.IRModule:
+    with step(progress, "canonicalize"):
+        return canonicalize(mod)
 
 
 def _patterns(ignored: str | Sequence[str]) -> tuple[str, ...]:

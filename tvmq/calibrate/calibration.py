@@ -26,12 +26,13 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ValueStats:
-    """The statistics of one value of the module; the last three are [C], or None for rank below two."""
+    """The statistics of one value of the module; the arrays are [C], or None for rank below two."""
 
     histogram: Histogram
     low_per_channel: Float32 | None = None
     high_per_channel: Float32 | None = None
     mean_per_channel: Float32 | None = None
+    groups: tuple[Histogram, ...] = ()  # that of each group of samples, where kept apart; not saved to files
 
     @property
     def absmax_per_channel(self) -> Float32 | None:
@@ -165,7 +166,8 @@ def _value_from_json(
     else:
         histogram = Histogram(arrays[f"counts.{index}"], entry["minimum"], entry["maximum"], entry["total"])
     names = [f"{kind}.{index}" for kind in CHANNEL_ARRAYS]
-    return ValueStats(histogram, *(arrays.get(name) for name in names))
+    low, high, mean = (arrays.get(name) for name in names)
+    return ValueStats(histogram, low, high, mean)
 
 
 def _arrays_path(path: Path) -> Path:

@@ -1,14 +1,14 @@
 """Run a module over calibration data and keep what scales, balancing and weight rounding need.
 
-Memory does not grow with the number of samples: a histogram and three numbers per channel for each value, and
-one second-moment matrix for each distinct input of the linear sites.
+Memory does not grow with the number of samples: a histogram (or one for each of a few groups of samples) and
+three numbers per channel for each value, one second-moment matrix for each distinct input of linear sites.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from functools import partial
+from functools import partial, reduce
 from types import MappingProxyType
 
 import numpy as np
@@ -34,6 +34,7 @@ def collect(
     values: Callable[[str], bool] | None = None,
     gram_inputs: Mapping[str, str] | None = None,
     also: reference.Observer | None = None,
+    groups: int = 1,
     progress: Progress = silent,
 ) -> Calibration:
     """Return the statistics of mod's float values over batches (from as_batches).
@@ -41,8 +42,9 @@ def collect(
     values: which parameters and bindings of main to keep, by name; all float ones when None.
     gram_inputs: the name of the input value [..., K] of every linear site whose moments are wanted.
     also: is shown every value too.
+    groups: into how many groups the batches are dealt, each with a histogram of its own (ValueStats.groups).
     """
-    collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod))
+    collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod), groups)
     digest = hashlib.sha256()
     total = max(len(batches), 1) if isinstance(batches, Sized) else None
     progress("calibrate", 0, total or 1)
@@ -51,7 +53,7 @@ def collect(
         for tensor in batch:
             digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
-        collector.start()
+        collector.start(done - 1)
         reference.run(mod, batch, observe=partial(_show, (collector.observe, *([also] if also else []))))
         samples += batch[0].shape[0] if batch[0].ndim else 1
         progress("calibrate", done, total or done + 1)
@@ -77,18 +79,25 @@ class _Collector:
     """The accumulators of every value that is kept; observe is what the reference calls."""
 
     def __init__(
-        self, wanted: Callable[[str], bool] | None, moments_of: frozenset[str], images: frozenset[str]
+        self,
+        wanted: Callable[[str], bool] | None,
+        moments_of: frozenset[str],
+        images: frozenset[str],
+        groups: int,
     ) -> None:
         self.wanted = wanted
+        self.groups = groups
+        self.group = 0
         self.images = images
         self.moments_of = moments_of
         self.values: dict[str, _ValueAccumulator] = {}
         self.inputs: dict[str, _MomentAccumulator] = {}
         self.seen: set[str] = set()
 
-    def start(self) -> None:
-        """Begin a batch."""
+    def start(self, batch: int) -> None:
+        """Begin a batch, which has this number."""
         self.seen.clear()
+        self.group = batch % self.groups
 
     def observe(self, name: str, value: torch.Tensor) -> None:
         """Add one value of the batch."""
@@ -101,7 +110,10 @@ class _Collector:
         self.seen.add(name)
         if self.wanted is None or self.wanted(name):
             try:
-                self.values.setdefault(name, _ValueAccumulator(name in self.images)).update(value)
+                accumulator = self.values.get(name)
+                if accumulator is None:
+                    accumulator = self.values[name] = _ValueAccumulator(name in self.images, self.groups)
+                accumulator.update(value, self.group)
             except ValueError as error:
                 raise CalibrationError(
                     f"calibration: the float model computes NaN at {name!r}; mend the model or its inputs"
@@ -121,18 +133,18 @@ class _Collector:
 class _ValueAccumulator:
     """The streaming form of ValueStats."""
 
-    def __init__(self, image: bool) -> None:
+    def __init__(self, image: bool, groups: int) -> None:
         self.image = image  # [N, C, H, W]; channels are the last axis of anything else
-        self.histogram = Histogram.empty()
+        self.histograms = [Histogram.empty()] * groups
         self.low: torch.Tensor | None = None  # [C]
         self.high: torch.Tensor | None = None
         self.total: torch.Tensor | None = None  # float64 [C]
         self.rows = 0
 
-    def update(self, value: torch.Tensor) -> None:
-        """Add a batch of one value."""
+    def update(self, value: torch.Tensor, group: int) -> None:
+        """Add a batch of one value to a group."""
         value = value.float()
-        self.histogram = self.histogram.merge(Histogram.of(value))
+        self.histograms[group] = self.histograms[group].merge(Histogram.of(value))
         if value.ndim < 2:
             return
         axis = 1 if self.image else value.ndim - 1
@@ -152,11 +164,12 @@ class _ValueAccumulator:
 
     def result(self) -> ValueStats:
         """Return the frozen statistics."""
+        histogram = reduce(Histogram.merge, self.histograms)
+        groups = tuple(each for each in self.histograms if each.count) if len(self.histograms) > 1 else ()
         if self.low is None or self.high is None or self.total is None:
-            return ValueStats(self.histogram)
-        return ValueStats(
-            self.histogram, self.low.numpy(), self.high.numpy(), (self.total / self.rows).float().numpy()
-        )
+            return ValueStats(histogram, groups=groups)
+        mean = (self.total / self.rows).float()
+        return ValueStats(histogram, self.low.numpy(), self.high.numpy(), mean.numpy(), groups)
 
 
 class _MomentAccumulator:

@@ -1,0 +1,64 @@
+"""The arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Requantize(StrEnum):
+    """How an int32 accumulator becomes an 8-bit value."""
+
+    POT = "pot"
+    FIXED_POINT = "fixed_point"
+
+
+class Observer(StrEnum):
+    """How the range of an activation is chosen."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    LP = "lp"
+    KL = "kl"
+    ACIQ = "aciq"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Artifact = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. Its code will run: trust it.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
+Mean = Annotated[
+    str, typer.Option(help="Mean of each channel of a photo, pixels in 0..1. Default: ImageNet's.")
+]
+Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: ImageNet's.")]
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")]
+CalibrationData = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...].",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write. Default: MODEL with suffix .tvmq.")
+]
+Target = Annotated[
+    str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
+]
+Bits = Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
+]
+Rescaling = Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")]
+Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
+Samples = Annotated[
+    int, typer.Option(min=2, help="Use at most this many calibration samples; 32 or more are good.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
