@@ -112,6 +112,7 @@ def small_swin(size: int) -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*scales would change:tvmq.CalibrationWarning")  # the samples are few
 @pytest.mark.parametrize(("size", "batch", "moves"), [(56, 1, 0), (56, 2, 0), (60, 1, 8)])
 def test_windows_are_read_where_they_lie_unless_they_are_padded(size: int, batch: int, moves: int) -> None:
     torch.manual_seed(0)
