@@ -102,7 +102,7 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     (call,) = compile_calls
     assert [batch[0].shape for batch in call.pop("batches")] == [(1, 3, 8, 8)] * 2
     assert call == {
-        "model": model_file, "target": "x86_avx2", "bits": 8, "ignored": ("head", "blocks.0.*"),
+        "model": model_file, "target": "x86_avx2", "bits": "8", "ignored": ("head", "blocks.0.*"),
         "requantize": "fixed_point", "observer": "mse", "strict": False, "seed": 0,
     }  # fmt: skip
     summary = json.loads(out)
@@ -185,7 +185,7 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
         ("-o absent/m.tvmq", "folder 'absent' does not exist; create it first"),
         ("--mean 1,2", "one positive std per mean is wanted"),
         ("--mean blue", "--mean: 'blue' is not a list of numbers"),
-        ("--bits 4", "'--bits'"),
+        ("--bits w9a8", "bits='w9a8': no widths are called that; pass 8, 6 or 4"),
         ("--requantize dyadic", "'--requantize'"),
         ("--no-such-option", "No such option: --no-such-option. See `tvmq compile --help`."),
     ],

@@ -31,6 +31,17 @@ def test_bits_outside_the_kernels_are_refused():
         Precision.from_json({"weight_bits": 9, "activation_bits": 8}, "plan[0]")
 
 
+@pytest.mark.parametrize(("bits", "name"), [(8, "w8a8"), ("6", "w6a6"), ("w2a3", "w2a3"), ("w5a8", "w5a8")])
+def test_bits_have_short_names(bits, name):
+    assert str(Precision.of(bits)) == name
+
+
+@pytest.mark.parametrize("bits", [2, 9, 16, "", "w1a8", "w4a2", "w4", "w44a8", "W4A8", True, None, 4.0, "٤"])
+def test_bits_that_no_kernel_has_are_refused_with_those_that_it_has(bits):
+    with pytest.raises(UsageError, match=r"no widths are called that; pass 8, 6 or 4 for .* as in \"w4a8\""):
+        Precision.of(bits)
+
+
 def test_coverage_counts_multiply_accumulates():
     rows = (CoverageRow("a", "linear", True, "", 300), CoverageRow("b", "conv2d", False, "ignored", 100))
     assert Coverage(rows).macs_integer_fraction == 0.75

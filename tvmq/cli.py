@@ -74,7 +74,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     calibration: CalibrationData,
     output: Output = None,
     target: Target = "native",
-    bits: Bits = 8,
+    bits: Bits = "8",
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
@@ -107,7 +107,7 @@ def tune(
         typer.Option(help="File of what was measured. Default: tvmq/tuning.jsonl in the cache folder."),
     ] = None,
     target: Target = "native",
-    bits: Bits = 8,
+    bits: Bits = "8",
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
@@ -143,7 +143,7 @@ def analyze(
     held_out: Annotated[
         str, typer.Option(help="Other typical inputs to measure on. Default: some of those of --calibration.")
     ] = "",
-    bits: Bits = 8,
+    bits: Bits = "8",
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
@@ -334,7 +334,7 @@ def _noted(interrupts: list[int]) -> Iterator[None]:
 
 def _options(
     target: str,
-    bits: int,
+    bits: str,
     ignore: list[str] | None,
     requantize: Requantize,
     observer: Observer,
@@ -349,8 +349,11 @@ def _options(
 
 
 def _quantizer(
-    bits: int, ignore: list[str] | None, requantize: Requantize, observer: Observer, seed: int
+    bits: str, ignore: list[str] | None, requantize: Requantize, observer: Observer, seed: int
 ) -> dict[str, Any]:
+    from tvmq.spec import Precision
+
+    Precision.of(bits)  # what it refuses is said before any work
     return {
         "bits": bits,
         "ignored": tuple(ignore or ()),

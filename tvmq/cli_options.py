@@ -51,7 +51,9 @@ Output = Annotated[
 Target = Annotated[
     str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
 ]
-Bits = Annotated[int, typer.Option(min=8, max=8, help="Bits of weights and activations.")]
+Bits = Annotated[
+    str, typer.Option(help="Bits of weights and activations: 8, 6, 4, or both as in w4a8. Ends keep 8.")
+]
 Ignore = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
 ]

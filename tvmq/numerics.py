@@ -194,11 +194,12 @@ def unary_table(
     zero_point_in: int,
     scale_out: float,
     zero_point_out: int,
+    limits: tuple[int, int] = (0, 255),
 ) -> npt.NDArray[np.uint8]:
-    """Return the 256 uint8 values of function for every uint8 input; ties round up."""
+    """Return the 256 uint8 values of function for every uint8 input, clipped to limits; ties round up."""
     x = (np.arange(256, dtype=np.float64) - zero_point_in) * scale_in
     steps = np.floor(function(x) / scale_out + 0.5) + zero_point_out
-    table: npt.NDArray[np.uint8] = np.clip(steps, 0, 255).astype(np.uint8)
+    table: npt.NDArray[np.uint8] = np.clip(steps, *limits).astype(np.uint8)
     return table
 
 

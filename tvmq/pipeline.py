@@ -41,7 +41,7 @@ from tvmq.passes.centre_keys import CentreKeys, find_keys
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
-from tvmq.plan.assign import achieved, assign_precisions, coverage_of
+from tvmq.plan.assign import achieved, as_stored, assign_precisions, coverage_of
 from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
@@ -49,7 +49,7 @@ from tvmq.quantize.choose import choose, gram_inputs
 from tvmq.reference import require_operators
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
-from tvmq.spec import Coverage, Description, Plan
+from tvmq.spec import W8A8, Coverage, Description, Plan, Precision
 from tvmq.target import NATIVE, TargetProfile, load_profile
 from tvmq.tune.options import Tune
 from tvmq.tune.results import decisions_of
@@ -72,7 +72,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     *,
     example_inputs: Any = None,
     calibration: Any = None,
-    bits: int = 8,
+    bits: int | str = 8,
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
@@ -88,6 +88,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     target: a profile's name or alias, a path to a profile, a tvm Target, or "native" for this CPU.
     example_inputs: what the model is called with; needed for a torch.nn.Module, else it sets the batch size.
     calibration: typical inputs, prepared as for the float model; arrays, tensors, tuples or dicts.
+    bits: 8, 6 or 4 for weights and activations, or both as in "w4a8": weights 2 to 8, activations 3 to 8. The
+    first and the last products keep 8, and so do tables; norms and residuals have 16.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse" (least squared error), "lp" (least |error|**2.4), "aciq" (closed
@@ -101,7 +103,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
     require_tvm()
-    check_quantization(bits, requantize, observer)
+    precision = check_quantization(bits, requantize, observer)
     _check_build(threads, tune)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
@@ -114,6 +116,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         model,
         example_inputs,
         calibration,
+        bits=precision,
         ignored=ignored,
         requantize=requantize,
         observer=observer,
@@ -126,8 +129,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
-    options = {
-        "bits": bits,
+    options: dict[str, Any] = {
+        "bits": precision.option,
         "ignored": list(_patterns(ignored)),
         "requantize": requantize,
         "observer": observer,
@@ -160,6 +163,7 @@ def quantized(
     example_inputs: Any,
     calibration: Any,
     *,
+    bits: Precision = W8A8,
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
@@ -167,13 +171,14 @@ def quantized(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Quantized:
-    """Run all stages from import to quantize; everything as for compile."""
+    """Run all stages from import to quantize; everything else as for compile."""
     imported = _imported(model, example_inputs, progress)
     unbalanced = _canonicalized(imported, progress)
     require_operators(unbalanced)
     nodes = index(unbalanced)
-    plan = assign_precisions(nodes, module_hash(unbalanced), ignored=_patterns(ignored))
+    plan = assign_precisions(nodes, module_hash(unbalanced), ignored=_patterns(ignored), bits=bits)
     formats = formats_of(nodes, plan)
+    plan = as_stored(plan, nodes, formats)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
     batches = list(as_batches(calibration, input_specs(unbalanced)))
     doubts = data_findings(imported, unbalanced, batches, prepared=getattr(calibration, "prepared", ""))
@@ -210,8 +215,8 @@ def canonical(
 
 def formats_of(nodes: Nodes, plan: Plan) -> Formats:
     """Return how every value of a canonical module is stored under a plan."""
-    planned = {site.site for site in plan.sites if site.precision is not None}
-    return value_formats(nodes, planned.__contains__)
+    planned = {site.site: site.precision for site in plan.sites if site.precision is not None}
+    return value_formats(nodes, planned.__contains__, planned)
 
 
 def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
@@ -347,14 +352,14 @@ class LoweringPipeline:
         return self.profile or given
 
 
-def check_quantization(bits: int, requantize: str, observer: str) -> None:
-    """Refuse options of the quantizer that do not exist, with a UsageError."""
-    if bits != 8:
-        raise UsageError(f"bits={bits!r}: this version quantizes to 8 bits; pass bits=8")
+def check_quantization(bits: int | str, requantize: str, observer: str) -> Precision:
+    """Return the widths that bits stands for; UsageError for options of the quantizer that do not exist."""
+    precision = Precision.of(bits)
     if requantize not in REQUANTIZE:
         raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
     if observer not in OBSERVERS:
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
+    return precision
 
 
 def _check_build(threads: int | None, tune: Tune | None) -> None:

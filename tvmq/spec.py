@@ -6,6 +6,7 @@ named by the module path of its weight ("blocks.3.attn.qkv") or `op.ordinal`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmq.errors import UsageError
 from tvmq.record import Record
 
 Array = npt.NDArray[Any]
@@ -29,8 +31,28 @@ class Precision(Record):
         if not (2 <= self.weight_bits <= 8 and 2 <= self.activation_bits <= 16):
             raise ValueError(f"{self} is outside 2..8 weight bits and 2..16 activation bits")
 
+    @classmethod
+    def of(cls, bits: int | str) -> Precision:
+        """Return the widths that 8, "8" or "w4a8" stand for; UsageError for what stands for none."""
+        found = re.fullmatch(r"w([2-8])a([3-8])", f"w{bits}a{bits}" if len(str(bits)) == 1 else str(bits))
+        if found is None:
+            raise UsageError(
+                f"bits={bits!r}: no widths are called that; pass 8, 6 or 4 for weights and activations, or "
+                'both as in "w4a8": weights of 2 to 8 bits, activations of 3 to 8'
+            )
+        weights, activations = found.groups()
+        return cls(int(weights), int(activations))
+
+    @property
+    def option(self) -> int | str:
+        """Return what recipes call it, whatever it was called: 8, "w4a8"."""
+        return 8 if self == W8A8 else str(self)
+
     def __str__(self) -> str:
         return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+W8A8 = Precision(8, 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from tvmq import numerics
+from tvmq.formats import code_limits
 from tvmq.passes import attention_composite, composites
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.epilogue import Copy, Epilogue
@@ -115,19 +116,19 @@ def conv2d(
     return Case(func, (x, weight, bias, shift), expected)
 
 
-def layer_norm(out_dtype: str, pieces: int = 0) -> Case:
+def layer_norm(out_dtype: str, pieces: int = 0, bits: int | None = None) -> Case:
     """Return a norm of constant, extreme and ordinary rows of 12 channels, whole or in scattered pieces."""
     rng = np.random.default_rng(4)
     extreme = np.where(np.arange(12) == 5, 32767, -32768)
     x = np.stack([np.full(12, -7), extreme, *rng.integers(-900, 900, (3, 12))]).astype(np.int16)
     gain = rng.integers(-30000, 30000, 12).astype(np.int32)
     offset = rng.integers(-(2**24), 2**24, 12).astype(np.int32)
-    low, high = numerics.INTEGER_RANGE[out_dtype]
+    low, high = numerics.INTEGER_RANGE[out_dtype] if bits is None else code_limits(out_dtype, bits)
     numbers = {"gain_shift": 18, "epsilon": 5000, "limit": numerics.layer_norm_limit(12)}
     func = composites.layer_norm(
         "site", rows=5, channels=12, out_dtype=out_dtype, low=low, high=high, pieces=pieces, **numbers
     )
-    expected = numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers)
+    expected = numerics.layer_norm(x, gain, offset, dtype=out_dtype, **numbers).clip(low, high)
     if not pieces:
         return Case(func, (x, gain, offset), expected)
     index = rng.permutation(5 * pieces).astype(np.int32)
@@ -149,6 +150,7 @@ def attention(
     mask: tuple[int, int] | None = None,
     *,
     indexed: bool = False,
+    clip: tuple[int, int] | None = None,
 ) -> Case:
     """Return 2 heads of 4 queries over 7 keys, twice; with a mask, a row that sees no key."""
     rng = np.random.default_rng(5)
@@ -169,7 +171,8 @@ def attention(
     }
     split = [a.reshape(batch, -1, heads, depth).transpose(0, 2, 1, 3) for a in (q, k, v)]
     terms = {"biases": added, "mask": shown[0] if shown else None}
-    mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers, **terms)
+    low, high = clip or numerics.INTEGER_RANGE[out_dtype]
+    mixed = numerics.attention(*split, table, dtype=out_dtype, **numbers, **terms).clip(low, high)
     spec = attention_composite.AttentionSpec(
         batch=batch,
         heads=heads,
@@ -180,6 +183,8 @@ def attention(
         biases=tuple(biases),
         mask=mask,
         indexed=indexed,
+        low=low,
+        high=high,
         **numbers,
     )
     func = attention_composite.attention("site", spec)
@@ -216,6 +221,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "depthwise": lambda: conv2d(channels=6, groups=6, top=1, left=1, right=1),
     "layer norm to uint8": lambda: layer_norm("uint8"),
     "layer norm to int16": lambda: layer_norm("int16"),
+    "layer norm to 4 bits": lambda: layer_norm("uint8", bits=4),
+    "attention to 4 bits": lambda: attention(6, "uint8", 9, clip=(0, 15)),
     "layer norm of pieces": lambda: layer_norm("uint8", 3),
     "attention": lambda: attention(6, "uint8", 128),
     "attention of large logits": lambda: attention(-3, "int8", 0),

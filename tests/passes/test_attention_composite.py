@@ -13,6 +13,7 @@ def test_the_attributes_count_what_is_added_to_the_scores():
         "attention": (0, 0),
         "attention of large logits": (0, 0),
         "attention without shift": (0, 0),
+        "attention to 4 bits": (0, 0),
         "attention with a bias": (1, 0),
         "attention in windows": (2, 0),
         "attention in another order": (1, 1),

@@ -15,10 +15,11 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.epilogue import Copy
 
 
-@pytest.mark.parametrize("copy", [Copy(0, 0), Copy(1, 30), Copy(4, 3)])
+@pytest.mark.parametrize("copy", [Copy(0, 0), Copy(1, 30), Copy(4, 3), Copy(3, 2, 1, 15)])
 def test_the_copy_is_the_requantized_result(copy):
     case = conv2d(copy=copy, top=1)
     wanted = numerics.requantize(case.expected, copy.shift, copy.zero_point, "uint8")
+    wanted = wanted.clip(copy.low, copy.high)
     main = case.func.with_attr("global_symbol", "main")
     by_reference = reference.run(tvm.IRModule({"main": main}), [torch.from_numpy(a) for a in case.args])
     library = tvm.compile(tvm.IRModule({"main": main}), tvm.target.Target({"kind": "llvm"}))

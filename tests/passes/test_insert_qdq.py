@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 from tvm.script import ir as I
 from tvm.script import relax as R
+from tvm.script import tirx as T
 
 from tests.passes.qdq_graphs import random_input
 from tvmq import reference
@@ -89,3 +90,45 @@ def test_without_numbers_the_function_stays():
     x = random_input(Float)
     same = InsertQdq(Quantization({}, {}, {}, {}, {}, frozenset()))(Float)
     assert reference.run(same, [x])[0].equal(reference.run(Float, [x])[0])
+
+
+FEW = np.array([[10, 15]], np.uint8)  # 0.3 / 2**-4 + 5 = 9.8; 900 is past the limits
+
+
+@I.ir_module
+class FewBits:
+    @R.function
+    def main(x: R.Tensor((3, 2), "float32")) -> R.Tensor((3, 2), "float32"):
+        with R.dataflow():
+            xc = R.clip(x, R.prim_value(T.float64(-0.3125)), R.prim_value(T.float64(0.625)))
+            xq = R.quantize(xc, R.const(0.0625, "float32"), R.const(5, "uint8"), axis=-1, out_dtype="uint8")
+            xdq = R.dequantize(xq, R.const(0.0625, "float32"), R.const(5, "uint8"), axis=-1)
+            other = R.dequantize(
+                R.const(FEW),
+                R.const(0.0625, "float32"),
+                R.const(5, "uint8"),
+                axis=-1,
+            )
+            shifted = R.add(xdq, other)
+            result: R.Tensor((3, 2), "float32") = shifted
+            R.output(result)
+        return result
+
+
+@I.ir_module
+class Shifted:
+    @R.function
+    def main(x: R.Tensor((3, 2), "float32")) -> R.Tensor((3, 2), "float32"):
+        with R.dataflow():
+            shifted = R.add(x, R.const(OTHER))
+            R.output(shifted)
+        return shifted
+
+
+def test_limits_are_a_clip_before_quantize():
+    few = QuantParams(0.0625, 5, "uint8", (0, 15))
+    numbers = Quantization({"x": few}, {}, {"shifted": few}, {}, {}, frozenset())
+    after = InsertQdq(numbers)(Shifted)
+    tvm.ir.assert_structural_equal(after, FewBits, map_free_vars=True)
+    verify(after, "qdq")
+    assert "x.clip" in [str(b.var.name) for b in after["main"].body.blocks[0].bindings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tvmq.formats import QuantParams
 from tvmq.passes import composites
 from tvmq.passes.epilogue import Epilogue
 from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.rebuild import bindings, op_name
 from tvmq.passes.verify_level import verify
 
 WEIGHT = np.array([[1, -2], [3, 127]], np.int8)
@@ -83,6 +85,66 @@ def test_a_linear_between_quantize_and_dequantize_becomes_one_call():
     func = composites.linear("fc", stored, rows=3, inputs=2, outputs=2, in_dtype="uint8")
     expected.update_func(expected.get_global_var("linear_0"), func)
     tvm.ir.assert_structural_equal(LowerInteger()(Qdq), expected, map_free_vars=True)
+
+
+@I.ir_module
+class FewBits:
+    @R.function
+    def main(x: R.Tensor((1, 3, 2), "float32")) -> R.Tensor((1, 3, 2), "float32"):
+        with R.dataflow():
+            xc = R.clip(x, R.prim_value(-5.0), R.prim_value(2.5))
+            xq = R.quantize(xc, R.const(0.5, "float32"), R.const(10, "uint8"), axis=-1, out_dtype="uint8")
+            xdq = R.dequantize(xq, R.const(0.5, "float32"), R.const(10, "uint8"), axis=-1)
+            weight = R.dequantize(
+                R.const(WEIGHT),
+                R.const(np.array([0.25, 0.125], np.float32)),
+                R.const(np.zeros(2, np.int8)),
+                axis=1,
+            )
+            fc = R.matmul(xdq, weight)
+            biased = R.add(fc, R.const(np.array([3.0, -1.0], np.float32)))
+            active = R.nn.relu(biased)
+            limited = R.clip(active, R.prim_value(-7.0), R.prim_value(8.0))
+            y = R.quantize(limited, R.const(1.0, "float32"), R.const(7, "uint8"), axis=-1, out_dtype="uint8")
+            ydq = R.dequantize(y, R.const(1.0, "float32"), R.const(7, "uint8"), axis=-1)
+            R.output(ydq)
+        return ydq
+
+
+@I.ir_module
+class FewBitsInteger:
+    @R.function(private=True)
+    def linear_0(
+        x: R.Tensor((3, 2), "uint8"),
+        weight: R.Tensor((2, 2), "int8"),
+        bias: R.Tensor((2,), "int32"),
+        shift: R.Tensor((2,), "int32"),
+    ) -> R.Tensor((3, 2), "uint8"):
+        return x  # as above
+
+    @R.function
+    def main(x: R.Tensor((1, 3, 2), "float32")) -> R.Tensor((1, 3, 2), "float32"):
+        cls = FewBitsInteger
+        with R.dataflow():
+            xc = R.clip(x, R.prim_value(-5.0), R.prim_value(2.5))
+            xq = R.quantize(xc, R.const(0.5, "float32"), R.const(10, "uint8"), axis=-1, out_dtype="uint8")
+            rows = R.reshape(xq, R.shape([3, 2]))
+            fc = cls.linear_0(rows, R.const(WEIGHT), R.const(BIAS), R.const(SHIFT))
+            dense = R.reshape(fc, R.shape([1, 3, 2]))
+            real = R.dequantize(dense, R.const(1.0, "float32"), R.const(7, "uint8"), axis=-1)
+            out: R.Tensor((1, 3, 2), "float32") = real
+            R.output(out)
+        return out
+
+
+def test_limits_join_the_product_and_its_relu():
+    expected = FewBitsInteger.clone()
+    stored = Epilogue(out_dtype="uint8", low=7, high=15)  # from relu, and from 4 bits
+    func = composites.linear("fc", stored, rows=3, inputs=2, outputs=2, in_dtype="uint8")
+    expected.update_func(expected.get_global_var("linear_0"), func)
+    lowered = LowerInteger()(FewBits)
+    tvm.ir.assert_structural_equal(lowered, expected, map_free_vars=True)
+    verify(lowered, "integer")
 
 
 GRAPHS: dict[Callable[[], tvm.IRModule], list[tuple[str, str]]] = {
@@ -172,6 +234,55 @@ def test_a_scale_that_is_an_input_stays_as_it_is():
     qdq = make.module([x, scale], product)
     inputs = [random_input(qdq), reference.torch.tensor(0.25)]
     assert reference.run(LowerInteger()(qdq), inputs)[0].equal(reference.run(qdq, inputs)[0])
+
+
+FEW = QuantParams(2.0**-3, 3, "uint8", (0, 15))
+
+
+def codes(mod: tvm.IRModule, *inputs: reference.torch.Tensor) -> reference.torch.Tensor:
+    """Return the last result in steps of FEW."""
+    return reference.run(mod, list(inputs))[0] / FEW.scale + FEW.zero_point
+
+
+def limited(make: QdqBuilder, name: str, value: relax.Var, params: QuantParams = FEW) -> relax.Var:
+    return make.stored(name, make.bind(f"{name}.clip", op.clip(value, *params.real_limits)), params)
+
+
+ENDS = {
+    "the trunk's copy": lambda make, x: make.stored("x", x, QuantParams(2.0**-10, 0, "int16")),
+    "the same storage": lambda make, x: make.stored("x", x, replace(FEW, limits=None)),
+    "a table": lambda make, x: make.bind("gelu.0", op.nn.gelu(make.stored("x", x, HIDDEN))),
+    "a norm": lambda make, x: make.layer_norm("norm", make.stored("x", x, qdq_graphs.TRUNK), 0.3),
+    "a relu of the trunk": lambda make, x: make.bind(
+        "relu.0", op.nn.relu(make.stored("x", x, QuantParams(2.0**-10, 0, "int16")))
+    ),
+    "a mean": lambda make, x: make.bind("mean.0", op.mean(make.stored("x", x, HIDDEN), [1], keepdims=True)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_whatever_ends_in_few_bits_stays_within_their_limits(end):
+    make, x = QdqBuilder(), float_input(1, 9, 8)
+    qdq = make.module([x], limited(make, "few", ENDS[end](make, x)))
+    lowered = LowerInteger()(qdq)
+    verify(lowered, "integer")
+    assert "nn.relu" not in [op_name(b.value) for b in bindings(lowered["main"])]
+    values = 3 * random_input(qdq)
+    found = codes(lowered, values)
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 15
+    assert float((found - codes(qdq, values)).abs().max()) <= 1
+
+
+def test_floats_between_integers_become_few_bits_too():
+    make, x = QdqBuilder(), float_input(1, 9, 8)
+    between = make.bind("softmax.0", op.nn.softmax(make.stored("x", x, HIDDEN)))
+    last = make.product("last", limited(make, "few", between), 8)
+    lowered = LowerInteger()(make.module([x], make.stored("last", last, HIDDEN)))
+    assert kernels(lowered) == [("linear", "last")]
+    verify(lowered, "integer", float_sites=["softmax.0"])
+    with pytest.raises(ValueError, match=r"softmax\.0: nn\.softmax computes in float"):
+        verify(lowered, "integer")
 
 
 def test_a_trunk_becomes_uint8_by_a_rounding_shift():

@@ -12,7 +12,7 @@ from tvm import relax
 from tests.passes.lowered import lowered_value
 from tvmq.formats import QuantParams
 from tvmq.passes.layouts import RowsLayout, channels_last
-from tvmq.passes.lowering_values import Emitter, Stored, clip_range
+from tvmq.passes.lowering_values import Emitter, Stored, within
 
 PARAMS = QuantParams(0.5, 3, "uint8")
 NCHW = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(1, 2, 3, 4)
@@ -44,14 +44,18 @@ def test_a_producer_is_emitted_on_first_use_and_once():
     assert len(calls) == 1
 
 
-@given(st.floats(1e-3, 1.0), st.integers(0, 255), st.sampled_from([None, (0.0, np.inf), (0.0, 6.0)]))
+@given(
+    st.floats(1e-3, 1.0),
+    st.integers(0, 255),
+    st.sampled_from([None, (0.0, np.inf), (0.0, 6.0), (-1.0, 2.5), (400.0, 500.0)]),
+)
 def test_a_clip_of_codes_is_the_clip_of_what_they_stand_for(scale, zero_point, bounds):
-    low, high = clip_range(QuantParams(scale, zero_point, "uint8"), bounds)
+    limited = within(QuantParams(scale, zero_point, "uint8"), bounds)
     codes = np.arange(256)
     real = scale * (codes - zero_point)
     wanted = real if bounds is None else np.clip(real, *bounds)
     nearest = np.clip(np.floor(wanted / scale + 0.5) + zero_point, 0, 255)
-    np.testing.assert_array_equal(np.clip(codes, low, high), nearest)
+    np.testing.assert_array_equal(np.clip(codes, limited.low, limited.high), nearest)
 
 
 @pytest.mark.parametrize("returned", ["one", "two", "the same twice"])

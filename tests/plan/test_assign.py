@@ -8,10 +8,18 @@ from tests.passes.qdq_graphs import HIDDEN, NORMED, TRUNK, QdqBuilder, float_inp
 from tests.strategies import ModuleBuilder
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.passes.lower_integer import LowerInteger
-from tvmq.plan.assign import COARSE, FLOAT_INPUT, STORAGE, W8A8, achieved, assign_precisions, coverage_of
+from tvmq.plan.assign import (
+    COARSE,
+    FLOAT_INPUT,
+    STORAGE,
+    achieved,
+    as_stored,
+    assign_precisions,
+    coverage_of,
+)
 from tvmq.plan.formats import value_formats
 from tvmq.plan.nodes import index
-from tvmq.spec import Coverage, CoverageRow
+from tvmq.spec import W8A8, Coverage, CoverageRow, Precision
 
 
 def covered(mod, **options) -> Coverage:
@@ -26,6 +34,30 @@ def test_every_site_of_a_transformer_gets_8_bits():
     assert plan.module_hash == "17"
     assert {site.precision for site in plan.sites} == {W8A8}
     assert len(plan.sites) == 22
+
+
+def test_fewer_bits_leave_both_ends_tables_and_norms_at_eight():
+    plan = assign_precisions(tiny_transformer.nodes(), "17", bits=Precision(4, 6))
+    whole = {site.site: site.reason for site in plan.sites if site.precision == W8A8}
+    assert whole.pop("head") == "integer kernel; it makes the model's output, which keeps 8 bits"
+    first = {whole.pop(f"blocks.0.qkv.{name}") for name in "qkv"}
+    assert first == {"integer kernel; it reads the model's input, which keeps 8 bits"}
+    assert set(whole.values()) == {"integer kernel"}
+    assert all(name.endswith(("norm", "norm1", "norm2")) or name.startswith("gelu") for name in whole)
+    few = {site.kind for site in plan.sites if site.precision == Precision(4, 6)}
+    assert few == {"linear", "attention"}
+
+
+def test_the_plan_says_what_is_read_not_what_was_asked_for():
+    nodes = tiny_transformer.nodes()
+    own = {**dict.fromkeys(nodes.by_name, Precision(4, 4)), "blocks.1.qkv.v": W8A8}
+    plan = assign_precisions(nodes, "17", bits=Precision(4, 4))
+    stored_plan = as_stored(plan, nodes, value_formats(nodes, lambda name: True, own))
+    stored = {site.site: site for site in stored_plan.sites}
+    for name in "qk":
+        assert stored[f"blocks.1.qkv.{name}"].precision == Precision(4, 8)
+        assert stored[f"blocks.1.qkv.{name}"].reason.endswith("another reader of its input takes 8 bits")
+    assert stored["blocks.1.fc1"].precision == Precision(4, 4)
 
 
 def test_patterns_keep_sites_in_float_and_must_match():

@@ -7,8 +7,13 @@ from tests import tiny_transformer
 from tests.tiny_transformer import calibration, formats, nodes
 from tvmq.formats import Quantization
 from tvmq.numerics import power_of_two_exponent
-from tvmq.plan.formats import swallowed
+from tvmq.passes.composites import attributes
+from tvmq.passes.insert_qdq import InsertQdq
+from tvmq.passes.lower_integer import LowerInteger
+from tvmq.passes.verify_level import verify
+from tvmq.plan.formats import swallowed, value_formats
 from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.spec import Precision
 
 SITES = [name for name, node in nodes().by_name.items() if node.kind == "linear"]
 
@@ -28,6 +33,18 @@ def test_every_requantize_is_a_shift_of_0_to_31():
             source = nodes().by_name[source].inputs[0]
         ratios = numbers.values[source].scale * numbers.weights[site].scale / numbers.values[out].scale
         assert all(power_of_two_exponent(float(ratio)) in range(32) for ratio in ratios)
+
+
+@pytest.mark.parametrize("bits", [Precision(4, 8), Precision(4, 4), Precision(2, 3)])
+def test_few_bits_need_no_fixed_point(bits: Precision):
+    low = value_formats(nodes(), lambda name: True, dict.fromkeys(nodes().by_name, bits))
+    numbers = choose(nodes(), low, calibration())
+    assert {weight.bits for weight in numbers.weights.values()} == {bits.weight_bits}
+    lowered = LowerInteger()(InsertQdq(numbers)(tiny_transformer.canonical()))
+    verify(lowered, "integer")
+    described = [attributes(func) for func in lowered.functions.values()]
+    assert not any(found.get("fixed_point") for found in described)
+    assert sum(found.get("kernel") == "linear" for found in described) == len(SITES)
 
 
 @pytest.mark.parametrize("requantize", ["pot", "fixed_point"])

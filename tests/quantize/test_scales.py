@@ -6,8 +6,10 @@ import pytest
 
 from tests import tiny_transformer
 from tvmq import numerics
-from tvmq.calibrate.observers import OBSERVERS
+from tvmq.calibrate.observers import OBSERVERS, expected_error
+from tvmq.plan.formats import value_formats
 from tvmq.quantize.scales import GELU_FLOOR, TRUNK_HEADROOM, choose_scales
+from tvmq.spec import Precision
 
 NODES, FORMATS, SEEN = tiny_transformer.nodes(), tiny_transformer.formats(), tiny_transformer.calibration()
 CHOSEN, _ = choose_scales(NODES, FORMATS, SEEN)
@@ -71,3 +73,32 @@ def test_the_trunk_moves_so_that_its_copy_gets_the_scale_it_wants(name: str):
     wanted, _ = SEEN.values[name].quantizer(8, False, "mse")
     assert second[name].scale == pytest.approx(wanted, rel=1e-5)
     assert 1 <= chosen[name].scale / CHOSEN[name].scale < 2  # CHOSEN has no copy
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_few_bits_are_limits_that_hold_the_zero_point(bits: int):
+    formats = value_formats(NODES, lambda name: True, dict.fromkeys(NODES.by_name, Precision(4, bits)))
+    also = replace(formats.values["add.4"], also_uint8=True, bits=bits)
+    chosen, second = choose_scales(NODES, replace(formats, values={**formats.values, "add.4": also}), SEEN)
+    chosen = {**chosen, "add.4.uint8": second["add.4"]}
+    few = {name: params for name, params in chosen.items() if params.limits is not None}
+    assert {params.stored_as for params in few.values()} == {f"uint{bits}", f"int{bits}"}
+    assert "add.4.uint8" in few
+    assert "blocks.0.fc1.bias" not in few
+    assert all(params.low <= params.zero_point <= params.high for params in chosen.values())
+
+
+def test_more_bits_never_have_a_larger_error():
+    errors = []
+    for bits in range(3, 9):
+        formats = value_formats(NODES, lambda name: True, dict.fromkeys(NODES.by_name, Precision(8, bits)))
+        chosen, _ = choose_scales(NODES, formats, SEEN)
+        own = []
+        for name, fmt in FORMATS.values.items():
+            symmetric, params = fmt.dtype == "int8", chosen[name]
+            if fmt.dtype != "int16":
+                scale, zero = np.array([params.scale]), np.array([params.zero_point])
+                width = formats.values[name].bits
+                own.append(expected_error(SEEN.values[name].histogram, scale, zero, width, symmetric)[0])
+        errors.append(own)
+    assert (np.diff(errors, axis=0) <= 0).all()

@@ -29,6 +29,8 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "table": {"out_dtype": "uint8", "table": True},
     "int8": {"out_dtype": "int8", "low": -100},
     "trunk": {"out_dtype": "int16", "residual": True, "copy": (3, 5)},
+    "few bits": {"out_dtype": "uint8", "low": 0, "high": 15, "table": True},
+    "trunk and few bits": {"out_dtype": "int16", "low": -9000, "copy": (3, 5, 2, 15)},
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 9},
     "float32": {"out_dtype": "float32"},
 }
@@ -126,8 +128,10 @@ def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[list[Any], list
     if product.table:
         rest.append(random.permutation(256).astype("uint8"))
         y = rest[-1][y]
-    copy = [] if product.copy is None else [numerics.requantize(y, *product.copy, "uint8")]
-    return rest, [y, *copy]
+    if product.copy is None:
+        return rest, [y]
+    shift, zero_point, *clip = product.copy
+    return rest, [y, np.clip(numerics.requantize(y, shift, zero_point, "uint8"), *(clip or (0, 255)))]
 
 
 def _packed(spec: Spec, weight: Any, per_channel: list[Any], widest: int) -> tuple[Any, list[Any]]:

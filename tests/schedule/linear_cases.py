@@ -21,6 +21,7 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "uint8": {"out_dtype": "uint8"},
     "table": {"out_dtype": "uint8", "table": True},
     "int8": {"out_dtype": "int8", "low": -127},
+    "few bits": {"out_dtype": "uint8", "low": 1, "high": 15},
     "trunk": {"out_dtype": "int16", "residual": True},
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 128},
     "float32": {"out_dtype": "float32"},

@@ -48,5 +48,5 @@ def pooled(pooling: Pooling, geometry: ConvGeometry) -> tuple[np.ndarray, np.nda
             shift=pooling.shift,
             out_zero_point=pooling.out_zero_point,
             dtype=pooling.out_dtype,
-        )
+        ).clip(*pooling.clip)
     return x.reshape(-1, g.channels), y.reshape(-1, g.channels)

@@ -107,6 +107,8 @@ def test_without_vpdpbusd_a_pointwise_convolution_is_a_linear(profile: str, name
         "high": 32767,
         "copy_shift": 3,
         "copy_zero_point": 0,
+        "copy_low": 0,
+        "copy_high": 255,
     }
     trunk = find(both, shapes, load_profile(profile), 1)
     assert trunk is not None

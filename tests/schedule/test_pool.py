@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
@@ -50,6 +52,13 @@ def test_any_window_is_exact(operation, in_dtype, channels, window, strides, pad
     fields = dict(zip(names, (*window, *strides, *padding), strict=True))
     geometry = geometry_of(channels, channels, 1, groups=channels, **fields)
     check(PoolSpec(geometry, pooling_of(operation, in_dtype, geometry)))
+
+
+@pytest.mark.parametrize(("out_dtype", "limits"), [("uint8", (0, 15)), ("int8", (-32, 31))])
+def test_a_mean_of_few_bits_is_exact(out_dtype, limits):
+    geometry = geometry_of(37, 37, 2, groups=37)
+    mean = replace(pooling_of("mean", "uint8", geometry, out_dtype), low=limits[0], high=limits[1])
+    check(PoolSpec(geometry, mean))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

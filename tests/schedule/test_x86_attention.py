@@ -69,7 +69,7 @@ def expected(spec: AttentionSpec, q: Any, k: Any, v: Any, *others: Any) -> Any:
         biases=others[: len(spec.biases)],
         mask=others[len(spec.biases)] if spec.mask else None,
     )
-    return result.swapaxes(1, 2).reshape(q.shape)
+    return result.swapaxes(1, 2).reshape(q.shape).clip(*spec.clip)
 
 
 def check(
@@ -110,7 +110,9 @@ def _moved(x: Any, order: Any) -> Any:
     head_dim=st.sampled_from([16, 32, 64, 80]),
     score_shift=st.integers(-8, 14),
     threads=st.sampled_from([1, 2, 4]),
-    out=st.sampled_from([("uint8", 128), ("int8", 0)]),
+    out=st.sampled_from(
+        [("uint8", 128, None, None), ("int8", 0, None, None), ("uint8", 9, 0, 15), ("int8", 0, -7, 7)]
+    ),
 )
 def test_any_shape_is_exact(
     isa: str,
@@ -121,10 +123,11 @@ def test_any_shape_is_exact(
     head_dim: int,
     score_shift: int,
     threads: int,
-    out: tuple[str, int],
+    out: tuple[str, int, int | None, int | None],
 ) -> None:
+    dtype, zero_point, low, high = out
     spec = AttentionSpec(
-        batch, heads, queries, keys, head_dim, score_shift, 1 << 28, 24, zero_point=out[1], out_dtype=out[0]
+        batch, heads, queries, keys, head_dim, score_shift, 1 << 28, 24, zero_point, dtype, low=low, high=high
     )
     check(spec, isa, random_inputs(spec), threads=threads)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.schedule.isa_cases import ISA, marked, target_of
 from tests.schedule.pool import pool_of
 from tvmq import numerics
+from tvmq.formats import code_limits
 from tvmq.schedule.x86_layer_norm import (
     LayerNormDecision,
     LayerNormSpec,
@@ -61,9 +62,12 @@ def check(spec: LayerNormSpec, isa: str, *inputs: Any, decision: LayerNormDecisi
             limit=spec.limit,
             dtype=spec.out_dtype,
         )
+        wanted = np.clip(wanted, *spec.clip)
         np.testing.assert_array_equal(out.numpy(), wanted)
         if spec.copy:
-            np.testing.assert_array_equal(outs[1].numpy(), numerics.requantize(wanted, *spec.copy, "uint8"))
+            shift, zero_point, *clip = spec.copy
+            copy = numerics.requantize(wanted, shift, zero_point, "uint8")
+            np.testing.assert_array_equal(outs[1].numpy(), np.clip(copy, *(clip or (0, 255))))
 
 
 def normal_rows(spec: LayerNormSpec, spread: float) -> Any:
@@ -80,13 +84,15 @@ def normal_rows(spec: LayerNormSpec, spread: float) -> Any:
     epsilon=st.sampled_from([0, 1, 300, 2**30]),
     out_dtype=st.sampled_from(["uint8", "int8", "int16"]),
     pieces=st.sampled_from([0, 1, 4]),
+    bits=st.sampled_from([4, 6, None]),
 )
 def test_any_shape_is_exact(
-    isa: str, rows: int, channels: int, gain_shift: int, epsilon: int, out_dtype: str, pieces: int
+    isa: str, rows: int, channels: int, gain_shift: int, epsilon: int, out_dtype: str, pieces: int, bits: Any
 ) -> None:
+    low, high = (None, None) if bits is None else code_limits(out_dtype, bits)
     channels *= pieces or 1
     limit = numerics.layer_norm_limit(channels)
-    spec = LayerNormSpec(rows, channels, gain_shift, epsilon, limit, out_dtype, pieces)
+    spec = LayerNormSpec(rows, channels, gain_shift, epsilon, limit, out_dtype, pieces, None, low, high)
     check(spec, isa, *(normal_rows(spec, spread) for spread in (0.2, 3, 900, 20_000)))
 
 
@@ -146,9 +152,9 @@ def test_blocks_are_large_where_threads_share_them_evenly(rows: int, threads: in
 
 
 @pytest.mark.parametrize("isa", WIDTHS)
-@pytest.mark.parametrize("copy", [(0, 7), (5, 128), (16, 0)])
+@pytest.mark.parametrize("copy", [(0, 7), (5, 128), (16, 0), (7, 9, 0, 15)])
 @pytest.mark.parametrize("shape", [(5, 33), (40, 64)])
-def test_a_uint8_copy_is_stored_in_the_same_pass(isa: str, copy: tuple[int, int], shape: tuple[int, int]):
+def test_a_uint8_copy_is_stored_in_the_same_pass(isa: str, copy: tuple[int, ...], shape: tuple[int, int]):
     spec = replace(DEIT, rows=shape[0], channels=shape[1], out_dtype="int16", copy=copy, gain_shift=3)
     spec = replace(spec, limit=numerics.layer_norm_limit(shape[1]))
     check(spec, isa, normal_rows(spec, 900), normal_rows(spec, 9))

@@ -14,7 +14,6 @@ from tvmq.analysis.lockstep import Program, Value, known_outside
 from tvmq.analysis.records import BEST_DB, Closeness
 from tvmq.calibrate.batches import Batch
 from tvmq.formats import Quantization, QuantParams
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import CLIPS, Node, Nodes
@@ -144,8 +143,8 @@ def _stored(nodes: Nodes, name: str, numbers: Quantization) -> str:
 
 def code_range(params: QuantParams) -> tuple[float, float]:
     """Return the least and the greatest real number that codes stand for."""
-    low, high = INTEGER_RANGE[params.dtype]
-    return params.scale * (low - params.zero_point), params.scale * (high - params.zero_point)
+    low, high = (params.scale * (code - params.zero_point) for code in (params.low, params.high))
+    return low, high
 
 
 class Measurement:

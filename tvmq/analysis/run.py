@@ -39,7 +39,7 @@ def analyze(
     calibration: Any = None,
     held_out: Any = None,
     example_inputs: Any = None,
-    bits: int = 8,
+    bits: int | str = 8,
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
@@ -55,14 +55,15 @@ def analyze(
     Raises UsageError, CalibrationError or UnsupportedModelError (tvmq.errors).
     """
     require_tvm()
-    check_quantization(bits, requantize, observer)
+    precision = check_quantization(bits, requantize, observer)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
-    options = {"bits": bits, "requantize": requantize, "observer": observer, "seed": seed}
+    options = {"bits": precision.option, "requantize": requantize, "observer": observer, "seed": seed}
     chosen = quantized(
         model,
         example_inputs,
         calibration,
+        bits=precision,
         ignored=ignored,
         requantize=requantize,
         observer=observer,

@@ -32,6 +32,14 @@ class AttentionSpec:
     biases: tuple[tuple[int, int], ...] = ()
     mask: tuple[int, int] | None = None
     indexed: bool = False
+    low: int | None = None  # where the result is clipped, inside of out_dtype's range; None: at its end
+    high: int | None = None
+
+    @property
+    def clip(self) -> tuple[int, int]:
+        """Return the least and the greatest number of the result."""
+        low, high = numerics.INTEGER_RANGE[self.out_dtype]
+        return low if self.low is None else self.low, high if self.high is None else self.high
 
 
 def attention(site: str, spec: AttentionSpec) -> relax.Function:
@@ -62,8 +70,10 @@ def attention(site: str, spec: AttentionSpec) -> relax.Function:
     if index:
         y = body(op.take(y, index[1], axis=0, mode="clip"))
     params = [q, k, v, table, *biases, *mask, *index]
-    counted = {"biases": len(spec.biases), "mask": int(spec.mask is not None), "indexed": int(spec.indexed)}
-    return body.finish(params, y, "attention", site, asdict(spec) | counted)
+    low, high = spec.clip
+    numbers = {"mask": int(spec.mask is not None), "indexed": int(spec.indexed), "low": low, "high": high}
+    numbers["biases"] = len(spec.biases)
+    return body.finish(params, y, "attention", site, asdict(spec) | numbers)
 
 
 def _parameters(spec: AttentionSpec) -> tuple[list[relax.Var], ...]:
@@ -91,8 +101,7 @@ def _seen(body: Body, mask: relax.Var) -> relax.Var:
 
 def _rows(body: Body, y: relax.Var, spec: AttentionSpec) -> relax.Var:
     """Emit y, int64 [B, H, T, D], as stored: with its zero point, [B * T, H * D]."""
-    low, high = numerics.INTEGER_RANGE[spec.out_dtype]
-    y = body(op.clip(body(op.add(y, integer(spec.zero_point, "int64"))), low, high))
+    y = body(op.clip(body(op.add(y, integer(spec.zero_point, "int64"))), *spec.clip))
     y = body(op.permute_dims(body(op.astype(y, spec.out_dtype)), [0, 2, 1, 3]))
     return body(op.reshape(y, (spec.batch * spec.queries, spec.heads * spec.head_dim)))
 

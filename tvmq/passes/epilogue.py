@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm import relax
 from tvm.relax import op
 
-from tvmq import numerics
 from tvmq.passes.composite_body import Body, integer, tensor_type
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The second storage of an int16 result: uint8, numerics.requantize of it by shift and zero_point."""
+    """The second storage of an int16 result: uint8, numerics.requantize by shift and zero_point, clipped."""
 
     shift: int
     zero_point: int
+    low: int = 0
+    high: int = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +69,14 @@ class Epilogue:
 
 def copy_attrs(copy: Copy | None) -> dict[str, int]:
     """Return the attributes that say how a composite's second output is made."""
-    return {"copy_shift": copy.shift, "copy_zero_point": copy.zero_point} if copy else {}
+    return {f"copy_{name}": value for name, value in asdict(copy).items()} if copy else {}
 
 
 def requantized(body: Body, wide: relax.Expr, copy: Copy) -> relax.Var:
-    """Emit numerics.requantize of an int32 value to uint8."""
+    """Emit numerics.requantize of an int32 value to uint8, clipped."""
     half = (1 << copy.shift >> 1) + (copy.zero_point << copy.shift)
     moved = body(op.right_shift(body(op.add(wide, integer(half))), integer(copy.shift)))
-    return body(op.astype(body(op.clip(moved, *numerics.INTEGER_RANGE["uint8"])), "uint8"))
+    return body(op.astype(body(op.clip(moved, copy.low, copy.high)), "uint8"))
 
 
 def rescaled(body: Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:

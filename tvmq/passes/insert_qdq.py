@@ -2,6 +2,7 @@
 
 Before:  x -> matmul(W) -> add(b) -> y
 After:   dequantize(quantize(x)) -> matmul(dequantize(W_int8)) -> add(b') -> dequantize(quantize(y))
+         dequantize(quantize(clip(y, low, high)))        where y's limits are narrower than its dtype
 
 The float function changes by rounding only; every number of the quantizer is a constant in the module.
 """
@@ -16,7 +17,6 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq.formats import Quantization, QuantParams
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.rebuild import sequence
 
 WEIGHT_AXIS = {"relax.matmul": 1, "relax.nn.conv2d": 0, "relax.nn.conv2d_transpose": 1}
@@ -85,6 +85,8 @@ class _Inserter:
     def _pair(self, value: Any, params: QuantParams, name: str) -> Any:
         scale = relax.const(np.float32(params.scale), "float32")
         zero = relax.const(params.zero_point, params.dtype)
+        if params.limits is not None:
+            value = self._bind(op.clip(value, *params.real_limits), name + ".clip")
         stored = self._bind(op.quantize(value, scale, zero, axis=-1, out_dtype=params.dtype), name + ".q")
         return self._bind(op.dequantize(stored, scale, zero, axis=-1), name + ".dq")
 
@@ -115,9 +117,8 @@ class _Inserter:
                 return relax.Tuple([stored(f) for f in expr.fields])
             if not isinstance(expr, tvm.ir.GenericConst):
                 return expr
-            low, high = INTEGER_RANGE[params.dtype]
             steps = np.floor(expr.value.numpy().astype(np.float64) / params.scale + 0.5) + params.zero_point
-            values = relax.const(np.clip(steps, low, high).astype(params.dtype))
+            values = relax.const(np.clip(steps, params.low, params.high).astype(params.dtype))
             scale = relax.const(np.float32(params.scale), "float32")
             zero = relax.const(params.zero_point, params.dtype)
             return self._bind(op.dequantize(values, scale, zero, axis=-1), "constant.dq")

@@ -62,6 +62,8 @@ def quantize_attention(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
         norm_shift=numbers.norm_shift,
         zero_point=out.zero_point,
         out_dtype=out.dtype,
+        low=out.low,
+        high=out.high,
         biases=tuple((bias.shape[0], bias.shape[1]) for bias in biases),
         mask=None if mask is None else (int(mask.ty.shape[0]), int(mask.ty.shape[1])),
         indexed=order is not None,

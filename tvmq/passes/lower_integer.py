@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_float import float_call, float_value
 from tvmq.passes.lowering_values import (
+    Bounds,
     Emitter,
     Expr,
     Pending,
@@ -38,6 +40,7 @@ from tvmq.passes.lowering_values import (
     QdqCall,
     Stored,
     WeightConstant,
+    within,
 )
 from tvmq.passes.pool_windows import POOLS
 from tvmq.passes.rebuild import bindings, op_name, used_vars
@@ -46,7 +49,6 @@ from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 Handler = Callable[[Emitter, QdqCall], Any]  # returns None where the op stays float
 STORED = ("uint8", "int8", "int16")
-BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -127,9 +129,10 @@ def _dequantize(emit: Emitter, source: QdqCall) -> Any:
     stored, scale, zero = source.operands
     if isinstance(stored, Stored):
         params = _params(scale, zero, stored.params.dtype)
-        if params == stored.params:
+        if params is not None and params.aligned(stored.params):
             return stored
         if params is not None:
+            params = replace(params, limits=stored.params.limits)
             return Stored(params, stored.layout, rows_var=emit.rows(stored))
         args = [emit.dense(stored), scale, zero]
         return emit(relax.Call(source.call.op, args, source.call.attrs), source.name)
@@ -167,6 +170,8 @@ def _quantize(emit: Emitter, source: QdqCall) -> Stored | None:
     if out is None:
         return None
     done = None
+    if isinstance(value, PendingLinear | Pending):
+        out = within(out, value.bounds)
     if isinstance(value, Stored):
         done = _requantize(emit, source.name, value, out)
     elif isinstance(value, PendingLinear):
@@ -176,6 +181,8 @@ def _quantize(emit: Emitter, source: QdqCall) -> Stored | None:
     if done is not None:
         return done
     x = float_value(emit, value)
+    clip = emit.value(x)
+    out = within(out, _bounds(clip)) if isinstance(clip, relax.Call) else out
     quantized = emit(op.quantize(x, scale, zero, axis=-1, out_dtype=out.dtype), source.name)
     return Stored(out, channels_last(source.shape), dense_var=quantized)
 
@@ -190,8 +197,8 @@ def _params(scale: Expr, zero: Expr, dtype: str) -> QuantParams | None:
 
 def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> Stored | None:
     """Store int16 as uint8 by a rounding shift: the trunk as a linear wants it."""
-    if source.params == out:
-        return source
+    if source.params.aligned(out):
+        return _limited(emit, name, source, out)
     ratio = float(np.float32(source.params.scale)) / float(np.float32(out.scale))
     shift = numerics.power_of_two_exponent(ratio)
     if shift is None or not 0 <= shift <= 16 or source.params.zero_point != 0:
@@ -203,9 +210,15 @@ def _requantize(emit: Emitter, name: str, source: Stored, out: QuantParams) -> S
     wide = emit(op.astype(emit.rows(source), "int32"))
     half = (1 << shift >> 1) + (out.zero_point << shift)
     moved = emit(op.right_shift(emit(op.add(wide, integer(half))), integer(shift)))
-    low, high = numerics.INTEGER_RANGE[out.dtype]
-    stored = emit(op.astype(emit(op.clip(moved, low, high)), out.dtype), name)
+    stored = emit(op.astype(emit(op.clip(moved, out.low, out.high)), out.dtype), name)
     return Stored(out, source.layout, rows_var=stored)
+
+
+def _limited(emit: Emitter, name: str, source: Stored, out: QuantParams) -> Stored:
+    """Return a value that is stored as out is, but for its limits."""
+    if out.low <= source.params.low and source.params.high <= out.high:
+        return source
+    return Stored(out, source.layout, rows_var=emit(op.clip(emit.rows(source), out.low, out.high), name))
 
 
 def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
@@ -226,16 +239,44 @@ def _take(emit: Emitter, source: QdqCall) -> Stored | Pending | None:
 
 
 def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
-    """Let a clip join the operation before it, or be a table."""
+    """Let a clip join the operation before it, or be a table or a clip of what is stored."""
     value = source.operands[0]
-    bounds = BOUNDS.get(unary_name(source.call.op.name, source.call.args))
+    bounds = _bounds(source.call)
     if bounds is None:
         return None
-    if isinstance(value, PendingLinear) and value.bounds is None:
+    if isinstance(value, PendingLinear) or (isinstance(value, Pending) and _joins(value, source)):
         return value.bounded(bounds, source.name)
-    if isinstance(value, Pending) and value.kind in ("add", "conv2d_transpose") and value.bounds is None:
-        return value.bounded(bounds, source.name)
-    return lower_sites.unary(emit, source)
+    if not isinstance(value, Stored):
+        return None
+    known = unary_name(source.call.op.name, source.call.args) in UNARY_FUNCTIONS
+    table = lower_sites.unary(emit, source) if known else None
+    return table or Pending("clip", source)
+
+
+def _joins(pending: Pending, clip: QdqCall) -> bool:
+    """Tell whether a clip joins the operation before it: what others read too may have to be float."""
+    return pending.kind in ("add", "conv2d_transpose") or clip.readers == 1
+
+
+def _bounds(call: Expr) -> Bounds | None:
+    """Return what a relu or a clip by constants keeps a value within, None for any other call."""
+    name = op_name(call)
+    if name == "nn.relu":
+        return 0.0, math.inf
+    if name != "clip":
+        return None
+    low, high = (float(bound.value) for bound in call.args[1:])
+    return (low, high) if low <= high else None
+
+
+def _quantize_clip(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
+    """Store a stored value again, within limits; by a table where no shift does it."""
+    source, call = pending.source, pending.source.call
+    done = _requantize(emit, source.name, source.operands[0], within(out, _bounds(call)))
+    if done is not None or source.operands[0].params.dtype != "uint8":
+        return done
+    chain = Chain(call.args[0], ((relax.Var(source.name, call.ty), call),))
+    return lower_sites.quantize_unary(emit, Pending("unary", replace(source, chain=chain)), out)
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -266,4 +307,5 @@ QUANTIZE: Mapping[str, Callable[[Emitter, Pending, QuantParams], Stored | None]]
     "unary": lower_sites.quantize_unary,
     "add": lower_sites.quantize_add,
     "embedding": lower_sites.quantize_embedding,
+    "clip": _quantize_clip,
 }

@@ -22,7 +22,7 @@ def pooling(emit: Emitter, source: QdqCall) -> Pending | None:
 
 
 def quantize_pool(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:
-    """Emit the pooling; None for a largest that is not stored as its window is."""
+    """Emit the pooling; None for a largest that is not stored as its window is, in limits no wider."""
     source = pending.source
     x: Stored = source.operands[0]
     geometry = window_of(source.call)
@@ -41,7 +41,7 @@ def quantize_pool(emit: Emitter, pending: Pending, out: QuantParams) -> Stored |
     how = Pooling(operation=MAX, in_dtype=x.params.dtype, out_dtype=out.dtype)
     if source.call.op.name != "relax.nn.max_pool2d":
         how = _mean(how, geometry, x.params, out)
-    elif x.params != out:
+    elif not x.params.aligned(out) or not (out.low <= x.params.low and x.params.high <= out.high):
         return None
     rows = emit.rows(emit.with_layout(x, before))
     return Stored(out, after, rows_var=emit.composite(pool(source.name, how, geometry), [rows], source.name))
@@ -58,4 +58,6 @@ def _mean(how: Pooling, geometry: ConvGeometry, x: QuantParams, out: QuantParams
         multiplier=multiplier,
         shift=shift,
         out_zero_point=out.zero_point,
+        low=out.low,
+        high=out.high,
     )

@@ -31,7 +31,6 @@ from tvmq.passes.lowering_values import (
     QdqCall,
     Stored,
     WeightConstant,
-    clip_range,
     constant,
 )
 from tvmq.passes.patches import interleave, supports_transposed, transposed_phases
@@ -107,7 +106,8 @@ def defer(emit: Emitter, linear: PendingLinear, out: QuantParams) -> Stored | No
 
     None where the residual is not stored as the result is: then no integer addition gives the sum.
     """
-    if linear.residual is not None and (linear.residual.params != out or out.zero_point != 0):
+    residual = linear.residual
+    if residual is not None and (not residual.params.aligned(out) or out.zero_point != 0):
         return None
     stored = Stored(out, linear.layout, pending=linear)
     stored.force = lambda: emit_linear(emit, linear, out)
@@ -128,7 +128,7 @@ def with_copy(emit: Emitter, name: str, source: Stored, out: QuantParams, shift:
     source.pending = None  # nothing else joins it
 
     def both() -> Expr:
-        pair = emit_linear(emit, linear, source.params, copy=Copy(shift, out.zero_point))
+        pair = emit_linear(emit, linear, source.params, copy=Copy(shift, out.zero_point, out.low, out.high))
         second.rows_var = emit(relax.TupleGetItem(pair, 1), name)
         return emit(relax.TupleGetItem(pair, 0))
 
@@ -155,7 +155,7 @@ def emit_linear(
         linear = replace(linear, weight=widened(linear.x_params, linear.weight, out))
     numbers = linear_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
     residual = linear.residual if out is not None else None
-    low, high = clip_range(out, linear.bounds) if out is not None else (0, 0)
+    low, high = (out.low, out.high) if out is not None else (0, 0)
     epilogue = Epilogue(
         out_dtype="float32" if out is None else out.dtype,
         low=low,

@@ -19,7 +19,7 @@ from tvmq.passes.epilogue import Copy
 from tvmq.passes.integer_parameters import norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
-from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Stored, clip_range, constant
+from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Stored, constant
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 
@@ -47,7 +47,6 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
         out,
     )
     rows, channels = x.layout.matrix
-    low, high = numerics.INTEGER_RANGE[out.dtype]
     pieces = 0 if x.order is None else len(x.order) // rows
     args = [emit.stored_rows(x), constant(numbers.gain), constant(numbers.offset)]
     args += [] if x.order is None else [constant(x.order)]
@@ -58,8 +57,8 @@ def quantize_layer_norm(emit: Emitter, pending: Pending, out: QuantParams) -> St
             rows=rows,
             channels=channels,
             out_dtype=out.dtype,
-            low=low,
-            high=high,
+            low=out.low,
+            high=out.high,
             gain_shift=numbers.gain_shift,
             epsilon=numbers.epsilon,
             limit=numbers.limit,
@@ -79,7 +78,7 @@ def with_copy(emit: Emitter, name: str, source: Stored, out: QuantParams, shift:
     paired = source.paired
     if paired is None or source.rows_var is not None or out.dtype != "uint8":
         return None
-    pair = paired(Copy(shift, out.zero_point))
+    pair = paired(Copy(shift, out.zero_point, out.low, out.high))
     source.rows_var = emit(relax.TupleGetItem(pair, 0))
     return Stored(out, source.layout, rows_var=emit(relax.TupleGetItem(pair, 1), name))
 
@@ -104,6 +103,7 @@ def quantize_unary(emit: Emitter, pending: Pending, out: QuantParams) -> Stored 
         x.params.zero_point,
         float(np.float32(out.scale)),
         out.zero_point,
+        (out.low, out.high),
     )
     if x.pending is not None and x.rows_var is None and source.readers == 1:
         return Stored(out, x.layout, rows_var=emit_linear(emit, x.pending, x.params, table))
@@ -116,7 +116,8 @@ def quantize_add(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | 
     """Emit a saturating addition; None unless both operands are int16 stored as the result is."""
     source = pending.source
     left, right = source.operands
-    if not (left.params == right.params == out and out.dtype == "int16" and out.zero_point == 0):
+    alike = left.params.aligned(out) and right.params.aligned(out)
+    if not (alike and out.dtype == "int16" and out.zero_point == 0):
         return None
     same = left.layout.shape == right.layout.shape
     if same:
@@ -126,8 +127,7 @@ def quantize_add(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | 
         layout = channels_last(source.shape)
         a, b = emit.dense(left), emit.dense(right)
     total = emit(op.add(emit(op.astype(a, "int32")), emit(op.astype(b, "int32"))))
-    low, high = clip_range(out, pending.bounds)
-    stored = emit(op.astype(emit(op.clip(total, low, high)), "int16"), source.name)
+    stored = emit(op.astype(emit(op.clip(total, out.low, out.high)), "int16"), source.name)
     return Stored(out, layout, rows_var=stored) if same else Stored(out, layout, dense_var=stored)
 
 
@@ -142,10 +142,9 @@ def quantize_embedding(emit: Emitter, pending: Pending, out: QuantParams) -> Sto
     """Take the rows from a table that is stored as the result is."""
     source = pending.source
     table, index = source.operands
-    low, high = numerics.INTEGER_RANGE[out.dtype]
     rows = table.value.numpy().astype(np.float64)
     steps = np.floor(rows / float(np.float32(out.scale)) + 0.5) + out.zero_point
-    stored = constant(np.clip(steps, low, high).astype(out.dtype))
+    stored = constant(np.clip(steps, out.low, out.high).astype(out.dtype))
     attrs = source.call.attrs
     taken = emit(op.take(stored, index, axis=int(attrs.axis), mode=attrs.mode), source.name)
     return Stored(out, channels_last(source.shape), dense_var=taken)

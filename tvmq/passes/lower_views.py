@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ def pad(emit: Emitter, source: QdqCall) -> Stored | None:
         return None
     widths = [int(width) for width in attrs.pad_width]
     padded = emit(op.nn.pad(emit.dense(x), widths, "constant", x.params.zero_point))
-    return Stored(x.params, channels_last(source.shape), dense_var=padded)
+    zero = x.params.zero_point
+    params = replace(x.params, limits=(min(x.params.low, zero), max(x.params.high, zero)))
+    return Stored(params, channels_last(source.shape), dense_var=padded)
 
 
 def concat(emit: Emitter, source: QdqCall) -> Stored | None:
@@ -76,10 +79,12 @@ def concat(emit: Emitter, source: QdqCall) -> Stored | None:
     parts: Any = source.operands[0]
     if not isinstance(parts, tuple) or not all(isinstance(part, Stored) for part in parts):
         return None
-    if any(part.params != parts[0].params for part in parts):
+    params = parts[0].params
+    if not all(part.params.aligned(params) for part in parts):
         return None
+    low, high = min(part.params.low for part in parts), max(part.params.high for part in parts)
     joined = emit(op.concat([emit.dense(part) for part in parts], axis=int(source.call.attrs.axis)))
-    return Stored(parts[0].params, channels_last(source.shape), dense_var=joined)
+    return Stored(replace(params, limits=(low, high)), channels_last(source.shape), dense_var=joined)
 
 
 def _seen_as(layout: RowsLayout, source: QdqCall) -> RowsLayout | None:

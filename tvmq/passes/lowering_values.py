@@ -15,7 +15,6 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.composite_body import KERNEL, SITE
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.epilogue import Copy
@@ -26,6 +25,7 @@ from tvmq.passes.unary_chains import Chain
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int32]
 Expr = Any  # relax.Expr; tvm ships no types
+Bounds = tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -59,13 +59,13 @@ class PendingLinear:
     layout: RowsLayout  # of the result
     bias: npt.NDArray[np.float64] | None = None
     residual: Stored | None = None
-    bounds: tuple[float, float] | None = None  # real units: relu (0, inf), relu6 (0, 6)
+    bounds: Bounds | None = None  # real units: relu (0, inf), relu6 (0, 6)
     clip: str = ""  # the name of what clips to bounds
     conv: ConvGeometry | None = None  # None: a product of two matrices
 
-    def bounded(self, bounds: tuple[float, float], clip: str) -> PendingLinear:
+    def bounded(self, bounds: Bounds, clip: str) -> PendingLinear:
         """Return the product followed by a clip."""
-        return replace(self, bounds=bounds, clip=clip)
+        return replace(self, bounds=_both(self.bounds, bounds), clip=clip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,23 @@ class QdqCall:
 class Pending:
     """Any other integer operation, which waits for the quantize that gives its output scale."""
 
-    kind: str  # layer_norm attention unary add embedding pool conv2d_transpose
+    kind: str  # layer_norm attention unary add embedding pool conv2d_transpose; clip, of a stored value
     source: QdqCall
     bias: Expr | None = None  # of convolutions
-    bounds: tuple[float, float] | None = None
+    bounds: Bounds | None = None
     clip: str = ""
 
-    def bounded(self, bounds: tuple[float, float], clip: str) -> Pending:
+    def bounded(self, bounds: Bounds, clip: str) -> Pending:
         """Return the operation followed by a clip."""
-        return replace(self, bounds=bounds, clip=clip)
+        return replace(self, bounds=_both(self.bounds, bounds), clip=clip)
+
+
+def _both(first: Bounds | None, second: Bounds) -> Bounds:
+    """Return the bounds of a value that is clipped twice."""
+    if first is None:
+        return second
+    low, high = max(first[0], second[0]), min(first[1], second[1])
+    return (low, high) if low <= high else (min(max(first[0], second[0]), second[1]),) * 2
 
 
 def constant(values: Any) -> Expr:
@@ -104,13 +112,15 @@ def constant(values: Any) -> Expr:
     return relax.const(np.ascontiguousarray(values))
 
 
-def clip_range(out: QuantParams, bounds: tuple[float, float] | None) -> tuple[int, int]:
-    """Return the stored integers that bounds, in real units, and the dtype allow."""
-    low, high = INTEGER_RANGE[out.dtype]
+def within(out: QuantParams, bounds: Bounds | None) -> QuantParams:
+    """Return the storage with the limits that bounds, in real units, come to."""
     if bounds is None:
-        return low, high
-    top = high if math.isinf(bounds[1]) else out.zero_point + math.floor(bounds[1] / out.scale + 0.5)
-    return max(low, out.zero_point + round(bounds[0] / out.scale)), min(high, top)
+        return out
+    low, high = (
+        end if math.isinf(bound) else out.zero_point + math.floor(bound / out.scale + 0.5)
+        for bound, end in zip(bounds, (out.low, out.high), strict=True)
+    )
+    return out.limited(low, high)
 
 
 class Emitter:

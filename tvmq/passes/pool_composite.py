@@ -27,6 +27,14 @@ class Pooling:
     multiplier: int = 0
     shift: int = 0
     out_zero_point: int = 0
+    low: int | None = None  # where a mean is clipped, inside of out_dtype's range; None: at its end
+    high: int | None = None
+
+    @property
+    def clip(self) -> tuple[int, int]:
+        """Return the least and the greatest number that a mean can be."""
+        low, high = numerics.INTEGER_RANGE[self.out_dtype]
+        return low if self.low is None else self.low, high if self.high is None else self.high
 
 
 def pool(site: str, pooling: Pooling, geometry: ConvGeometry) -> relax.Function:
@@ -45,7 +53,9 @@ def pool(site: str, pooling: Pooling, geometry: ConvGeometry) -> relax.Function:
         centred = body(op.subtract(body(op.astype(data, "int32")), integer(pooling.zero_point)))
         y = _mean(body, centred, g, pooling)
     y = body(op.reshape(y, (g.pixels, g.channels)))
-    return body.finish([x], y, "pool", site, {**asdict(pooling), **g.attrs()})
+    low, high = pooling.clip
+    attrs = {**asdict(pooling), "low": low, "high": high, **g.attrs()}
+    return body.finish([x], y, "pool", site, attrs)
 
 
 def _mean(body: Body, centred: relax.Var, g: ConvGeometry, pooling: Pooling) -> relax.Var:
@@ -57,7 +67,7 @@ def _mean(body: Body, centred: relax.Var, g: ConvGeometry, pooling: Pooling) -> 
     half = integer(1 << (pooling.shift - 1), "int64")
     moved = body(op.right_shift(body(op.add(product, half)), integer(pooling.shift, "int64")))
     stored = body(op.add(moved, integer(pooling.out_zero_point, "int64")))
-    clipped = body(op.clip(stored, *numerics.INTEGER_RANGE[pooling.out_dtype]))
+    clipped = body(op.clip(stored, *pooling.clip))
     return body(op.astype(clipped, pooling.out_dtype))
 
 

@@ -9,6 +9,7 @@ makes a table of it. Both ask here, at level canonical and at level qdq.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from tvmq.passes.affine import WEIGHT_CHANNEL_AXIS
 from tvmq.passes.constants import scalar_of
 from tvmq.passes.rebuild import Expr, Var, bindings, dtype_of, op_name, shape_of, used_vars
 from tvmq.unary import ELEMENTWISE, UNARY_FUNCTIONS, Floats, unary_name
+
+WHOLE = 2.0**-10  # how far float32 leaves a multiple of a scale from a whole number, at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +64,12 @@ def chains_of(func: relax.Function) -> Chains:
     That value is computed anyway, so it is where the next chain begins.
     """
     values = {b.var: b.value for b in bindings(func)}
-    elementwise = {var: value for var, value in values.items() if _is_elementwise(var, value, values)}
+    limits = _limits(func, values)
+    elementwise = {
+        var: value
+        for var, value in values.items()
+        if var not in limits and _is_elementwise(var, value, values)
+    }
     read = set(used_vars(func.body.body))
     read.update(v for var, value in values.items() if var not in elementwise for v in used_vars(value))
     while True:
@@ -75,6 +83,35 @@ def chains_of(func: relax.Function) -> Chains:
     return Chains(
         {var: chain for var, chain in found.items() if not _has_own_name(chain)},
         frozenset(sources) - read,
+    )
+
+
+def _limits(func: relax.Function, values: Mapping[Var, Expr]) -> set[Var]:
+    """Return the clips that only say which numbers the quantize behind them may give: part of no function."""
+    readers: dict[Var, list[Expr]] = {}
+    for value in values.values():
+        for var in used_vars(value):
+            readers.setdefault(var, []).append(value)
+    read = set(used_vars(func.body.body))
+    return {
+        var
+        for var, value in values.items()
+        if op_name(value) == "clip"
+        and var in readers
+        and var not in read
+        and all(_is_limited(value, reader) for reader in readers[var])
+    }
+
+
+def _is_limited(clip: Expr, reader: Expr) -> bool:
+    """Whether reader is a quantize to whose whole numbers clip bounds its input."""
+    if op_name(reader) != "quantize":
+        return False
+    scale, bounds = scalar_of(reader.args[1]), [_number(bound) for bound in clip.args[1:]]
+    if not scale or None in bounds:
+        return False
+    return all(
+        abs(b / scale - round(b / scale)) < WHOLE for b in bounds if b is not None and math.isfinite(b)
     )
 
 

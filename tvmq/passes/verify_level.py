@@ -34,9 +34,12 @@ KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
     "attention": (
         (("int8",),) * 3 + (("uint8",),),
-        ("heads", "score_shift", "numerator", "norm_shift", "biases", "mask"),
+        ("heads", "score_shift", "numerator", "norm_shift", "low", "high", "biases", "mask"),
     ),
-    "pool": ((STORED,), ("operation", "kernel_rows", "kernel_columns", "multiplier", "shift", "out_dtype")),
+    "pool": (
+        (STORED,),
+        ("operation", "kernel_rows", "kernel_columns", "multiplier", "shift", "out_dtype", "low", "high"),
+    ),
     "table": ((("uint8",), ("uint8",)), ()),
 }
 
@@ -93,7 +96,10 @@ def verify_integer(mod: tvm.IRModule, float_sites: Sequence[str] = ()) -> None:
         if str(gvar.name_hint) != "main":
             _check_composite(str(gvar.name_hint), composite)
     needed: set[Any] = set()  # floats that some quantize depends on
+    rounded: set[Any] = set()  # floats that a quantize reads: a clip there says which codes it may give
     for binding in reversed(bindings(func)):
+        if op_name(binding.value) == "quantize":
+            rounded.update(used_vars(binding.value.args[0]))
         if op_name(binding.value) == "quantize" or (binding.var in needed and _is_float(binding.var)):
             needed.update(used_vars(binding.value))
     real: set[Any] = set()  # floats that came from integers
@@ -104,6 +110,7 @@ def verify_integer(mod: tvm.IRModule, float_sites: Sequence[str] = ()) -> None:
             continue
         real.add(binding.var)
         excused = any(fnmatchcase(name.removesuffix(".bias"), pattern) for pattern in float_sites)
+        excused |= op_name(value) == "clip" and binding.var in rounded
         if descends and binding.var in needed and op_name(value) not in MOVES and not excused:
             raise ValueError(f"{name}: {op_name(value) or 'call'} computes in float between integer sites")
 

@@ -14,12 +14,13 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.patches import supports_transposed
 from tvmq.passes.pool_windows import window_of
 from tvmq.passes.rebuild import bindings, op_name
+from tvmq.plan.edges import EDGE_REASONS, NARROWED, edge_sites
+from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import MULTIPLYING, OUTPUT, SITE_KINDS, TABLE, Node, Nodes
 from tvmq.sites import MOVES, match_sites, sites
-from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
+from tvmq.spec import W8A8, Coverage, CoverageRow, Plan, Precision, SitePlan
 from tvmq.unary import UNARY_FUNCTIONS, grows_no_faster
 
-W8A8 = Precision(8, 8)
 TABLES = {*UNARY_FUNCTIONS, TABLE}
 # Every other planned site quantizes its own input.
 FLOAT_INPUT = "its input is float already, where {} gains nothing"
@@ -28,6 +29,7 @@ POOL_REASON = (
     "pixels or tokens of a channel"
 )
 COARSE = "8 bits would be too coarse for its result, which no product reads in 8 bits anyway"
+INTEGER = "integer kernel"
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
     "attention": "it needs queries, keys and values stored as int8 with scales chosen for it alone, which "
@@ -37,24 +39,49 @@ STORAGE = {
 }
 
 
-def assign_precisions(nodes: Nodes, module_hash: str, *, ignored: Sequence[str] = ()) -> Plan:
+def assign_precisions(
+    nodes: Nodes, module_hash: str, *, ignored: Sequence[str] = (), bits: Precision = W8A8
+) -> Plan:
     """Return the plan: bits for every site that has an integer form and matches no ignored pattern.
+
+    Fewer than 8 are for products and attention alone, and not for the first and the last of them.
 
     Raises UsageError for a pattern that matches no site.
     """
     names = [name for name, node in nodes.by_name.items() if node.kind in SITE_KINDS]
     left_out = match_sites(tuple(ignored), names) if ignored else frozenset()
+    edges = edge_sites(nodes) if bits != W8A8 else {}
     plans = []
     for name in names:
         node = nodes.by_name[name]
+        kind, own = kind_of(node), bits if node.kind in NARROWED and name not in edges else W8A8
         reason = "matches `ignored`" if name in left_out else float_reason(node) or _coarse(nodes, node)
         plans.append(
-            SitePlan(name, kind_of(node), None, reason)
+            SitePlan(name, kind, None, reason)
             if reason
-            else SitePlan(name, kind_of(node), W8A8, "integer kernel")
+            else SitePlan(name, kind, own, INTEGER + EDGE_REASONS.get(edges.get(name, ""), ""))
         )
     plans += [SitePlan(name, op, None, why) for name, op, why in _without_integer_form(nodes)]
     return Plan(module_hash, tuple(plans))
+
+
+def as_stored(plan: Plan, nodes: Nodes, formats: Formats) -> Plan:
+    """Return the plan with the bits that the activations of each site really have.
+
+    Several sites that read one value read the most bits that one of them asks for.
+    """
+    sites = []
+    for site in plan.sites:
+        node = nodes.by_name.get(site.site)
+        if site.precision is not None and node is not None and node.kind in NARROWED:
+            bits = max((formats.bits_read(nodes, name) for name in node.inputs), default=8)
+            if bits > site.precision.activation_bits:
+                own = replace(site.precision, activation_bits=bits)
+                site = replace(
+                    site, precision=own, reason=f"{INTEGER}; another reader of its input takes {bits} bits"
+                )
+        sites.append(site)
+    return Plan(plan.module_hash, tuple(sites))
 
 
 def kind_of(node: Node) -> str:

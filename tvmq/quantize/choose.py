@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import tvm
 from tvmq.calibrate.calibration import Calibration, InputMoments
 from tvmq.formats import Quantization, QuantizedWeight, QuantParams
 from tvmq.one_thread import one_thread
-from tvmq.plan.formats import Formats, swallowed
+from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.feedback import Feedback, compensated, feedback_of
@@ -52,18 +53,19 @@ def choose(
     progress("quantize", 0, max(len(work), 1))
     for done, node in enumerate(work, start=1):
         x = _input_params(nodes, node, values, also)
-        out = values.get(_final(node.name, fused))
+        out = values.get(final(node.name, fused))
         ratio = out.scale / x.scale if out is not None and requantize == "pot" else None
         moments = calibration.linear_inputs.get(node.name)
         matrix = _matrix(node)
         bias = _bias(nodes, node)
         addends = np.zeros(matrix.shape[1]) if bias is None else _constant(bias).astype(np.float64)
         smallest = smallest_scales(matrix, addends.ravel(), x, out)
-        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest)
+        bits = formats.weight_bits.get(node.name, 8)
+        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest, bits)
         if moments is not None:
             spread = feedback.of(node.inputs[0], moments, centred=bias is not None)
             chosen = chosen if spread is None else compensated(matrix, chosen, spread)
-        weights[node.name] = QuantizedWeight(_unmatrix(node, chosen.values), chosen.scale)
+        weights[node.name] = replace(chosen, values=_unmatrix(node, chosen.values))
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
             biases[bias.name] = corrected.reshape(addends.shape)
@@ -102,12 +104,6 @@ def _input_params(
     while name not in values:
         name = nodes.by_name[name].inputs[0]
     return also.get(name, values[name])
-
-
-def _final(name: str, fused: dict[str, str]) -> str:
-    while name in fused:
-        name = fused[name]
-    return name
 
 
 def _matrix(node: Node) -> npt.NDArray[np.float64]:

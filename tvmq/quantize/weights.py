@@ -55,15 +55,27 @@ def largest_value(bits: int) -> int:
     return (1 << bits - 1) - 1
 
 
+def largest_reached(bits: int) -> int:
+    """Return the largest weight that no fixed-point requantize is needed for, in steps of a shift of 0."""
+    largest = largest_value(bits)
+    return largest << _room(largest)
+
+
+def _room(largest: int) -> int:
+    """Return by how much values up to largest may be shifted to the left in an int8.
+
+    integer_parameters.widened does that to them instead of to the product.
+    """
+    return (QMAX // largest).bit_length() - 1
+
+
 def scale_candidates(
     weight: Floats, ratio: float | None, smallest: Floats | float = 0.0, largest: int = QMAX
 ) -> list[Floats]:
     """Return scales [N] each to choose from for values up to largest; the rest as for quantize_weight."""
     absmax = np.maximum(np.abs(weight).max(axis=0), ABSMAX_FLOOR)
     floor = np.broadcast_to(smallest, absmax.shape)
-    # Values that leave bits of an int8 free may be shifted to the left instead of the product:
-    # integer_parameters.widened.
-    left = (QMAX // largest).bit_length() - 1
+    left = _room(largest)
     if ratio is None or (absmax > largest * 2**left * ratio).any():
         factors = FREE_FACTORS if largest == QMAX else LOW_BITS_FACTORS
         return [np.maximum(absmax / largest * factor, floor) for factor in factors]

@@ -202,7 +202,8 @@ def _pool(
     attrs: Mapping[str, Any], _shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     geometry = ConvGeometry.from_attrs(attrs)
-    pooling = Pooling(**_fields(attrs, *(field.name for field in dataclasses.fields(Pooling))))
+    names = [field.name for field in dataclasses.fields(Pooling) if field.name not in ("low", "high")]
+    pooling = Pooling(**_fields(attrs, *names), **_clip(attrs, str(attrs["out_dtype"])))
     spec = PoolSpec(geometry, pooling)
     name = f"{pooling.operation}_pool_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
     return Kernel((spec, profile.name, threads), name, (None,), lambda: pool_prim_func(spec, threads))
@@ -210,7 +211,6 @@ def _pool(
 
 def _product(attrs: Mapping[str, Any], rows: int, inputs: int, outputs: int) -> LinearSpec:
     out_dtype = str(attrs["out_dtype"])
-    copies = "copy_shift" in attrs
     return LinearSpec(
         rows=rows,
         inputs=inputs,
@@ -220,7 +220,7 @@ def _product(attrs: Mapping[str, Any], rows: int, inputs: int, outputs: int) -> 
         table=bool(attrs["table"]),
         fixed_point=bool(attrs["fixed_point"]),
         zero_point=int(attrs["zero_point"]),
-        copy=(int(attrs["copy_shift"]), int(attrs["copy_zero_point"])) if copies else None,
+        copy=_copy(attrs),
         **_clip(attrs, out_dtype),
     )
 
@@ -232,7 +232,7 @@ def _packing(product: LinearSpec, weight: Packing, arguments: int) -> tuple[Pack
     return packing + (None,) * (arguments - len(packing))
 
 
-def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:
+def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
     """Return the clip bounds where they are not the dtype's own."""
     if out_dtype not in INTEGER_RANGE:
         return {}
@@ -240,17 +240,22 @@ def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, int]:
     return {} if (low, high) == INTEGER_RANGE[out_dtype] else {"low": low, "high": high}
 
 
+def _copy(attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return shift and zero point of a second result, and its clip bounds where they are not uint8's own."""
+    if "copy_shift" not in attrs:
+        return None
+    shift, zero_point, *clip = (int(attrs[f"copy_{name}"]) for name in ("shift", "zero_point", "low", "high"))
+    return (shift, zero_point) if tuple(clip) == INTEGER_RANGE["uint8"] else (shift, zero_point, *clip)
+
+
 def _layer_norm(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     pieces, (channels,) = int(attrs["pieces"]), shapes[1]
     rows = shapes[0][0] // (pieces or 1)
-    if (int(attrs["low"]), int(attrs["high"])) != INTEGER_RANGE[str(attrs["out_dtype"])]:
-        return None
-    copy = (int(attrs["copy_shift"]), int(attrs["copy_zero_point"])) if "copy_shift" in attrs else None
-    spec = x86_layer_norm.LayerNormSpec(
-        rows, channels, **_fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces"), copy=copy
-    )
+    numbers = _fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces")
+    clip = _clip(attrs, str(attrs["out_dtype"]))
+    spec = x86_layer_norm.LayerNormSpec(rows, channels, **numbers, copy=_copy(attrs), **clip)
     if x86_layer_norm.supports(spec) is not None:
         return None
     return Kernel(
@@ -269,13 +274,14 @@ def _attention(
     count = int(attrs["biases"])
     biases = shapes[ATTENTION_INPUTS:][:count]
     mask = shapes[ATTENTION_INPUTS + count :][: int(attrs["mask"])]
-    optional = ("biases", "mask", "indexed")
+    optional = ("biases", "mask", "indexed", "low", "high")
     names = [f.name for f in dataclasses.fields(attention_spec.AttentionSpec) if f.name not in optional]
     spec = attention_spec.AttentionSpec(
         **_fields(attrs, *names),
         biases=tuple((shape[0], shape[1]) for shape in biases),
         mask=(mask[0][0], mask[0][1]) if mask else None,
         indexed=bool(attrs["indexed"]),
+        **_clip(attrs, str(attrs["out_dtype"])),
     )
     isa = isa_of(profile)
     if isa is None or attention_spec.supports(spec) is not None:

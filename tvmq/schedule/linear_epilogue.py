@@ -179,11 +179,11 @@ class Finish:
                 prefetch(weight, (later, T.min(row * share + line, depths - 1), 0, 0))
 
 
-def _copied(values: Any, shift: int, zero_point: int) -> Any:
-    """Return int16 values as uint8: numerics.requantize."""
+def _copied(values: Any, shift: int, zero_point: int, low: int = 0, high: int = 255) -> Any:
+    """Return int16 values as uint8: numerics.requantize, clipped."""
     half = (1 << shift >> 1) + (zero_point << shift)
     moved = T.shift_right(T.cast(values, f"int32x{LANES}") + _splat(half, "int32"), _splat(shift, "int32"))
-    clipped = T.max(T.min(moved, _splat(255, "int32")), _splat(0, "int32"))
+    clipped = T.max(T.min(moved, _splat(high, "int32")), _splat(low, "int32"))
     return T.cast(clipped, f"uint8x{LANES}")
 
 

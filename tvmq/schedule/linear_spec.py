@@ -35,7 +35,8 @@ class LinearSpec:
     zero_point: int = 0  # of the output, only with fixed_point
     low: int | None = None  # where to clip, inside out_dtype's own range; None: at its end
     high: int | None = None
-    copy: tuple[int, int] | None = None  # also store it as uint8: the shift and the zero point for that
+    # Also store it as uint8: the shift and the zero point for that, and where to clip if not at its ends.
+    copy: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if min(self.rows, self.inputs, self.outputs) < 1:

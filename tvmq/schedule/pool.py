@@ -105,7 +105,7 @@ def _requantized(sums: Expr, lanes: int, pooling: Pooling) -> Expr:
     half = splat(1 << (pooling.shift - 1), wide)
     product = T.cast(sums, wide) * splat(pooling.multiplier, wide) + half
     value = T.shift_right(product, splat(pooling.shift, wide)) + splat(pooling.out_zero_point, wide)
-    low, high = (splat(limit, wide) for limit in INTEGER_RANGE[pooling.out_dtype])
+    low, high = (splat(limit, wide) for limit in pooling.clip)
     return T.cast(T.max(T.min(value, high), low), vector_type(pooling.out_dtype, lanes))
 
 

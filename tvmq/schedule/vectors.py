@@ -11,6 +11,8 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, address_of, call_intrin, const
 
+from tvmq.numerics import INTEGER_RANGE
+
 Expr = Any  # TVM ships no stubs
 Buffer = Any
 Index = Expr | tuple[Expr, ...]
@@ -46,6 +48,16 @@ def splat(value: float, dtype: str) -> Expr:
     """Return a constant in every lane of dtype, as in "int32x16"."""
     element, _, count = dtype.partition("x")
     return repeat(const(value, element), int(count or 1))
+
+
+def limited(values: Expr, limits: tuple[int, int]) -> Expr:
+    """Return integers clipped to limits, by no instruction at an end where their dtype has no others."""
+    dtype = str(values.ty.dtype)
+    ends = INTEGER_RANGE[dtype.partition("x")[0]]
+    for limit, end, clip in zip(limits, ends, (T.max, T.min), strict=True):
+        if limit != end:
+            values = clip(values, splat(limit, dtype))
+    return values
 
 
 def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:

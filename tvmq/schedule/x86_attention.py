@@ -27,7 +27,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.numerics import HIDDEN_LOGIT, LEAST_LOGIT, SOFTMAX_TABLE_SIZE
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR, AttentionDecision, AttentionSpec, supports
-from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat, store, vector_type
+from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store, vector_type
 from tvmq.schedule.x86_attention_operands import limit_scores, load_queries, pack_keys, pack_values
 from tvmq.schedule.x86_intrinsics import lookup
 from tvmq.schedule.x86_isa import Isa
@@ -332,7 +332,7 @@ class _Kernel:
                 T.bind(packed_words(self.isa, divided[j], divided[min(j + 1, vectors - 1)]))
                 for j in range(0, vectors, 2)
             ]
-            packed = T.bind(packed_bytes(self.isa, halves[0], halves[-1], dtype))
+            packed = T.bind(limited(packed_bytes(self.isa, halves[0], halves[-1], dtype), self.spec.clip))
             values = T.reinterpret(f"{dtype}x{16 * vectors}", natural_order(packed, vectors))
             store(self.out, (self.row_of[i], self.column + first * 16), values)
 

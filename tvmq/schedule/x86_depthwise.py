@@ -17,13 +17,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.schedule.depthwise_spec import QUARTERS, Chunk, DepthwiseSpec, buffers, chunks, supports
 from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
-from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat, store
+from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store
 from tvmq.schedule.x86_dots import activations, dot, weights
 from tvmq.schedule.x86_intrinsics import lookup, pack_bytes, pack_words, pshufb
 from tvmq.schedule.x86_isa import Isa
@@ -187,11 +186,7 @@ class _Kernel:
         packed = pack_bytes(product.out_dtype, *(pack_words(*shifted[i : i + 2]) for i in (0, 2)))
         # The packs work inside lanes of 128 bits: byte 4 * s + i of a lane is channel 4 * i + s.
         packed = pshufb(packed, self.order[width])
-        for limit, end, clip in zip(
-            product.clip, INTEGER_RANGE[product.out_dtype], (T.max, T.min), strict=True
-        ):
-            if limit != end:
-                packed = clip(packed, splat(limit, f"{product.out_dtype}x{width}"))
+        packed = limited(packed, product.clip)
         if product.table:
             packed = lookup(self.isa, self.arguments["table"], T.bind(packed), width)
         store(self.arguments["out"], (row, chunk.start), packed)

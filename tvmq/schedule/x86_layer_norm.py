@@ -61,7 +61,15 @@ class LayerNormSpec:
     limit: int
     out_dtype: str
     pieces: int = 0  # of a row, each a row of x that an index names; 0: rows as they lie
-    copy: tuple[int, int] | None = None  # shift and zero point of a second result, uint8 made of int16
+    copy: tuple[int, ...] | None = None  # a second result, uint8 made of int16, as in LinearSpec
+    low: int | None = None  # where to clip, inside out_dtype's own range; None: at its end
+    high: int | None = None
+
+    @property
+    def clip(self) -> tuple[int, int]:
+        """Return the least and the greatest number of the result."""
+        low, high = INTEGER_RANGE[self.out_dtype]
+        return low if self.low is None else self.low, high if self.high is None else self.high
 
     @property
     def width(self) -> int:
@@ -120,7 +128,9 @@ def layer_norm_space(spec: LayerNormSpec, threads: int) -> Space:
 
 def speed_of(spec: LayerNormSpec) -> LayerNormSpec:
     """Return spec without the constants that differ from layer to layer and take no time."""
-    return replace(spec, gain_shift=0, epsilon=0, copy=None if spec.copy is None else (8, 0))
+    return replace(
+        spec, gain_shift=0, epsilon=0, copy=None if spec.copy is None else (8, 0), low=None, high=None
+    )
 
 
 def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None = None) -> tirx.PrimFunc:
@@ -301,16 +311,16 @@ class _Kernel:
 
     def _store_scaled(self, source: Expr, column: Expr, normal: Expr) -> None:
         spec, lanes, narrow = self.spec, self.lanes, vector_type("int32", self.lanes)
-        low, high = INTEGER_RANGE[spec.out_dtype]
+        low, high = spec.clip
         gain, offset = (load(b, column, lanes) for b in (self.gain, self.offset))
         scaled = T.shift_right(normal * gain + offset, splat(spec.gain_shift, narrow))
         clipped = T.max(T.min(scaled, splat(high, narrow)), splat(low, narrow))
         store(self.out, (source, column), T.cast(clipped, vector_type(spec.out_dtype, lanes)))
         if spec.copy is not None:
-            shift, zero_point = spec.copy
+            shift, zero_point, low, high = spec.copy if len(spec.copy) > 2 else (*spec.copy, 0, 255)
             half = splat((1 << shift >> 1) + (zero_point << shift), narrow)
             moved = T.shift_right(clipped + half, splat(shift, narrow))
-            code = T.max(T.min(moved, splat(255, narrow)), splat(0, narrow))
+            code = T.max(T.min(moved, splat(high, narrow)), splat(low, narrow))
             store(self.buffers["copy"], (source, column), T.cast(code, vector_type("uint8", lanes)))
 
 
