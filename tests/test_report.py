@@ -10,14 +10,14 @@ from rich.console import Console, RenderableType
 from tvmq import report
 from tvmq.breakdown import Benchmark, Breakdown, Part
 from tvmq.doctor import Check, Diagnosis, State
-from tvmq.spec import Coverage, CoverageRow
+from tvmq.spec import Coverage, CoverageRow, Plan, Precision, SitePlan
 from tvmq.target import builtin_profiles
 from tvmq.verification import Verification
 
 COVERAGE = Coverage(
     (
         CoverageRow("blocks.0.attn", "attention", True, "w8a8", 100),
-        CoverageRow("blocks.0.fc1", "linear", True, "w8a8", 700),
+        CoverageRow("blocks.0.fc1", "linear", True, "integer kernel", 700),
         CoverageRow("blocks.0.fc2", "linear", True, "w8a8", 100),
         CoverageRow("head", "linear", False, "ignored by 'head'", 100),
     )
@@ -43,9 +43,13 @@ def test_coverage_says_what_is_integer_and_why_the_rest_is_not():
         ["linear", "1", "float", "10.0 %", "ignored by 'head'"],
     ]
     assert "3 of 4 sites and 90.0 % of the multiplications are integer." in text_of(summary)
-    assert lines_with("blocks.0.fc1", report.coverage_sites(COVERAGE)) == [
-        ["blocks.0.fc1", "linear", "integer", "70.0 %", "w8a8"]
+    sites = [SitePlan(row.site, row.kind, Precision(4, 8), row.reason) for row in COVERAGE.rows]
+    listed = report.coverage_sites(COVERAGE, Plan("17", tuple(sites)))
+    why = "integer kernel"
+    assert lines_with("blocks.0.fc1", listed) == [
+        ["blocks.0.fc1", "linear", "integer", "w4a8", "70.0 %", why]
     ]
+    assert lines_with("head", listed)[0][2:4] == ["float", ""]
     assert "0 of 0 sites" in text_of(report.coverage_summary(Coverage(())))
 
 

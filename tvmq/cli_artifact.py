@@ -94,7 +94,11 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     if scales:
         tables.append(report.scales(manifest.description.scales))
     if sites or not scales:
-        tables.append(report.coverage_sites(coverage) if sites else report.coverage_summary(coverage))
+        tables.append(
+            report.coverage_sites(coverage, manifest.description.plan)
+            if sites
+            else report.coverage_summary(coverage)
+        )
     show(data, *tables, as_json=as_json)
     return 0
 

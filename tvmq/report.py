@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tvmq.doctor import Diagnosis, State
-from tvmq.spec import Coverage, CoverageRow, Scale
+from tvmq.spec import Coverage, CoverageRow, Plan, Scale
 from tvmq.target import TargetProfile
 from tvmq.tune.results import TunedKernel, written
 
@@ -67,15 +67,17 @@ def coverage_summary(coverage: Coverage) -> RenderableType:
     )
 
 
-def coverage_sites(coverage: Coverage) -> Table:
-    """Return one line per site."""
+def coverage_sites(coverage: Coverage, plan: Plan) -> Table:
+    """Return one line per site, with the bits of those in integers."""
+    bits = {site.site: str(site.precision) for site in plan.sites}
     total = sum(row.macs for row in coverage.rows)
     table = Table(title="Sites", title_justify="left")
-    for column in ("site", "kind", "computed in", "MACs", "why"):
+    for column in ("site", "kind", "computed in", "bits", "MACs", "why"):
         table.add_column(column, justify="right" if column == "MACs" else "left", overflow="fold")
     for row in coverage.rows:
         computed = Text("integer", "green") if row.integer else Text("float", "yellow")
-        table.add_row(Text(row.site), row.kind, computed, percent(row.macs, total), Text(row.reason))
+        own = bits.get(row.site, "") if row.integer else ""
+        table.add_row(Text(row.site), row.kind, computed, own, percent(row.macs, total), Text(row.reason))
     return table
 
 

@@ -254,3 +254,20 @@ def test_a_chain_that_stays_float_keeps_its_bindings():
     after = LowerInteger()(make.module([x], make.stored("y", y, NORMED)))
     names = [str(b.var.name) for b in bindings(after["main"]) if op_name(b.value)]
     assert [name for name in names if name in ("moved", "g", "p", "y")] == ["moved", "g", "p", "y"]
+
+
+def test_the_limits_of_a_quantize_are_part_of_no_chain():
+    make, x = QdqBuilder(), float_input(2, 4)
+    few = QuantParams(0.125, 3, "uint8", (0, 15))
+    soft = make.bind("soft", op.nn.gelu(x))
+    limited = make.stored("few", make.bind("few.clip", op.clip(soft, *few.real_limits)), few)
+    other = make.bind("other", op.clip(make.bind("moved", op.negative(limited)), -0.3, 0.7))
+    assert found(make, [x], make.stored("y", other, NORMED)) == ({"other": "few.dq"}, {"moved"})
+
+
+def test_a_clip_at_whole_steps_of_its_result_is_a_table_still():
+    make, x = QdqBuilder(), float_input(2, 4)
+    hard_tanh = make.bind("hard", op.clip(make.stored("x", x, QuantParams(0.3, 9, "uint8")), -1, 1))
+    lowered = LowerInteger()(make.module([x], make.stored("y", hard_tanh, QuantParams(0.125, 8, "uint8"))))
+    kinds = [str(func.attrs[KERNEL]) for gvar, func in lowered.functions.items() if gvar.name_hint != "main"]
+    assert kinds == ["table"]
