@@ -6,7 +6,8 @@ import pytest
 
 from tests import tiny_transformer
 from tvmq import numerics
-from tvmq.calibrate.observers import OBSERVERS, expected_error
+from tvmq.calibrate.observers import OBSERVERS
+from tvmq.calibrate.range_errors import expected_error
 from tvmq.plan.formats import value_formats
 from tvmq.quantize.scales import GELU_FLOOR, TRUNK_HEADROOM, choose_scales
 from tvmq.spec import Precision
