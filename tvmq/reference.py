@@ -136,6 +136,10 @@ class Interpreter:
             if self.keep_sites and site is not None:
                 self.sites.append((str(site), value))
             return value
+        return self.apply(call, args)
+
+    def apply(self, call: relax.Call, args: list[Value]) -> Value:
+        """Return the value of an operator's call on args, whatever the call's own arguments are."""
         name = call.op.name.removeprefix("relax.")
         operator = OPERATORS.get(name)
         if operator is None:

@@ -1,0 +1,65 @@
+"""Rows times matrices are what the sites compute; moments are those of these rows."""
+
+import numpy as np
+import pytest
+import torch
+from tvm import relax
+from tvm.relax import op
+
+from tvmq.plan.nodes import Node
+from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
+from tvmq.reference import Interpreter
+from tvmq.plan.nodes import index
+
+import tvm
+
+CASES = {
+    "linear": ((2, 5, 6), (6, 3), {}),
+    "pointwise": ((1, 4, 5, 3), (8, 4, 1, 1), {}),
+    "strided": ((2, 4, 7, 6), (3, 4, 3, 2), {"strides": (2, 1), "padding": (1, 0, 2, 1)}),
+    "grouped": ((1, 6, 5, 5), (4, 3, 3, 3), {"padding": (1, 1, 1, 1), "groups": 2}),
+    "depthwise": ((1, 5, 6, 6), (5, 1, 3, 3), {"padding": (1, 1, 1, 1), "groups": 5, "dilation": (2, 1)}),
+}
+
+
+def site(kind: str) -> tuple[Node, tvm.IRModule, torch.Tensor, torch.Tensor]:
+    """Return a module's only node, the module, an input and the weight."""
+    shape, weight_shape, attrs = CASES[kind]
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(weight_shape).astype(np.float32)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(shape, "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            call = op.matmul(x, relax.const(weight)) if kind == "linear" else op.nn.conv2d(
+                x, relax.const(weight), **attrs
+            )
+            y = builder.emit(call, "site")
+            y = builder.emit_output(y, "out")
+        builder.emit_func_output(y)
+    mod = builder.finalize()
+    data = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+    return index(mod).by_name["site"], mod, data, torch.from_numpy(weight)
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_moments_give_the_energy_of_the_outputs(kind):
+    node, mod, x, weight = site(kind)
+    matrices = as_matrices(node, weight)
+    torch.testing.assert_close(from_matrices(node, matrices), weight)
+    out = Interpreter(mod).apply(node.call, [x, weight])
+    out = out.reshape(-1, out.shape[-1]) if kind == "linear" else out.movedim(1, -1).reshape(-1, out.shape[1])
+    moments = moments_of(node, [x, -x], [2 * x, 2 * x])
+    energy = (matrices * (moments.gram @ matrices)).sum(1).ravel()
+    torch.testing.assert_close(energy, 4 * out.square().mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((moments.mean_q[:, None] @ matrices).ravel(), 2 * out.mean(0), rtol=1e-4, atol=1e-5)
+    assert moments.cross.abs().max() < 1e-5  # x and -x cancel
+    assert moments.mean_x.abs().max() < 1e-6
+    assert moments.rows == 2 * len(out)
+
+
+def test_centring_leaves_the_covariance():
+    node, _, x, _ = site("linear")
+    rows = x.reshape(-1, 6)
+    found = moments_of(node, [x + 3], [x + 3]).centred()
+    torch.testing.assert_close(found.gram[0], torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-4)

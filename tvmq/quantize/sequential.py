@@ -1,0 +1,112 @@
+"""Decide weights and biases site by site, each on the inputs that the sites before it leave it.
+
+A walk in topological order (lockstep.py): a site's weights are solved for its quantized inputs, its bias then
+takes up the mean error that is left, so that what follows sees outputs of the right mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tvm
+
+from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.plan.formats import Formats, swallowed
+from tvmq.plan.nodes import Node, Nodes
+from tvmq.quantize.lockstep import Tensors
+from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
+from tvmq.quantize.solve import solve
+from tvmq.quantize.weights import quantize_weight, scale_candidates, smallest_scales
+
+Tensor = torch.Tensor
+
+
+class Sequential:
+    """The visitor; weights and biases are there once the walk is over."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        formats: Formats,
+        values: Mapping[str, QuantParams],
+        copies: Mapping[str, QuantParams],
+        *,
+        power_of_two: bool,
+        bits: Mapping[str, int],
+    ) -> None:
+        self._nodes, self._formats = nodes, formats
+        self._values, self._copies = values, copies
+        self._fused = swallowed(nodes, formats.integer)
+        self._power_of_two, self._bits = power_of_two, bits
+        self.weights: dict[str, QuantizedWeight] = {}
+        self.biases: dict[str, npt.NDArray[np.float32]] = {}
+
+    def store(self, name: str, exact: Tensors, quantized: Tensors) -> tuple[QuantParams, ...]:
+        """Return what was decided before."""
+        copy = self._copies.get(name)
+        return (self._values[name],) if copy is None else (self._values[name], copy)
+
+    def weight(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+        """Return the weight solved for the quantized inputs; None for a site that stays float."""
+        if node.name not in self._formats.integer:
+            return None
+        bias = self._bias_of(node)
+        weight = torch.from_numpy(node.call.args[1].value.numpy().copy())
+        largest = 2 ** (self._bits.get(node.name, 8) - 1) - 1
+        moments = moments_of(node, exact, quantized)
+        if moments is None:
+            raise NotImplementedError(node.name)
+        if bias is not None:
+            moments = moments.centred()
+        matrices = as_matrices(node, weight)
+        groups, width, columns = matrices.shape
+        flat = matrices.transpose(0, 1).reshape(width, -1).double().numpy()  # [K, G * N]
+        x, out = self._input(node), self._values.get(self._final(node.name))
+        addends = np.zeros(flat.shape[1]) if bias is None else _constant(bias).astype(np.float64).ravel()
+        ratio = out.scale / x.scale if out is not None and self._power_of_two else None
+        candidates = scale_candidates(flat, ratio, smallest_scales(flat, addends, x, out), largest)
+        scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
+        solved = solve(matrices, moments, scales, largest)
+        values = from_matrices(node, solved.values).contiguous()
+        self.weights[node.name] = QuantizedWeight(values.to(torch.int8).numpy(), solved.scale.ravel().numpy())
+        return from_matrices(node, solved.weight).contiguous()
+
+    def bias(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+        """Return the bias that leaves no mean error."""
+        if node.inputs[0] not in self.weights:
+            return None
+        axis = -1 if self._nodes.by_name[node.inputs[0]].kind == "linear" else 1
+        error = torch.stack([_channel_means(x - q, axis) for x, q in zip(exact, quantized, strict=True)]).mean(0)
+        constant = torch.from_numpy(_constant(node).copy())
+        own = constant + error.float().reshape(constant.shape)
+        self.biases[node.name] = own.numpy()
+        return own
+
+    def _bias_of(self, node: Node) -> Node | None:
+        user = self._nodes.sole_consumer(node.name)
+        return user if user is not None and user.kind == "bias" else None
+
+    def _final(self, name: str) -> str:
+        while name in self._fused:
+            name = self._fused[name]
+        return name
+
+    def _input(self, node: Node) -> QuantParams:
+        name = node.inputs[0]
+        while name not in self._values:
+            name = self._nodes.by_name[name].inputs[0]
+        return self._copies.get(name, self._values[name])
+
+
+def _channel_means(value: Tensor, axis: int) -> Tensor:
+    axis %= value.ndim
+    return value.double().mean([i for i in range(value.ndim) if i != axis])
+
+
+def _constant(node: Node) -> npt.NDArray[np.float32]:
+    constant = next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))
+    array: npt.NDArray[np.float32] = constant.value.numpy()
+    return array

@@ -1,0 +1,65 @@
+"""Weights for the inputs that a quantized site really sees: compensated, scaled and rounded in closed form.
+
+Zhong et al., "ERQ: Error Reduction for Post-Training Quantization of Vision Transformers" (2024), section 3:
+ridge regression first moves the float weights to where they make up for the error of the quantized inputs,
+W' = W + (E[q q^T] + r I)^-1 E[q (x - q)^T] W; then they are rounded, each rounding made up for by the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tvmq.quantize.moments import Moments
+from tvmq.quantize.rounding import damped, descended, output_error, rounded_with_feedback
+
+Tensor = torch.Tensor
+
+RIDGE = 0.1  # added to the diagonal for the compensation, of its mean
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """Whole numbers [G, K, N] and scales [G, N]."""
+
+    values: Tensor
+    scale: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """Return what they stand for."""
+        return self.values * self.scale[:, None, :]
+
+
+def solve(weight: Tensor, moments: Moments, candidates: Sequence[Tensor], largest: int) -> Solved:
+    """Return the best whole numbers in [-largest, largest] for weight [G, K, N].
+
+    moments: centred where a bias follows. candidates: scales [G, N]; each column takes the best of them.
+    """
+    metric = damped(moments.gram, moments.rows)
+    wanted = compensated(weight, moments)
+    groups, width, columns = weight.shape
+    many = wanted.repeat(1, 1, len(candidates))
+    scales = torch.cat(list(candidates), 1)
+    values = rounded_with_feedback(many, scales, metric, largest)
+    values = descended(many, scales, metric, values, largest)
+    errors = output_error(many, scales, metric, values).reshape(groups, len(candidates), columns)
+    best = errors.argmin(1)  # [G, N]
+    scale = _picked(scales.reshape(groups, len(candidates), columns), best)
+    index = best[:, None, None, :].expand(groups, width, 1, columns)
+    values = values.reshape(groups, width, len(candidates), columns).gather(2, index)[:, :, 0]
+    return Solved(values, scale)
+
+
+def compensated(weight: Tensor, moments: Moments) -> Tensor:
+    """Return the float weights [G, K, N] that make up for the error of the inputs, pulled towards weight."""
+    level = moments.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+    ridge = moments.gram + (RIDGE * level)[:, None, None] * torch.eye(weight.shape[1])
+    error = (moments.cross - moments.gram) @ weight
+    return weight + torch.linalg.solve(ridge.double(), error.double()).float()
+
+
+def _picked(options: Tensor, best: Tensor) -> Tensor:
+    return options.gather(1, best[:, None, :])[:, 0]

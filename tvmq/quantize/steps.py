@@ -1,0 +1,139 @@
+"""Refine the steps of activations on what reaches the outputs of the sites that read them, weights still float.
+
+The framework level of Li et al., "An adaptive outlier correction quantization method for vision Transformers"
+(2025): steps are settled before weights are touched. An error in channel c of a site's input changes its output by
+that error times row c of its weight, so errors are weighted by the squared norms of these rows; what channels
+do to each other is left out, since rounding errors of different channels are hardly correlated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import numpy as np
+import torch
+
+from tvmq.calibrate.observers import affine_parameters
+from tvmq.formats import QuantParams
+from tvmq.plan.formats import Formats
+from tvmq.plan.nodes import Node, Nodes
+from tvmq.quantize.lockstep import Tensors, rounded
+
+Tensor = torch.Tensor
+
+FACTORS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)  # of the range seen, at either end
+MOST_ROWS = 1 << 12
+EXPONENTS = (-2, -1, 0, 1)  # of the scale of a uint8 copy, around what statistics chose
+
+
+class Steps:
+    """The visitor; values and copies hold the refined storage once the walk is over."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        formats: Formats,
+        values: Mapping[str, QuantParams],
+        copies: Mapping[str, QuantParams],
+        bits: Mapping[str, int],
+    ) -> None:
+        self._nodes, self._formats = nodes, formats
+        self._bits = bits
+        self.values, self.copies = dict(values), dict(copies)
+
+    def store(self, name: str, exact: Tensors, quantized: Tensors) -> tuple[QuantParams, ...]:
+        """Return the storage of least weighted error, that of statistics among the candidates."""
+        own = self.values[name]
+        copy = self.copies.get(name)
+        readers = list(self._readers(name))
+        energies = [energy for reader, energy in readers if energy is not None]
+        if copy is not None and energies:
+            kept = [rounded(value, own) for value in quantized]
+            self.copies[name] = copy = _best(_rows(kept, energies[0]), sum(energies), _moved(own, copy))
+        elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
+            rows = _rows(quantized, energies[0])
+            self.values[name] = own = _best(rows, sum(energies), _ranges(rows, own, self._bits.get(name, 8)))
+        return (own,) if copy is None else (own, copy)
+
+    def weight(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+        """Leave weights alone."""
+        return None
+
+    def bias(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+        """Leave biases alone."""
+        return None
+
+    def _alone(self, name: str) -> bool:
+        """Whether no other value shares the scale."""
+        region = self._formats.values[name].region
+        return sum(fmt.region == region for fmt in self._formats.values.values()) == 1
+
+    def _readers(self, name: str) -> Iterator[tuple[Node, Tensor | None]]:
+        """Yield what reads a value with the squared norms of its weight's rows, [C]; None for other readers."""
+        for user in self._nodes.consumers.get(name, ()):
+            node = self._nodes.by_name.get(user)
+            if node is None:
+                continue
+            if node.kind == "view" and node.op == "reshape":
+                yield from self._readers(user)
+            elif self._copied(name) and user not in self._formats.uint8_readers:
+                continue
+            elif user in self._formats.integer and node.kind in ("linear", "conv2d", "depthwise"):
+                yield node, _energy(node)
+            else:
+                yield node, None
+
+    def _copied(self, name: str) -> bool:
+        return name in self.copies
+
+
+def _energy(node: Node) -> Tensor:
+    weight = torch.from_numpy(node.call.args[1].value.numpy())
+    if node.kind == "linear":
+        return weight.square().sum(1)
+    groups = int(node.call.attrs.groups)
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return split.square().sum((1, 3, 4)).ravel()
+
+
+def _rows(values: Tensors, energy: Tensor) -> Tensor:
+    """Return rows [R, C] of all batches, thinned out."""
+    channels = len(energy)
+    parts = []
+    for value in values:
+        image = value.ndim == 4 and value.shape[1] == channels
+        rows = (value.movedim(1, -1) if image else value).reshape(-1, channels)
+        step = math.ceil(len(rows) * len(values) / MOST_ROWS)
+        parts.append(rows[:: step | 1] if step > 1 else rows)
+    return torch.cat(parts)
+
+
+def _best(rows: Tensor, energy: Tensor, candidates: Iterator[QuantParams]) -> QuantParams:
+    """Return the first candidate of least weighted error."""
+    options = list(candidates)
+    errors = [float(((rounded(rows, option) - rows).square().sum(0) * energy).sum()) for option in options]
+    return options[int(np.argmin(errors))]
+
+
+def _ranges(rows: Tensor, own: QuantParams, bits: int) -> Iterator[QuantParams]:
+    yield own
+    low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
+    for at_low, at_high in product(FACTORS, FACTORS):
+        if (low == 0 and at_low != 1) or (high == 0 and at_high != 1):
+            continue
+        scale, zero = affine_parameters(np.array([low * at_low, high * at_high]), bits, False)
+        yield QuantParams(float(np.float32(scale)), int(zero), own.dtype)
+
+
+def _moved(trunk: QuantParams, own: QuantParams) -> Iterator[QuantParams]:
+    """Yield uint8 storages that a shift reaches from the trunk, with the zero point in several places."""
+    yield own
+    for step in EXPONENTS:
+        scale = own.scale * 2.0**step
+        if scale < trunk.scale:
+            continue
+        centre = own.zero_point / 2.0**step
+        for zero in {round(centre * factor) for factor in (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)} | {128}:
+            yield QuantParams(scale, int(np.clip(zero, 0, 255)), own.dtype)
