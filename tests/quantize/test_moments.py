@@ -49,7 +49,7 @@ def test_moments_give_the_energy_of_the_outputs(kind):
     torch.testing.assert_close(from_matrices(node, matrices), weight)
     out = Interpreter(mod).apply(node.call, [x, weight])
     out = out.reshape(-1, out.shape[-1]) if kind == "linear" else out.movedim(1, -1).reshape(-1, out.shape[1])
-    moments = moments_of(node, [x, -x], [2 * x, 2 * x])
+    moments = moments_of(node, torch.stack([x, -x]), torch.stack([2 * x, 2 * x]))
     energy = (matrices * (moments.gram @ matrices)).sum(1).ravel()
     torch.testing.assert_close(energy, 4 * out.square().mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((moments.mean_q[:, None] @ matrices).ravel(), 2 * out.mean(0), rtol=1e-4, atol=1e-5)
@@ -61,5 +61,5 @@ def test_moments_give_the_energy_of_the_outputs(kind):
 def test_centring_leaves_the_covariance():
     node, _, x, _ = site("linear")
     rows = x.reshape(-1, 6)
-    found = moments_of(node, [x + 3], [x + 3]).centred()
+    found = moments_of(node, (x + 3)[None], (x + 3)[None]).centred()
     torch.testing.assert_close(found.gram[0], torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-4)

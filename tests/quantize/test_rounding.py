@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import seeds
@@ -24,6 +24,7 @@ def nearest(weight, scale, largest):
     return torch.floor(weight / scale[:, None] + 0.5).clamp(-largest, largest)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_descent_is_never_worse_and_stays_in_range(seed):
     weight, scale, metric = case(seed, groups=2, inputs=9, outputs=4)
@@ -63,6 +64,7 @@ def test_correlated_inputs_leave_a_fraction_of_the_error():
     assert last <= after
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 3))
 def test_equals_the_published_recursion(seed, groups):
     """GPTQ's definition: after each row, the inverse loses it by one step of Gaussian elimination."""

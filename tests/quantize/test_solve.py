@@ -1,7 +1,7 @@
 """Compensation against the normal equations, and the choice among scales."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.strategies import seeds
 from tvmq.quantize.moments import Moments
@@ -23,6 +23,7 @@ def case(seed, noise=0.3):
     return x, q, torch.randn(2, 5, 4, generator=random)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_compensation_is_the_ridge_regression_of_the_float_outputs(seed):
     x, q, weight = case(seed)
@@ -36,12 +37,14 @@ def test_compensation_is_the_ridge_regression_of_the_float_outputs(seed):
         torch.testing.assert_close((found - weight)[g].double(), change, rtol=1e-3, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_nothing_is_compensated_where_inputs_are_exact(seed):
     x, _, weight = case(seed)
     torch.testing.assert_close(compensated(weight, moments_of(x, x)), weight, rtol=1e-4, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_outputs_come_nearer_to_the_float_ones_than_by_rounding(seed):
     x, q, weight = case(seed)
@@ -53,6 +56,7 @@ def test_outputs_come_nearer_to_the_float_ones_than_by_rounding(seed):
     assert errors[0] < errors[1]
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_each_column_takes_its_best_scale(seed):
     x, q, weight = case(seed, noise=0.0)

@@ -22,23 +22,24 @@ from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.reference import Interpreter
 
 Tensor = torch.Tensor
-Tensors = Sequence[Tensor]  # one for each batch
+Stream = Mapping[relax.Var, Any]  # values of all batches: tensors [S, ...], S batches
 MEMORY = 1 << 30  # bytes that the values of both streams may take at once
+CHUNK = 8  # batches that one operator computes together
 
 
 class Visitor(Protocol):
-    """Decides numbers as the walk comes to them; every method may look at both streams."""
+    """Decides numbers as the walk comes to them, with both streams before it: tensors [S, ...], S batches."""
 
-    def store(self, name: str, exact: Tensors, quantized: Tensors) -> tuple[QuantParams, ...]:
+    def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return how a stored value is kept: its storage, then that of its uint8 copy if it has one.
 
         quantized: the value computed from quantized inputs, not yet rounded itself.
         """
 
-    def weight(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the weight that the quantized stream multiplies by; the tensors are the site's inputs."""
 
-    def bias(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the constant that the quantized stream adds; the tensors are the addition's results.
 
         quantized: with the bias of the float model.
@@ -65,9 +66,9 @@ class Lockstep:
         self._stored, self._reads_copy = stored, reads_copy
         self._progress = progress
         self._interpreter = Interpreter(mod)
-        self._exact: dict[relax.Var, list[Any]] = {}
-        self._quantized: dict[relax.Var, list[Any]] = {}
-        self._copies: dict[relax.Var, list[Tensor]] = {}
+        self._exact: dict[relax.Var, Any] = {}
+        self._quantized: dict[relax.Var, Any] = {}
+        self._copies: dict[relax.Var, Tensor] = {}
 
     def walk(self, visitor: Visitor) -> None:
         """Visit every node in graph order; values are forgotten after their last use."""
@@ -75,7 +76,7 @@ class Lockstep:
         last = last_uses(self._main)
         with torch.no_grad():
             for index, param in enumerate(self._main.params):
-                values = [batch[index] for batch in self._batches]
+                values = torch.stack([batch[index] for batch in self._batches])
                 self._keep(param, values, values, visitor)
             for done, step in enumerate(steps, start=1):
                 self._step(step.var, step.value, visitor)
@@ -89,14 +90,14 @@ class Lockstep:
     def _step(self, var: relax.Var, value: Any, visitor: Visitor) -> None:
         node = self._nodes.by_name[var.name]
         exact = self._evaluate(value, self._exact)
-        stream: Mapping[relax.Var, list[Any]] = self._quantized
+        stream: Stream = self._quantized
         if self._reads_copy(node.name):
             stream = {**self._quantized, **self._copies}
-        replaced = None
+        own = None
         if node.kind in MULTIPLYING:
             source = value.args[0]
-            replaced = visitor.weight(node, self._exact[source], stream[source])
-        quantized = self._evaluate(value, stream, {1: replaced} if replaced is not None else {})
+            own = visitor.weight(node, self._exact[source], stream[source])
+        quantized = self._evaluate(value, stream, {1: own} if own is not None else {})
         if node.kind == "bias":
             own = visitor.bias(node, exact, quantized)
             if own is not None:
@@ -104,39 +105,51 @@ class Lockstep:
                 quantized = self._evaluate(value, stream, {place: own})
         self._keep(var, exact, quantized, visitor)
 
-    def _evaluate(
-        self, value: Any, stream: Mapping[relax.Var, list[Any]], replaced: Mapping[int, Tensor] | None = None
-    ) -> list[Any]:
-        """Return the value of a binding for each batch; replaced: arguments of a call, by place."""
-        read = set(used_vars(value))
-        results = []
-        for index in range(len(self._batches)):
-            env = {var: stream[var][index] for var in read}
-            if replaced:
-                args = [
-                    replaced[i] if i in replaced else self._interpreter.evaluate(arg, env)
-                    for i, arg in enumerate(value.args)
-                ]
-                results.append(self._interpreter.apply(value, args))
-            else:
-                results.append(self._interpreter.evaluate(value, env))
-        return results
+    def _evaluate(self, value: Any, stream: Stream, replaced: Mapping[int, Tensor] | None = None) -> Any:
+        """Return the value of a binding for all batches; replaced: arguments of a call, by place."""
+        read = list(dict.fromkeys(used_vars(value)))
 
-    def _keep(self, var: relax.Var, exact: list[Any], quantized: list[Any], visitor: Visitor) -> None:
+        def one(*values: Any) -> Any:
+            env = dict(zip(read, values, strict=True))
+            if not replaced:
+                return self._interpreter.evaluate(value, env)
+            args = [
+                replaced[i] if i in replaced else self._interpreter.evaluate(arg, env)
+                for i, arg in enumerate(value.args)
+            ]
+            return self._interpreter.apply(value, args)
+
+        if not read:
+            constant = one()
+            return constant.expand(len(self._batches), *constant.shape)
+        return batched(one, [stream[var] for var in read])
+
+    def _keep(self, var: relax.Var, exact: Any, quantized: Any, visitor: Visitor) -> None:
         self._exact[var] = exact
         if self._stored(var.name):
             own, *copy = visitor.store(var.name, exact, quantized)
-            quantized = [rounded(value, own) for value in quantized]
+            quantized = rounded(quantized, own)
             if copy:
-                self._copies[var] = [rounded(value, copy[0]) for value in quantized]
+                self._copies[var] = rounded(quantized, copy[0])
         self._quantized[var] = quantized
+
+
+def batched(one: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Return one(...) for every index of the values' first axis, results along a first axis again."""
+    try:
+        return torch.vmap(one, chunk_size=CHUNK)(*values)
+    except (RuntimeError, NotImplementedError):  # an operator that torch cannot batch
+        results = [one(*each) for each in zip(*values, strict=True)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)
+        return tuple(torch.stack(fields) for fields in zip(*results, strict=True))
 
 
 def rounded(value: Tensor, params: QuantParams) -> Tensor:
     """Return value as its storage holds it, in floats."""
     low, high = limits(params)
-    steps = torch.floor(value / params.scale + 0.5) + params.zero_point
-    return (steps.clamp_(low, high) - params.zero_point) * params.scale
+    steps = (value / params.scale).add_(0.5).floor_().add_(params.zero_point).clamp_(low, high)
+    return steps.sub_(params.zero_point).mul_(params.scale)
 
 
 def limits(params: QuantParams) -> tuple[int, int]:

@@ -6,7 +6,7 @@ for each group, its rows are the patches that the window sees, in the order of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -45,8 +45,8 @@ class Moments:
         )
 
 
-def moments_of(node: Node, exact: Sequence[Tensor], quantized: Sequence[Tensor]) -> Moments | None:
-    """Return the moments of a site's inputs; None where K is too wide or the site is a transposed one.
+def moments_of(node: Node, exact: Tensor, quantized: Tensor) -> Moments | None:
+    """Return the moments of a site's inputs [S, ...] of S batches; None for a transposed one or K too wide.
 
     Rows are thinned out evenly to MOST_ROWS.
     """
@@ -91,13 +91,13 @@ def from_matrices(node: Node, matrices: Tensor) -> Tensor:
     return matrices.transpose(1, 2).reshape(shape)
 
 
-def _rows(node: Node, values: Sequence[Tensor]) -> Iterator[Tensor]:
+def _rows(node: Node, values: Tensor) -> Iterator[Tensor]:
     """Yield [G, R, K] of each batch, as many rows of each."""
     for value in values:
         rows = value.reshape(1, -1, value.shape[-1]) if node.kind == "linear" else _patches(node, value)
         step = ceil(rows.shape[1] * len(values) / MOST_ROWS)
         # A stride that shares no factor with a line's length meets all columns of an image.
-        yield rows[:, :: step | 1].contiguous() if step > 1 else rows
+        yield rows[:, :: step | 1] if step > 1 else rows
 
 
 def _patches(node: Node, value: Tensor) -> Tensor:

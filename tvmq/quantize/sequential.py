@@ -16,7 +16,6 @@ import tvm
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import Node, Nodes
-from tvmq.quantize.lockstep import Tensors
 from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
 from tvmq.quantize.solve import solve
 from tvmq.quantize.weights import quantize_weight, scale_candidates, smallest_scales
@@ -44,12 +43,12 @@ class Sequential:
         self.weights: dict[str, QuantizedWeight] = {}
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
 
-    def store(self, name: str, exact: Tensors, quantized: Tensors) -> tuple[QuantParams, ...]:
+    def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return what was decided before."""
         copy = self._copies.get(name)
         return (self._values[name],) if copy is None else (self._values[name], copy)
 
-    def weight(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the weight solved for the quantized inputs; None for a site that stays float."""
         if node.name not in self._formats.integer:
             return None
@@ -74,14 +73,13 @@ class Sequential:
         self.weights[node.name] = QuantizedWeight(values.to(torch.int8).numpy(), solved.scale.ravel().numpy())
         return from_matrices(node, solved.weight).contiguous()
 
-    def bias(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the bias that leaves no mean error."""
         if node.inputs[0] not in self.weights:
             return None
         axis = -1 if self._nodes.by_name[node.inputs[0]].kind == "linear" else 1
-        error = torch.stack([_channel_means(x - q, axis) for x, q in zip(exact, quantized, strict=True)]).mean(0)
         constant = torch.from_numpy(_constant(node).copy())
-        own = constant + error.float().reshape(constant.shape)
+        own = constant + _channel_means(exact - quantized, axis).reshape(constant.shape)
         self.biases[node.name] = own.numpy()
         return own
 
@@ -102,8 +100,9 @@ class Sequential:
 
 
 def _channel_means(value: Tensor, axis: int) -> Tensor:
-    axis %= value.ndim
-    return value.double().mean([i for i in range(value.ndim) if i != axis])
+    """Return the means [C] of values [S, ...], axis counted within one of the S."""
+    axis = axis % (value.ndim - 1) + 1
+    return value.double().mean([i for i in range(value.ndim) if i != axis]).float()
 
 
 def _constant(node: Node) -> npt.NDArray[np.float32]:

@@ -19,7 +19,7 @@ from tvmq.calibrate.observers import affine_parameters
 from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node, Nodes
-from tvmq.quantize.lockstep import Tensors, rounded
+from tvmq.quantize.lockstep import rounded
 
 Tensor = torch.Tensor
 
@@ -43,25 +43,25 @@ class Steps:
         self._bits = bits
         self.values, self.copies = dict(values), dict(copies)
 
-    def store(self, name: str, exact: Tensors, quantized: Tensors) -> tuple[QuantParams, ...]:
+    def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return the storage of least weighted error, that of statistics among the candidates."""
         own = self.values[name]
         copy = self.copies.get(name)
         readers = list(self._readers(name))
         energies = [energy for reader, energy in readers if energy is not None]
         if copy is not None and energies:
-            kept = [rounded(value, own) for value in quantized]
-            self.copies[name] = copy = _best(_rows(kept, energies[0]), sum(energies), _moved(own, copy))
+            rows = _rows(rounded(quantized, own), energies[0])
+            self.copies[name] = copy = _best(rows, sum(energies), _moved(own, copy))
         elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
             rows = _rows(quantized, energies[0])
             self.values[name] = own = _best(rows, sum(energies), _ranges(rows, own, self._bits.get(name, 8)))
         return (own,) if copy is None else (own, copy)
 
-    def weight(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Leave weights alone."""
         return None
 
-    def bias(self, node: Node, exact: Tensors, quantized: Tensors) -> Tensor | None:
+    def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Leave biases alone."""
         return None
 
@@ -98,16 +98,13 @@ def _energy(node: Node) -> Tensor:
     return split.square().sum((1, 3, 4)).ravel()
 
 
-def _rows(values: Tensors, energy: Tensor) -> Tensor:
-    """Return rows [R, C] of all batches, thinned out."""
+def _rows(values: Tensor, energy: Tensor) -> Tensor:
+    """Return rows [R, C] of values [S, ...] of S batches, thinned out."""
     channels = len(energy)
-    parts = []
-    for value in values:
-        image = value.ndim == 4 and value.shape[1] == channels
-        rows = (value.movedim(1, -1) if image else value).reshape(-1, channels)
-        step = math.ceil(len(rows) * len(values) / MOST_ROWS)
-        parts.append(rows[:: step | 1] if step > 1 else rows)
-    return torch.cat(parts)
+    image = values.ndim == 5 and values.shape[2] == channels
+    rows = (values.movedim(2, -1) if image else values).reshape(-1, channels)
+    step = math.ceil(len(rows) / MOST_ROWS)
+    return rows[:: step | 1] if step > 1 else rows
 
 
 def _best(rows: Tensor, energy: Tensor, candidates: Iterator[QuantParams]) -> QuantParams:
