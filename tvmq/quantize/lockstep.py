@@ -16,7 +16,6 @@ import tvm
 from tvm import relax
 
 from tvmq.formats import QuantParams
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.rebuild import bindings, used_vars
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.reference import Interpreter
@@ -147,14 +146,8 @@ def batched(one: Callable[..., Any], values: Sequence[Any]) -> Any:
 
 def rounded(value: Tensor, params: QuantParams) -> Tensor:
     """Return value as its storage holds it, in floats."""
-    low, high = limits(params)
-    steps = (value / params.scale).add_(0.5).floor_().add_(params.zero_point).clamp_(low, high)
+    steps = (value / params.scale).add_(0.5).floor_().add_(params.zero_point).clamp_(params.low, params.high)
     return steps.sub_(params.zero_point).mul_(params.scale)
-
-
-def limits(params: QuantParams) -> tuple[int, int]:
-    """Return the least and the greatest integer of a storage."""
-    return INTEGER_RANGE[params.dtype]
 
 
 def last_uses(main: relax.Function) -> dict[relax.Var, tuple[relax.Var, ...]]:

@@ -18,7 +18,7 @@ from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
 from tvmq.quantize.solve import solve
-from tvmq.quantize.weights import quantize_weight, scale_candidates, smallest_scales
+from tvmq.quantize.weights import largest_value, scale_candidates, smallest_scales
 
 Tensor = torch.Tensor
 
@@ -54,7 +54,8 @@ class Sequential:
             return None
         bias = self._bias_of(node)
         weight = torch.from_numpy(node.call.args[1].value.numpy().copy())
-        largest = 2 ** (self._bits.get(node.name, 8) - 1) - 1
+        bits = self._bits.get(node.name, 8)
+        largest = largest_value(bits)
         moments = moments_of(node, exact, quantized)
         if moments is None:
             raise NotImplementedError(node.name)
@@ -70,7 +71,7 @@ class Sequential:
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
         solved = solve(matrices, moments, scales, largest)
         values = from_matrices(node, solved.values).contiguous()
-        self.weights[node.name] = QuantizedWeight(values.to(torch.int8).numpy(), solved.scale.ravel().numpy())
+        self.weights[node.name] = QuantizedWeight(values.to(torch.int8).numpy(), solved.scale.ravel().numpy(), bits)
         return from_matrices(node, solved.weight).contiguous()
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:

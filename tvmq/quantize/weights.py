@@ -85,17 +85,6 @@ def scale_candidates(
     return [ratio * 2.0 ** -np.clip(top + step, -left, np.maximum(finest, -left)) for step in window]
 
 
-def scale_candidates(weight: Floats, ratio: float | None, smallest: Floats | float, largest: int) -> list[Floats]:
-    """Return scales [N] each to choose from for weight [K, N]; the rest as for quantize_weight."""
-    absmax = np.maximum(np.abs(weight).max(axis=0), ABSMAX_FLOOR)
-    floor = np.broadcast_to(smallest, absmax.shape)
-    if ratio is None or (absmax > largest * ratio).any():
-        return [np.maximum(absmax / largest * factor, floor) for factor in FREE_FACTORS]
-    top = np.floor(np.log2(largest * ratio / absmax))
-    finest = np.floor(np.log2(ratio / np.maximum(floor, ratio * 2.0**-MAX_SHIFT)))
-    return [ratio * 2.0 ** -np.clip(top + step, 0, np.maximum(finest, 0)) for step in WINDOW]
-
-
 def smallest_scales(weight: Floats, bias: Floats, x: QuantParams, out: QuantParams | None) -> Floats:
     """Return the scale [N] below which an accumulator of weight [K, N] and bias [N] could pass int32.
 
