@@ -31,8 +31,10 @@ def site(kind: str) -> tuple[Node, tvm.IRModule, torch.Tensor, torch.Tensor]:
     x = relax.Var("x", relax.TensorType(shape, "float32"))
     with builder.function("main", [x]):
         with builder.dataflow():
-            call = op.matmul(x, relax.const(weight)) if kind == "linear" else op.nn.conv2d(
-                x, relax.const(weight), **attrs
+            call = (
+                op.matmul(x, relax.const(weight))
+                if kind == "linear"
+                else op.nn.conv2d(x, relax.const(weight), **attrs)
             )
             y = builder.emit(call, "site")
             y = builder.emit_output(y, "out")
@@ -52,7 +54,9 @@ def test_moments_give_the_energy_of_the_outputs(kind):
     moments = moments_of(node, torch.stack([x, -x]), torch.stack([2 * x, 2 * x]))
     energy = (matrices * (moments.gram @ matrices)).sum(1).ravel()
     torch.testing.assert_close(energy, 4 * out.square().mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((moments.mean_q[:, None] @ matrices).ravel(), 2 * out.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (moments.mean_q[:, None] @ matrices).ravel(), 2 * out.mean(0), rtol=1e-4, atol=1e-5
+    )
     assert moments.cross.abs().max() < 1e-5  # x and -x cancel
     assert moments.mean_x.abs().max() < 1e-6
     assert moments.rows == 2 * len(out)

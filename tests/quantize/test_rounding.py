@@ -44,7 +44,9 @@ def test_close_to_the_best_of_all_whole_numbers():
     every = torch.tensor(list(itertools.product(range(-7, 8), repeat=3)), dtype=torch.float32).T[None]
     best = torch.stack(
         [
-            output_error(weight[:, :, n, None], scale[:, n, None].expand(1, every.shape[2]), metric, every).min()
+            output_error(
+                weight[:, :, n, None], scale[:, n, None].expand(1, every.shape[2]), metric, every
+            ).min()
             for n in range(40)
         ]
     )

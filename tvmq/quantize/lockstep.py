@@ -1,8 +1,8 @@
 """Run a canonical module in float and with quantized values side by side, node by node over all samples.
 
-The quantized stream is what the integer program will compute, in floats: every stored value is rounded to its
-storage after the node that makes it, and weights and biases are those that the visitor gives. So when the walk
-comes to a site, the inputs that it will see stand beside the inputs that it should have seen.
+The quantized stream is what the integer program will compute, in floats: every stored value is rounded to
+its storage after the node that makes it, and weights and biases are those that the visitor gives. So when the
+walk comes to a site, the inputs that it will see stand beside the inputs that it should have seen.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ CHUNK = 8  # batches that one operator computes together
 
 class Visitor(Protocol):
     """Decides numbers as the walk comes to them, with both streams before it: tensors [S, ...], S batches."""
+
+    def before(self, var: relax.Var, streams: Lockstep) -> None:
+        """Look at what is known before the binding of var is computed."""
 
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return how a stored value is kept: its storage, then that of its uint8 copy if it has one.
@@ -58,13 +61,13 @@ class Lockstep:
         reads_copy: Callable[[str], bool],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """stored: by value's name; reads_copy: by node's name, whether it reads uint8 copies of its inputs."""
+        """stored: by value's name; reads_copy: by node's name, whether it reads its inputs' uint8 copies."""
         self._main = mod["main"]
         self._nodes = nodes
         self._batches = batches
         self._stored, self._reads_copy = stored, reads_copy
         self._progress = progress
-        self._interpreter = Interpreter(mod)
+        self.interpreter = Interpreter(mod)
         self._exact: dict[relax.Var, Any] = {}
         self._quantized: dict[relax.Var, Any] = {}
         self._copies: dict[relax.Var, Tensor] = {}
@@ -86,7 +89,18 @@ class Lockstep:
         for stream in (self._exact, self._quantized, self._copies):
             stream.clear()
 
+    def exact(self, var: relax.Var) -> Tensor:
+        """Return a live value of the float stream."""
+        value: Tensor = self._exact[var]
+        return value
+
+    def quantized(self, var: relax.Var) -> tuple[Tensor, Tensor]:
+        """Return a live value of the quantized stream as stored, and its uint8 copy (itself if none)."""
+        value: Tensor = self._quantized[var]
+        return value, self._copies.get(var, value)
+
     def _step(self, var: relax.Var, value: Any, visitor: Visitor) -> None:
+        visitor.before(var, self)
         node = self._nodes.by_name[var.name]
         exact = self._evaluate(value, self._exact)
         stream: Stream = self._quantized
@@ -111,12 +125,12 @@ class Lockstep:
         def one(*values: Any) -> Any:
             env = dict(zip(read, values, strict=True))
             if not replaced:
-                return self._interpreter.evaluate(value, env)
+                return self.interpreter.evaluate(value, env)
             args = [
-                replaced[i] if i in replaced else self._interpreter.evaluate(arg, env)
+                replaced[i] if i in replaced else self.interpreter.evaluate(arg, env)
                 for i, arg in enumerate(value.args)
             ]
-            return self._interpreter.apply(value, args)
+            return self.interpreter.apply(value, args)
 
         if not read:
             constant = one()

@@ -1,7 +1,7 @@
 """Second moments of what a site multiplies its weights by, in float and as the quantized stream has it.
 
-Every multiplying site is G products of rows [R, K] with a matrix [K, N]: a linear is one; a convolution has one
-for each group, its rows are the patches that the window sees, in the order of the weight [K = inputs x window].
+Every multiplying site is G products of rows [R, K] with a matrix [K, N]: a linear is one; a convolution has
+one for each group, its rows are the patches that the window sees, as its weight is laid out [inputs x window].
 """
 
 from __future__ import annotations

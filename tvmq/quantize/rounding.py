@@ -3,8 +3,8 @@
 For weights W [K, N] in steps of s [N] and inputs of covariance H [K, K], the squared output error of whole
 numbers Q is the sum over columns of (sQ - W)^T H (sQ - W). It is made small in two ways, one after the other:
 error feedback, where the error of a row is made up for by the rows not yet rounded (Frantar et al., "GPTQ",
-2023, section 3), then coordinate descent, where each row in turn takes the best whole numbers given all others
-(Behdin et al., "QuantEase", 2023, section 3), which never makes the error larger.
+2023, section 3), then coordinate descent, where each row in turn takes the best whole numbers given all
+others (Behdin et al., "QuantEase", 2023, section 3), which never makes the error larger.
 
 All matrices have a leading axis of groups, so that the thousand 3 x 3 windows of a depthwise convolution are
 rounded at once.
@@ -95,4 +95,5 @@ def _ordered(metric: Tensor, order: Tensor) -> Tensor:
 def _feedback(metric: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of metric."""
     lower = torch.linalg.cholesky(metric.double())
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return factor.float()

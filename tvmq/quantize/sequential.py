@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tvm
+from tvm import relax
 
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import Node, Nodes
+from tvmq.quantize.lockstep import Lockstep
 from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
 from tvmq.quantize.solve import solve
 from tvmq.quantize.weights import largest_value, scale_candidates, smallest_scales
@@ -41,7 +43,11 @@ class Sequential:
         self._fused = swallowed(nodes, formats.integer)
         self._power_of_two, self._bits = power_of_two, bits
         self.weights: dict[str, QuantizedWeight] = {}
+        self.wanted: dict[str, Tensor] = {}  # what each weight was before it was rounded, shaped as it is
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
+
+    def before(self, var: relax.Var, streams: Lockstep) -> None:
+        """Nothing is decided ahead."""
 
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return what was decided before."""
@@ -70,8 +76,9 @@ class Sequential:
         candidates = scale_candidates(flat, ratio, smallest_scales(flat, addends, x, out), largest)
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
         solved = solve(matrices, moments, scales, largest)
-        values = from_matrices(node, solved.values).contiguous()
-        self.weights[node.name] = QuantizedWeight(values.to(torch.int8).numpy(), solved.scale.ravel().numpy(), bits)
+        values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
+        self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
+        self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
         return from_matrices(node, solved.weight).contiguous()
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
@@ -83,6 +90,18 @@ class Sequential:
         own = constant + _channel_means(exact - quantized, axis).reshape(constant.shape)
         self.biases[node.name] = own.numpy()
         return own
+
+    @property
+    def storage(self) -> dict[str, tuple[QuantParams, ...]]:
+        """Return how each value is kept: its storage, then that of its uint8 copy."""
+        return {
+            name: (own, self._copies[name]) if name in self._copies else (own,)
+            for name, own in self._values.items()
+        }
+
+    def node(self, name: str) -> Node:
+        """Return a node by its name."""
+        return self._nodes.by_name[name]
 
     def _bias_of(self, node: Node) -> Node | None:
         user = self._nodes.sole_consumer(node.name)
@@ -98,6 +117,12 @@ class Sequential:
         while name not in self._values:
             name = self._nodes.by_name[name].inputs[0]
         return self._copies.get(name, self._values[name])
+
+
+def scale_like(node: Node, weight: QuantizedWeight) -> Tensor:
+    """Return a weight's scales so that they broadcast to it."""
+    scale = torch.from_numpy(weight.scale)
+    return scale if node.kind == "linear" else scale[:, None, None, None]
 
 
 def _channel_means(value: Tensor, axis: int) -> Tensor:

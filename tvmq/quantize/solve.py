@@ -22,10 +22,11 @@ RIDGE = 0.1  # added to the diagonal for the compensation, of its mean
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """Whole numbers [G, K, N] and scales [G, N]."""
+    """Whole numbers [G, K, N], scales [G, N], and the float weights [G, K, N] that were rounded."""
 
     values: Tensor
     scale: Tensor
+    wanted: Tensor
 
     @property
     def weight(self) -> Tensor:
@@ -50,7 +51,7 @@ def solve(weight: Tensor, moments: Moments, candidates: Sequence[Tensor], larges
     scale = _picked(scales.reshape(groups, len(candidates), columns), best)
     index = best[:, None, None, :].expand(groups, width, 1, columns)
     values = values.reshape(groups, width, len(candidates), columns).gather(2, index)[:, :, 0]
-    return Solved(values, scale)
+    return Solved(values, scale, wanted)
 
 
 def compensated(weight: Tensor, moments: Moments) -> Tensor:
@@ -58,7 +59,8 @@ def compensated(weight: Tensor, moments: Moments) -> Tensor:
     level = moments.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
     ridge = moments.gram + (RIDGE * level)[:, None, None] * torch.eye(weight.shape[1])
     error = (moments.cross - moments.gram) @ weight
-    return weight + torch.linalg.solve(ridge.double(), error.double()).float()
+    change: Tensor = torch.linalg.solve(ridge.double(), error.double())
+    return weight + change.float()
 
 
 def _picked(options: Tensor, best: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Refine the steps of activations on what reaches the outputs of the sites that read them, weights still float.
+"""Refine the steps of activations on what reaches the outputs of their readers, weights still float.
 
 The framework level of Li et al., "An adaptive outlier correction quantization method for vision Transformers"
-(2025): steps are settled before weights are touched. An error in channel c of a site's input changes its output by
-that error times row c of its weight, so errors are weighted by the squared norms of these rows; what channels
-do to each other is left out, since rounding errors of different channels are hardly correlated.
+(2025): steps are settled before weights are touched. An error in channel c of a site's input changes its
+output by that error times row c of its weight, so errors are weighted by the squared norms of these rows;
+what channels do to each other is left out, since rounding errors of different channels are hardly correlated.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from itertools import product
 
 import numpy as np
 import torch
+from tvm import relax
 
 from tvmq.calibrate.observers import affine_parameters
 from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node, Nodes
-from tvmq.quantize.lockstep import rounded
+from tvmq.quantize.lockstep import Lockstep, rounded
 
 Tensor = torch.Tensor
 
@@ -43,18 +44,22 @@ class Steps:
         self._bits = bits
         self.values, self.copies = dict(values), dict(copies)
 
+    def before(self, var: relax.Var, streams: Lockstep) -> None:
+        """Nothing is decided ahead."""
+
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return the storage of least weighted error, that of statistics among the candidates."""
         own = self.values[name]
         copy = self.copies.get(name)
         readers = list(self._readers(name))
         energies = [energy for reader, energy in readers if energy is not None]
+        energy = torch.stack(energies).sum(0) if energies else torch.empty(0)
         if copy is not None and energies:
-            rows = _rows(rounded(quantized, own), energies[0])
-            self.copies[name] = copy = _best(rows, sum(energies), _moved(own, copy))
+            rows = _rows(rounded(quantized, own), energy)
+            self.copies[name] = copy = _best(rows, energy, _moved(own, copy))
         elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
-            rows = _rows(quantized, energies[0])
-            self.values[name] = own = _best(rows, sum(energies), _ranges(rows, own, self._bits.get(name, 8)))
+            rows = _rows(quantized, energy)
+            self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._bits.get(name, 8)))
         return (own,) if copy is None else (own, copy)
 
     def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
@@ -71,7 +76,7 @@ class Steps:
         return sum(fmt.region == region for fmt in self._formats.values.values()) == 1
 
     def _readers(self, name: str) -> Iterator[tuple[Node, Tensor | None]]:
-        """Yield what reads a value with the squared norms of its weight's rows, [C]; None for other readers."""
+        """Yield what reads a value, with the squared norms [C] of its weight's rows if it has one."""
         for user in self._nodes.consumers.get(name, ()):
             node = self._nodes.by_name.get(user)
             if node is None:

@@ -1,0 +1,102 @@
+"""The slow mode: weights rounded unit by unit by gradient descent, from those solved in closed form.
+
+A walk in topological order: before a unit is computed, the rounding of its weights is trained on what the
+units before it leave it (reconstruct.py); biases then take up the mean error, as in sequential.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from tvm import relax
+
+from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.plan.nodes import Node
+from tvmq.quantize.lockstep import Lockstep, batched
+from tvmq.quantize.reconstruct import Rounding, Task, reconstruct, token_weights
+from tvmq.quantize.sequential import Sequential, scale_like
+from tvmq.quantize.units import Unit
+
+Tensor = torch.Tensor
+
+
+class Adapt:
+    """The visitor; its weights and biases replace those of `solved` once the walk is over."""
+
+    def __init__(
+        self,
+        solved: Sequential,
+        stretches: tuple[Unit, ...],
+        *,
+        reads_copy: Callable[[str], bool],
+        importance: Mapping[str, Tensor],
+        steps: int,
+        seed: int,
+    ) -> None:
+        """importance: of an error in a unit's result, by its name; steps: of each unit's training."""
+        self._solved = solved
+        self._units = {unit.steps[0].var: unit for unit in stretches}
+        self._reads_copy = reads_copy
+        self._importance = importance
+        self._steps, self._seed = steps, seed
+        self.weights: dict[str, QuantizedWeight] = dict(solved.weights)
+        self.losses: list[tuple[str, float, float]] = []  # of each unit: its result's name, before, after
+
+    def before(self, var: relax.Var, streams: Lockstep) -> None:
+        """Train the unit that begins here."""
+        unit = self._units.get(var)
+        if unit is None:
+            return
+        names = [step.var.name for step in unit.steps if step.var.name in self._solved.wanted]
+        roundings = {name: self._rounding(name) for name in names}
+        if not roundings:
+            return
+        quantized, copy = streams.quantized(unit.source)
+        target = _float_result(unit, streams)
+        importance = self._importance.get(unit.result.name)
+        task = Task(
+            unit,
+            quantized,
+            copy,
+            target,
+            token_weights(target) if importance is None else importance,
+            self._solved.storage,
+            self._reads_copy,
+            {name: torch.from_numpy(bias) for name, bias in self._solved.biases.items()},
+        )
+        before, after = reconstruct(task, roundings, streams.interpreter, steps=self._steps, seed=self._seed)
+        self.losses.append((unit.result.name, before, after))
+        for name, rounding in roundings.items():
+            solved = self.weights[name]
+            values = rounding.values().to(torch.int8).numpy()
+            self.weights[name] = QuantizedWeight(values, solved.scale, solved.bits)
+
+    def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
+        """Return what was decided before."""
+        return self._solved.store(name, exact, quantized)
+
+    def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
+        """Return the trained weight."""
+        weight = self.weights.get(node.name)
+        return None if weight is None else torch.from_numpy(weight.values) * scale_like(node, weight)
+
+    def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
+        """Return the bias that leaves no mean error."""
+        return self._solved.bias(node, exact, quantized)
+
+    def _rounding(self, name: str) -> Rounding:
+        weight = self._solved.weights[name]
+        scale = scale_like(self._solved.node(name), weight)
+        return Rounding(self._solved.wanted[name], scale, (1 << weight.bits - 1) - 1)
+
+
+def _float_result(unit: Unit, streams: Lockstep) -> Tensor:
+    def one(source: Tensor) -> Tensor:
+        env = {unit.source: source}
+        for step in unit.steps:
+            env[step.var] = streams.interpreter.evaluate(step.value, env)
+        return env[unit.result]
+
+    result: Tensor = batched(one, [streams.exact(unit.source)])
+    return result

@@ -1,0 +1,175 @@
+"""Let the rounding of all weights of a unit learn together what the unit's output should be.
+
+Each weight is floor(W / s) + h with h = sigmoid(t V): V begins where that is the float weight and t grows
+until every h is 0 or 1 (Nagel et al., "Up or Down? Adaptive Rounding", 2020, with annealing in place of a
+penalty). Activations inside of the unit are left unrounded at random, half of them (Wei et al., "QDrop",
+2022), so that the rounding fits more inputs than those of calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tvm import relax
+
+from tvmq.formats import QuantParams
+from tvmq.quantize.units import Unit
+from tvmq.reference import Interpreter
+
+Tensor = torch.Tensor
+
+BATCH = 16  # samples of a step
+RATE = 0.02  # Adam's
+COLDEST = 24.0  # t at the end: h of any V that moved is 0 or 1 to 1 %
+WARM = 0.3  # of the steps, before t begins to grow
+DROPPED = 0.5  # of activations left unrounded
+EDGE = 0.02  # nearer than that to a whole number, V begins as if it were that far
+
+
+@dataclass(slots=True)
+class Rounding:
+    """The weights of one site: what they are to be, and V."""
+
+    wanted: Tensor  # float, as the site's weight is shaped
+    scale: Tensor  # broadcasts to it
+    largest: int
+    logits: Tensor = field(init=False)
+    floor: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        steps = self.wanted / self.scale
+        self.floor = torch.floor(steps).clamp_(-self.largest, self.largest - 1)
+        self.logits = torch.logit((steps - self.floor).clamp(EDGE, 1 - EDGE)).requires_grad_()
+
+    def soft(self, temperature: float) -> Tensor:
+        """Return the weights while they learn."""
+        return (self.floor + torch.sigmoid(temperature * self.logits)) * self.scale
+
+    def values(self) -> Tensor:
+        """Return whole numbers."""
+        return self.floor + (self.logits.detach() > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit with its data: tensors [S, ...] of S batches."""
+
+    unit: Unit
+    source: Tensor  # the quantized stream's, as stored
+    source_copy: Tensor | None  # its uint8 copy
+    target: Tensor  # the float stream's result
+    weights: Tensor  # what an error of the result counts, broadcasts to target
+    storage: Mapping[str, tuple[QuantParams, ...]]  # by value's name: own, and that of a uint8 copy
+    reads_copy: Callable[[str], bool]
+    biases: Mapping[str, Tensor]  # by the addition's name
+
+
+def reconstruct(
+    task: Task, roundings: Mapping[str, Rounding], interpreter: Interpreter, *, steps: int, seed: int
+) -> tuple[float, float]:
+    """Train the roundings (by site's name) in place; return the unit's loss before and after."""
+    trained = [each.logits for each in roundings.values()]
+    optimizer = torch.optim.Adam(trained, lr=RATE)
+    random = torch.Generator().manual_seed(seed)
+    whole = {name: each.values() * each.scale for name, each in roundings.items()}
+    before = _loss(task, whole, interpreter)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        for step in range(steps):
+            picked = torch.randint(len(task.source), (min(BATCH, len(task.source)),), generator=random)
+            weights = {name: each.soft(_temperature(step / steps)) for name, each in roundings.items()}
+            loss = _batch_loss(task, weights, interpreter, picked, DROPPED)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    whole = {name: each.values() * each.scale for name, each in roundings.items()}
+    return before, _loss(task, whole, interpreter)
+
+
+def _temperature(done: float) -> float:
+    return 1.0 if done < WARM else math.exp(math.log(COLDEST) * (done - WARM) / (1 - WARM))
+
+
+def _loss(task: Task, weights: Mapping[str, Tensor], interpreter: Interpreter) -> float:
+    with torch.no_grad():
+        total, samples = 0.0, len(task.source)
+        for start in range(0, samples, BATCH):
+            part = torch.arange(start, min(start + BATCH, samples))
+            total += float(_batch_loss(task, weights, interpreter, part, 0.0)) * len(part)
+        return total / samples
+
+
+def _batch_loss(
+    task: Task, weights: Mapping[str, Tensor], interpreter: Interpreter, picked: Tensor, dropped: float
+) -> Tensor:
+    copy = task.source if task.source_copy is None else task.source_copy
+
+    def one(source: Tensor, source_copy: Tensor) -> Tensor:
+        return _run(task, weights, interpreter, source, source_copy, dropped)
+
+    found = torch.vmap(one, randomness="different")(task.source[picked], copy[picked])
+    counted = task.weights.expand_as(task.target)[picked]
+    return ((found - task.target[picked]).square() * counted).mean()
+
+
+def _run(
+    task: Task,
+    weights: Mapping[str, Tensor],
+    interpreter: Interpreter,
+    source: Tensor,
+    source_copy: Tensor,
+    dropped: float,
+) -> Tensor:
+    """Return the unit's result for one batch, its own storage left out."""
+    env: dict[relax.Var, Any] = {task.unit.source: source}
+    copies: dict[relax.Var, Tensor] = {task.unit.source: source_copy}
+    for step in task.unit.steps:
+        name, value = step.var.name, step.value
+        seen = {**env, **copies} if task.reads_copy(name) else env
+        found = _value(interpreter, value, seen, weights.get(name), task.biases.get(name))
+        stored = task.storage.get(name) if step.var is not task.unit.result else None
+        if stored:
+            found = straight_through(found, stored[0], dropped)
+            if len(stored) > 1:
+                copies[step.var] = straight_through(found, stored[1], dropped)
+        env[step.var] = found
+    result: Tensor = env[task.unit.result]
+    return result
+
+
+def _value(
+    interpreter: Interpreter, value: Any, env: Mapping[Any, Any], weight: Tensor | None, bias: Tensor | None
+) -> Any:
+    if weight is None and bias is None:
+        return interpreter.evaluate(value, env)
+    args = [interpreter.evaluate(arg, env) for arg in value.args]
+    if weight is not None:
+        args[1] = weight
+    else:
+        args = [bias if not isinstance(arg, relax.Var) else args[i] for i, arg in enumerate(value.args)]
+    return interpreter.apply(value, args)
+
+
+def straight_through(value: Tensor, params: QuantParams, dropped: float) -> Tensor:
+    """Return value rounded to its storage, a share of it left as it is; gradients pass where not clipped."""
+    low, high = ((q - params.zero_point) * params.scale for q in (params.low, params.high))
+    clipped = value.clamp(low, high)
+    steps = torch.floor(clipped.detach() / params.scale + 0.5) * params.scale
+    rounded = clipped + (steps - clipped.detach())
+    if dropped:
+        rounded = torch.where(torch.rand_like(value) < dropped, value, rounded)
+    return rounded
+
+
+def token_weights(target: Tensor) -> Tensor:
+    """Return 1 / mean square of each row [..., 1] of the unit's result, so that no token outweighs the rest.
+
+    Of images [S, N, C, H, W] all pixels of an image count the same.
+    """
+    axes = [2, 3, 4] if target.ndim == 5 else [-1]
+    energy = target.square().mean(axes, keepdim=True)
+    return torch.reciprocal(energy + energy.mean() * 0.1)
