@@ -101,17 +101,17 @@ class Lockstep:
 
     def _step(self, var: relax.Var, value: Any, visitor: Visitor) -> None:
         visitor.before(var, self)
-        node = self._nodes.by_name[var.name]
+        node = self._nodes.by_name.get(var.name)  # None inside of a chain of element-wise operators
         exact = self._evaluate(value, self._exact)
         stream: Stream = self._quantized
-        if self._reads_copy(node.name):
+        if self._reads_copy(var.name):
             stream = {**self._quantized, **self._copies}
         own = None
-        if node.kind in MULTIPLYING:
+        if node is not None and node.kind in MULTIPLYING:
             source = value.args[0]
             own = visitor.weight(node, self._exact[source], stream[source])
         quantized = self._evaluate(value, stream, {1: own} if own is not None else {})
-        if node.kind == "bias":
+        if node is not None and node.kind == "bias":
             own = visitor.bias(node, exact, quantized)
             if own is not None:
                 place = next(i for i, arg in enumerate(value.args) if isinstance(arg, tvm.ir.GenericConst))

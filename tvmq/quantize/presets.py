@@ -1,0 +1,34 @@
+"""How much work goes into the numbers: one word for all options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvmq.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What is done after ranges are chosen from statistics."""
+
+    name: str
+    sequential: bool  # steps and weights site by site on quantized inputs, else from statistics of float ones
+    adapt_steps: int = 0  # of gradient descent for the rounding of each unit of sites; 0: none
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("fast", sequential=False),
+        Preset("default", sequential=True),
+        Preset("best", sequential=True, adapt_steps=400),
+    )
+}
+DEFAULT = "default"
+
+
+def preset_of(name: str) -> Preset:
+    """Return the preset of this name; UsageError if there is none."""
+    if name not in PRESETS:
+        raise UsageError(f"preset={name!r} is unknown; choose one of {list(PRESETS)}")
+    return PRESETS[name]

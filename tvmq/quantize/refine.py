@@ -1,0 +1,91 @@
+"""Numbers chosen on what each site really sees: the stages after statistics, in order.
+
+Activation steps are refined while weights are float (steps.py); weights are solved for quantized inputs and
+biases take up what is left (sequential.py); in the slow mode, the rounding of whole units learns (adapt.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import tvm
+
+from tvmq.formats import Quantization
+from tvmq.plan.formats import Formats
+from tvmq.plan.nodes import Nodes
+from tvmq.progress import Progress, silent
+from tvmq.quantize.adapt import Adapt
+from tvmq.quantize.lockstep import Lockstep, samples_within
+from tvmq.quantize.presets import Preset
+from tvmq.quantize.sequential import Sequential
+from tvmq.quantize.steps import Steps
+from tvmq.quantize.units import units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A balanced canonical module, what it holds, and what it is calibrated on."""
+
+    mod: tvm.IRModule
+    nodes: Nodes
+    formats: Formats
+    batches: Sequence[Sequence[torch.Tensor]]
+
+    def lockstep(self, progress: Progress, stage: str) -> Lockstep:
+        """Return a walk over as many batches as fit in memory."""
+        most = samples_within(self.mod["main"])
+        stored, readers = self.formats.values.__contains__, self.formats.uint8_readers.__contains__
+        return Lockstep(
+            self.mod,
+            self.nodes,
+            self.batches[:most],
+            stored=stored,
+            reads_copy=readers,
+            progress=lambda done, total: progress(stage, done, total),
+        )
+
+
+def refined(
+    model: Model,
+    numbers: Quantization,
+    preset: Preset,
+    *,
+    weight_bits: Mapping[str, int],
+    activation_bits: Mapping[str, int],
+    power_of_two: bool,
+    seed: int,
+    progress: Progress = silent,
+) -> Quantization:
+    """Return numbers with refined steps, weights and biases; bits by the names of sites and of values."""
+    steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8, activation_bits)
+    model.lockstep(progress, "steps").walk(steps)
+    solved = Sequential(
+        model.nodes,
+        model.formats,
+        steps.values,
+        steps.copies,
+        power_of_two=power_of_two,
+        bits=weight_bits,
+    )
+    model.lockstep(progress, "weights").walk(solved)
+    weights = solved.weights
+    if preset.adapt_steps:
+        adapt = Adapt(
+            solved,
+            units(model.mod["main"], solved.weights.__contains__),
+            reads_copy=model.formats.uint8_readers.__contains__,
+            importance={},
+            steps=preset.adapt_steps,
+            seed=seed,
+        )
+        model.lockstep(progress, "adapt").walk(adapt)
+        weights = adapt.weights
+    return replace(
+        numbers,
+        values=steps.values,
+        also_uint8=steps.copies,
+        weights={**numbers.weights, **weights},
+        biases={**numbers.biases, **solved.biases},
+    )
