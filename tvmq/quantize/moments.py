@@ -45,28 +45,34 @@ class Moments:
         )
 
 
-def moments_of(node: Node, exact: Tensor, quantized: Tensor) -> Moments | None:
+def moments_of(
+    node: Node, exact: Tensor, quantized: Tensor, importance: Tensor | None = None
+) -> Moments | None:
     """Return the moments of a site's inputs [S, ...] of S batches; None for a transposed one or K too wide.
 
-    Rows are thinned out evenly to MOST_ROWS.
+    Rows are thinned out evenly to MOST_ROWS. importance: how much each row of a batch counts, [rows] of mean 1.
     """
     if node.kind == "conv2d_transpose" or inputs_of(node) > WIDEST:
         return None
     gram = cross = torch.empty(0)
     total_q = total_x = torch.empty(0)
-    rows = 0
-    for q, x in zip(_rows(node, quantized), _rows(node, exact), strict=True):
+    rows, weight = 0, 0.0
+    for q, x, counts in zip(
+        _rows(node, quantized), _rows(node, exact), _counts(node, exact, importance), strict=True
+    ):
         if rows == 0:
             groups, _, width = q.shape
             gram, cross = torch.zeros(groups, width, width), torch.zeros(groups, width, width)
             total_q, total_x = torch.zeros(groups, width), torch.zeros(groups, width)
-        turned = q.transpose(1, 2)
+        counted = q if counts is None else q * counts[:, None]
+        turned = counted.transpose(1, 2)
         gram.baddbmm_(turned, q)
         cross.baddbmm_(turned, x)
-        total_q += q.sum(1)
-        total_x += x.sum(1)
+        total_q += counted.sum(1)
+        total_x += (x if counts is None else x * counts[:, None]).sum(1)
+        weight += float(q.shape[1] if counts is None else counts.sum())
         rows += q.shape[1]
-    return Moments(gram / rows, cross / rows, total_q / rows, total_x / rows, rows)
+    return Moments(gram / weight, cross / weight, total_q / weight, total_x / weight, rows)
 
 
 def inputs_of(node: Node) -> int:
@@ -95,9 +101,19 @@ def _rows(node: Node, values: Tensor) -> Iterator[Tensor]:
     """Yield [G, R, K] of each batch, as many rows of each."""
     for value in values:
         rows = value.reshape(1, -1, value.shape[-1]) if node.kind == "linear" else _patches(node, value)
-        step = ceil(rows.shape[1] * len(values) / MOST_ROWS)
-        # A stride that shares no factor with a line's length meets all columns of an image.
-        yield rows[:, :: step | 1] if step > 1 else rows
+        yield rows[:, :: _stride(rows.shape[1] * len(values))]
+
+
+def _counts(node: Node, values: Tensor, importance: Tensor | None) -> Iterator[Tensor | None]:
+    """Yield what the rows of each batch count, [R]."""
+    for _ in values:
+        yield None if importance is None else importance[:: _stride(len(importance) * len(values))]
+
+
+def _stride(rows: int) -> int:
+    """Return which of so many rows to take: odd, so that all columns of an image are met."""
+    step = ceil(rows / MOST_ROWS)
+    return step | 1 if step > 1 else 1
 
 
 def _patches(node: Node, value: Tensor) -> Tensor:

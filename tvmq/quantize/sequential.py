@@ -37,11 +37,14 @@ class Sequential:
         *,
         power_of_two: bool,
         bits: Mapping[str, int],
+        importance: Mapping[str, Tensor],
     ) -> None:
+        """bits, importance (of output rows, importance.py): by the names of sites."""
         self._nodes, self._formats = nodes, formats
         self._values, self._copies = values, copies
         self._fused = swallowed(nodes, formats.integer)
         self._power_of_two, self._bits = power_of_two, bits
+        self._importance = importance
         self.weights: dict[str, QuantizedWeight] = {}
         self.wanted: dict[str, Tensor] = {}  # what each weight was before it was rounded, shaped as it is
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
@@ -62,7 +65,7 @@ class Sequential:
         weight = torch.from_numpy(node.call.args[1].value.numpy().copy())
         bits = self._bits.get(node.name, 8)
         largest = largest_value(bits)
-        moments = moments_of(node, exact, quantized)
+        moments = moments_of(node, exact, quantized, self._importance.get(node.name))
         if moments is None:
             raise NotImplementedError(node.name)
         if bias is not None:

@@ -9,7 +9,7 @@ what channels do to each other is left out, since rounding errors of different c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 import numpy as np
@@ -21,6 +21,7 @@ from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.quantize.lockstep import Lockstep, rounded
+from tvmq.reference_ops import OPERATORS
 
 Tensor = torch.Tensor
 
@@ -60,6 +61,8 @@ class Steps:
         elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
             rows = _rows(quantized, energy)
             self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._bits.get(name, 8)))
+        elif own.dtype == "uint8" and len(readers) == 1 and readers[0][0].kind == "unary" and self._alone(name):
+            self.values[name] = own = self._before_table(readers[0][0], quantized, own)
         return (own,) if copy is None else (own, copy)
 
     def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
@@ -69,6 +72,20 @@ class Steps:
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Leave biases alone."""
         return None
+
+    def _before_table(self, table: Node, quantized: Tensor, own: QuantParams) -> QuantParams:
+        """Return the storage of a table's input of which the table's readers see least."""
+        energies = [energy for _, energy in self._readers(table.name)]
+        known = [energy for energy in energies if energy is not None]
+        if not known or len(known) < len(energies) or len(table.call.args) != 1 or table.chain is not None:
+            return own
+        rows, energy = _rows(quantized, known[0]), torch.stack(known).sum(0)
+
+        def through(x: Tensor) -> Tensor:
+            name = table.call.op.name.removeprefix("relax.")
+            return OPERATORS[name]([x], table.call.attrs, table.call)
+
+        return _best(rows, energy, _ranges(rows, own, 8), through)
 
     def _alone(self, name: str) -> bool:
         """Whether no other value shares the scale."""
@@ -112,10 +129,17 @@ def _rows(values: Tensor, energy: Tensor) -> Tensor:
     return rows[:: step | 1] if step > 1 else rows
 
 
-def _best(rows: Tensor, energy: Tensor, candidates: Iterator[QuantParams]) -> QuantParams:
-    """Return the first candidate of least weighted error."""
-    options = list(candidates)
-    errors = [float(((rounded(rows, option) - rows).square().sum(0) * energy).sum()) for option in options]
+def _best(
+    rows: Tensor,
+    energy: Tensor,
+    candidates: Iterator[QuantParams],
+    through: Callable[[Tensor], Tensor] = lambda x: x,
+) -> QuantParams:
+    """Return the first candidate of least weighted error, seen through a function."""
+    options, exact = list(candidates), through(rows)
+    errors = [
+        float(((through(rounded(rows, option)) - exact).square().sum(0) * energy).sum()) for option in options
+    ]
     return options[int(np.argmin(errors))]
 
 

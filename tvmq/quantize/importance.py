@@ -1,0 +1,83 @@
+"""How much the model's output changes with each row of a site's output: a token's, a pixel's.
+
+The squared error of the outputs for a small error e at a site is |J e|^2; averaged over random signs r, the
+gradient of r . output squares to the diagonal of J^T J (Hutchinson's estimate of the Gauss-Newton matrix, as in
+Wu et al., "PTQ4ViT", 2022, section 3.3, with the outputs themselves in place of a loss). Averaged over channels
+and samples it says which rows an error may fall on: in the last block of a vision transformer whose class
+token is read, hardly any other counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax
+
+from tvmq.passes.rebuild import bindings
+from tvmq.plan.nodes import Node
+from tvmq.reference import Interpreter
+
+Tensor = torch.Tensor
+
+SAMPLES = 32  # whose gradients are averaged
+CHUNK = 4  # batches whose gradients are computed together
+LEAST = 0.02  # of the mean: what a row counts at least
+
+
+def row_importance(
+    mod: tvm.IRModule, sites: Mapping[str, Node], batches: Sequence[Sequence[Tensor]], seed: int
+) -> dict[str, Tensor]:
+    """Return the weight of each row of each site's output, [rows] of mean 1; rows as moments.py counts them."""
+    main, interpreter = mod["main"], Interpreter(mod)
+    steps = bindings(main)
+    shapes = {name: node.shape for name, node in sites.items()}
+    random = torch.Generator().manual_seed(seed)
+    totals = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def outputs(inputs: tuple[Tensor, ...], probes: dict[str, Tensor], signs: list[Tensor]) -> Tensor:
+        env: dict[relax.Var, Any] = dict(zip(main.params, inputs, strict=True))
+        for step in steps:
+            value = interpreter.evaluate(step.value, env)
+            name = step.var.name
+            env[step.var] = value + probes[name] if name in probes else value
+        found = interpreter.evaluate(main.body.body, env)
+        found = found if isinstance(found, tuple) else (found,)
+        floats = [value for value in found if value.is_floating_point()]
+        parts = [(value * sign).sum() for value, sign in zip(floats, signs, strict=True)]
+        return torch.stack(parts).sum()
+
+    used = batches[:SAMPLES]
+    for start in range(0, len(used), CHUNK):
+        part = used[start : start + CHUNK]
+        inputs = tuple(torch.stack(each) for each in zip(*part, strict=True))
+        probes = {name: torch.zeros(len(part), *shape, requires_grad=True) for name, shape in shapes.items()}
+        signs = [
+            torch.randint(0, 2, (len(part), *shape), generator=random) * 2.0 - 1
+            for shape in _output_shapes(main)
+        ]
+        with torch.enable_grad():
+            total = torch.vmap(outputs)(inputs, probes, signs).sum()
+            grads = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
+        for name, grad in zip(probes, grads, strict=True):
+            if grad is not None:
+                totals[name] += grad.square().sum(0)
+    return {name: _rows(sites[name], total) for name, total in totals.items()}
+
+
+def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:
+    ty = main.ret_ty
+    fields = ty.fields if isinstance(ty, relax.TupleType) else [ty]
+    return [tuple(int(d) for d in f.shape) for f in fields if str(f.dtype) == "float32"]
+
+
+def _rows(node: Node, total: Tensor) -> Tensor:
+    """Return weights [rows] of mean 1 from squared gradients shaped as the site's output."""
+    channels = total.ndim - 1 if node.kind == "linear" else 1
+    rows = total.mean(channels).reshape(-1)
+    mean = rows.mean()
+    if not float(mean) > 0:
+        return torch.ones_like(rows)
+    return rows.clamp_min(LEAST * mean) / rows.clamp_min(LEAST * mean).mean()
