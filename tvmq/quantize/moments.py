@@ -31,7 +31,7 @@ class Moments:
     cross: Tensor  # E[q x^T] [G, K, K]
     mean_q: Tensor  # [G, K]
     mean_x: Tensor
-    rows: int
+    rows: float  # of equal count that would say as much
 
     def centred(self) -> Moments:
         """Return the covariances: what counts where a bias makes up for the means."""
@@ -45,6 +45,17 @@ class Moments:
         )
 
 
+def pooled(first: Moments, second: Moments) -> Moments:
+    """Return the moments of two equal parts of the data together."""
+    return Moments(
+        (first.gram + second.gram) / 2,
+        (first.cross + second.cross) / 2,
+        (first.mean_q + second.mean_q) / 2,
+        (first.mean_x + second.mean_x) / 2,
+        first.rows + second.rows,
+    )
+
+
 def moments_of(
     node: Node, exact: Tensor, quantized: Tensor, importance: Tensor | None = None
 ) -> Moments | None:
@@ -56,11 +67,11 @@ def moments_of(
         return None
     gram = cross = torch.empty(0)
     total_q = total_x = torch.empty(0)
-    rows, weight = 0, 0.0
+    weight = squares = 0.0
     for q, x, counts in zip(
         _rows(node, quantized), _rows(node, exact), _counts(node, exact, importance), strict=True
     ):
-        if rows == 0:
+        if weight == 0:
             groups, _, width = q.shape
             gram, cross = torch.zeros(groups, width, width), torch.zeros(groups, width, width)
             total_q, total_x = torch.zeros(groups, width), torch.zeros(groups, width)
@@ -71,8 +82,8 @@ def moments_of(
         total_q += counted.sum(1)
         total_x += (x if counts is None else x * counts[:, None]).sum(1)
         weight += float(q.shape[1] if counts is None else counts.sum())
-        rows += q.shape[1]
-    return Moments(gram / weight, cross / weight, total_q / weight, total_x / weight, rows)
+        squares += float(q.shape[1] if counts is None else counts.square().sum())
+    return Moments(gram / weight, cross / weight, total_q / weight, total_x / weight, weight**2 / squares)
 
 
 def inputs_of(node: Node) -> int:

@@ -24,7 +24,7 @@ DAMPING = 0.01
 DAMPING_FEW_ROWS = 0.1
 
 
-def damped(metric: Tensor, rows: int) -> Tensor:
+def damped(metric: Tensor, rows: float) -> Tensor:
     """Return metric [G, K, K] with as much added to its diagonal as so many rows leave unsure."""
     width = metric.shape[-1]
     level = metric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)

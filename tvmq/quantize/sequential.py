@@ -18,7 +18,7 @@ from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.quantize.lockstep import Lockstep
-from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
+from tvmq.quantize.moments import Moments, as_matrices, from_matrices, moments_of
 from tvmq.quantize.solve import solve
 from tvmq.quantize.weights import largest_value, scale_candidates, smallest_scales
 
@@ -65,11 +65,9 @@ class Sequential:
         weight = torch.from_numpy(node.call.args[1].value.numpy().copy())
         bits = self._bits.get(node.name, 8)
         largest = largest_value(bits)
-        moments = moments_of(node, exact, quantized, self._importance.get(node.name))
-        if moments is None:
+        halves = self._halves(node, exact, quantized, centred=bias is not None)
+        if halves is None:
             raise NotImplementedError(node.name)
-        if bias is not None:
-            moments = moments.centred()
         matrices = as_matrices(node, weight)
         groups, width, columns = matrices.shape
         flat = matrices.transpose(0, 1).reshape(width, -1).double().numpy()  # [K, G * N]
@@ -78,11 +76,20 @@ class Sequential:
         ratio = out.scale / x.scale if out is not None and self._power_of_two else None
         candidates = scale_candidates(flat, ratio, smallest_scales(flat, addends, x, out), largest)
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
-        solved = solve(matrices, moments, scales, largest)
+        solved = solve(matrices, halves, scales, largest)
         values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
         self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
         return from_matrices(node, solved.weight).contiguous()
+
+    def _halves(
+        self, node: Node, exact: Tensor, quantized: Tensor, *, centred: bool
+    ) -> tuple[Moments, Moments] | None:
+        """Return the moments of every second batch, and of the others."""
+        importance = self._importance.get(node.name)
+        found = [moments_of(node, exact[i::2], quantized[i::2], importance) for i in (0, 1 % len(exact))]
+        first, second = (each.centred() if each is not None and centred else each for each in found)
+        return None if first is None or second is None else (first, second)
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the bias that leaves no mean error."""

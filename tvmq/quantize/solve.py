@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tvmq.quantize.moments import Moments
+from tvmq.quantize.moments import Moments, pooled
 from tvmq.quantize.rounding import damped, descended, output_error, rounded_with_feedback
 
 Tensor = torch.Tensor
 
-RIDGE = 0.1  # added to the diagonal for the compensation, of its mean
+RIDGES = (0.03, 0.3, 3.0, 30.0, 300.0)  # added to the diagonal for the compensation, of its mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,13 +34,17 @@ class Solved:
         return self.values * self.scale[:, None, :]
 
 
-def solve(weight: Tensor, moments: Moments, candidates: Sequence[Tensor], largest: int) -> Solved:
+def solve(
+    weight: Tensor, halves: tuple[Moments, Moments], candidates: Sequence[Tensor], largest: int
+) -> Solved:
     """Return the best whole numbers in [-largest, largest] for weight [G, K, N].
 
-    moments: centred where a bias follows. candidates: scales [G, N]; each column takes the best of them.
+    halves: the moments of two halves of the data, centred where a bias follows. candidates: scales [G, N]; each
+    column takes the best of them.
     """
+    moments = pooled(*halves)
     metric = damped(moments.gram, moments.rows)
-    wanted = compensated(weight, moments)
+    wanted = compensated(weight, moments, best_ridge(weight, halves))
     groups, width, columns = weight.shape
     many = wanted.repeat(1, 1, len(candidates))
     scales = torch.cat(list(candidates), 1)
@@ -54,13 +58,34 @@ def solve(weight: Tensor, moments: Moments, candidates: Sequence[Tensor], larges
     return Solved(values, scale, wanted)
 
 
-def compensated(weight: Tensor, moments: Moments) -> Tensor:
+def best_ridge(weight: Tensor, halves: tuple[Moments, Moments]) -> float | None:
+    """Return the ridge that, fitted to one half, leaves least error on the other; None: no compensation.
+
+    What few rows say of many inputs is mostly noise: a ridge too small fits it.
+    """
+    errors: dict[float | None, float] = {None: sum(_error(weight, weight, half) for half in halves)}
+    for ridge in RIDGES:
+        errors[ridge] = sum(
+            _error(compensated(weight, fitted, ridge), weight, other)
+            for fitted, other in (halves, halves[::-1])
+        )
+    return min(errors, key=lambda ridge: errors[ridge])
+
+
+def compensated(weight: Tensor, moments: Moments, ridge: float | None) -> Tensor:
     """Return the float weights [G, K, N] that make up for the error of the inputs, pulled towards weight."""
+    if ridge is None:
+        return weight
     level = moments.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    ridge = moments.gram + (RIDGE * level)[:, None, None] * torch.eye(weight.shape[1])
+    damped_gram = moments.gram + (ridge * level)[:, None, None] * torch.eye(weight.shape[1])
     error = (moments.cross - moments.gram) @ weight
-    change: Tensor = torch.linalg.solve(ridge.double(), error.double())
-    return weight + change.float()
+    change = torch.cholesky_solve(error, torch.linalg.cholesky(damped_gram))
+    return weight + change
+
+
+def _error(found: Tensor, weight: Tensor, moments: Moments) -> float:
+    """Return the squared error of outputs q @ found against x @ weight, but for what found cannot change."""
+    return float((found * (moments.gram @ found - 2 * (moments.cross @ weight))).double().sum())
 
 
 def _picked(options: Tensor, best: Tensor) -> Tensor:

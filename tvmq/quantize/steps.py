@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tvm import relax
 
-from tvmq.calibrate.observers import affine_parameters
+from tvmq.calibrate.grids import affine_parameters
 from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node, Nodes
@@ -61,7 +61,9 @@ class Steps:
         elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
             rows = _rows(quantized, energy)
             self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._bits.get(name, 8)))
-        elif own.dtype == "uint8" and len(readers) == 1 and readers[0][0].kind == "unary" and self._alone(name):
+        elif (
+            own.dtype == "uint8" and len(readers) == 1 and readers[0][0].kind == "unary" and self._alone(name)
+        ):
             self.values[name] = own = self._before_table(readers[0][0], quantized, own)
         return (own,) if copy is None else (own, copy)
 
@@ -83,7 +85,8 @@ class Steps:
 
         def through(x: Tensor) -> Tensor:
             name = table.call.op.name.removeprefix("relax.")
-            return OPERATORS[name]([x], table.call.attrs, table.call)
+            found: Tensor = OPERATORS[name]([x], table.call.attrs, table.call)
+            return found
 
         return _best(rows, energy, _ranges(rows, own, 8), through)
 
