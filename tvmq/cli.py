@@ -27,12 +27,14 @@ from tvmq.cli_options import (
     Artifact,
     Bits,
     CalibrationData,
+    Effort,
     Ignore,
     Json,
     Mean,
     Model,
     Observer,
     Output,
+    Preset,
     Ranges,
     Requantize,
     Rescaling,
@@ -78,6 +80,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
+    preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
     mean: Mean = "",
     std: Std = "",
@@ -88,7 +91,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     """Calibrate, quantize and compile a model into one file."""
     from tvmq import cli_compile
 
-    options = _options(target, bits, ignore, requantize, observer, strict, seed)
+    options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
@@ -111,6 +114,7 @@ def tune(
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
+    preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
     mean: Mean = "",
     std: Std = "",
@@ -126,7 +130,7 @@ def tune(
     from tvmq import cli_compile
     from tvmq.tune.options import Tune
 
-    options = _options(target, bits, ignore, requantize, observer, strict, seed)
+    options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
     options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
@@ -147,6 +151,7 @@ def analyze(
     ignore: Ignore = None,
     requantize: Rescaling = Requantize.POT,
     observer: Ranges = Observer.MSE,
+    preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
     mean: Mean = "",
     std: Std = "",
@@ -156,7 +161,7 @@ def analyze(
     """Show which sites lose most by quantization, and what would help; nothing is compiled."""
     from tvmq import cli_analyze, cli_compile
 
-    options = _quantizer(bits, ignore, requantize, observer, seed)
+    options = _quantizer(bits, ignore, requantize, observer, preset, seed)
     data = cli_compile.Data(calibration, samples, mean, std)
     return cli_analyze.analyze_model(model, data, held_out, html, options, as_json=as_json)
 
@@ -338,18 +343,24 @@ def _options(
     ignore: list[str] | None,
     requantize: Requantize,
     observer: Observer,
+    preset: Preset,
     strict: bool,
     seed: int,
 ) -> dict[str, Any]:
     return {
         "target": target,
         "strict": strict,
-        **_quantizer(bits, ignore, requantize, observer, seed),
+        **_quantizer(bits, ignore, requantize, observer, preset, seed),
     }
 
 
 def _quantizer(
-    bits: str, ignore: list[str] | None, requantize: Requantize, observer: Observer, seed: int
+    bits: str,
+    ignore: list[str] | None,
+    requantize: Requantize,
+    observer: Observer,
+    preset: Preset,
+    seed: int,
 ) -> dict[str, Any]:
     from tvmq.spec import Precision
 
@@ -359,6 +370,7 @@ def _quantizer(
         "ignored": tuple(ignore or ()),
         "requantize": requantize.value,
         "observer": observer.value,
+        "preset": preset.value,
         "seed": seed,
     }
 

@@ -16,6 +16,14 @@ class Requantize(StrEnum):
     FIXED_POINT = "fixed_point"
 
 
+class Preset(StrEnum):
+    """How much work goes into the numbers."""
+
+    FAST = "fast"
+    DEFAULT = "default"
+    BEST = "best"
+
+
 class Observer(StrEnum):
     """How the range of an activation is chosen."""
 
@@ -58,6 +66,7 @@ Ignore = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
 ]
 Rescaling = Annotated[Requantize, typer.Option(help="Shift, or multiply and shift.")]
+Effort = Annotated[Preset, typer.Option(help="Work on accuracy: seconds, minutes, or many minutes.")]
 Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
 Samples = Annotated[
     int, typer.Option(min=2, help="Use at most this many calibration samples; 32 or more are good.")

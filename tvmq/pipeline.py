@@ -46,6 +46,8 @@ from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.quantize.presets import DEFAULT, preset_of
+from tvmq.quantize.refine import Model, refined
 from tvmq.reference import require_operators
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
@@ -76,6 +78,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
+    preset: str = DEFAULT,
     strict: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -94,6 +97,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse" (least squared error), "lp" (least |error|**2.4), "aciq" (closed
     form), "kl" (entropy), "percentile" or "minmax".
+    preset: how much work goes into the numbers: "fast" (statistics alone, seconds), "default" (each site is
+    solved for what it really sees, minutes) or "best" (roundings learn as well, many minutes).
     strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
     seed: recorded in the artifact; every stage of this version is deterministic, on any number of cores.
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
@@ -103,7 +108,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
     require_tvm()
-    precision = check_quantization(bits, requantize, observer)
+    precision = check_quantization(bits, requantize, observer, preset)
     _check_build(threads, tune)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
@@ -134,6 +139,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         "ignored": list(_patterns(ignored)),
         "requantize": requantize,
         "observer": observer,
+        "preset": preset,
     }
     options |= {"seed": seed, "threads": threads, "tuned": [kernel.to_json() for kernel in tuned]}
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, options)
@@ -167,6 +173,7 @@ def quantized(
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
+    preset: str = DEFAULT,
     strict: bool = False,
     seed: int = 0,
     progress: Progress = silent,
@@ -191,6 +198,15 @@ def quantized(
     stable = stability(seen, stored, method=observer, seed=seed)
     announce(stable.findings())
     numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
+    if preset_of(preset).sequential:
+        numbers = refined(
+            Model(mod, nodes, formats, batches),
+            numbers,
+            preset_of(preset),
+            power_of_two=requantize == "pot",
+            seed=seed,
+            progress=progress,
+        )
     return Quantized(
         unbalanced=unbalanced,
         mod=mod,
@@ -352,9 +368,10 @@ class LoweringPipeline:
         return self.profile or given
 
 
-def check_quantization(bits: int | str, requantize: str, observer: str) -> Precision:
+def check_quantization(bits: int | str, requantize: str, observer: str, preset: str) -> Precision:
     """Return the widths that bits stands for; UsageError for options of the quantizer that do not exist."""
     precision = Precision.of(bits)
+    preset_of(preset)
     if requantize not in REQUANTIZE:
         raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
     if observer not in OBSERVERS:

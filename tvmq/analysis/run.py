@@ -27,6 +27,7 @@ from tvmq.formats import QuantParams
 from tvmq.pipeline import NO_CALIBRATION, Quantized, check_quantization, quantized
 from tvmq.plan.nodes import Nodes
 from tvmq.progress import Progress, silent
+from tvmq.quantize.presets import DEFAULT
 
 SAMPLES = 16
 BINS = 60  # of the histograms that are kept
@@ -43,6 +44,7 @@ def analyze(
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
+    preset: str = DEFAULT,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Analysis:
@@ -55,10 +57,11 @@ def analyze(
     Raises UsageError, CalibrationError or UnsupportedModelError (tvmq.errors).
     """
     require_tvm()
-    precision = check_quantization(bits, requantize, observer)
+    precision = check_quantization(bits, requantize, observer, preset)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
-    options = {"bits": precision.option, "requantize": requantize, "observer": observer, "seed": seed}
+    options = {"bits": precision.option, "requantize": requantize, "observer": observer, "preset": preset}
+    options["seed"] = seed
     chosen = quantized(
         model,
         example_inputs,
@@ -67,6 +70,7 @@ def analyze(
         ignored=ignored,
         requantize=requantize,
         observer=observer,
+        preset=preset,
         seed=seed,
         progress=progress,
     )

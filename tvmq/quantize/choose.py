@@ -7,21 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import tvm
 
 from tvmq.calibrate.calibration import Calibration, InputMoments
-from tvmq.formats import Quantization, QuantizedWeight, QuantParams
+from tvmq.formats import Quantization, QuantizedWeight
 from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.feedback import Feedback, compensated, feedback_of
 from tvmq.quantize.scales import choose_scales
+from tvmq.quantize.site_weights import bias_of, constant_of, input_params, matrix_of, shaped
 from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
 # Inputs [K]: beyond, a [K, K] matrix takes gigabytes, and weights are rounded by their own error instead.
 WIDEST_GRAM = 8192
-OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "depthwise": 0, "conv2d_transpose": 1}
 
 
 def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
@@ -52,20 +51,20 @@ def choose(
     work = list(_sites(nodes, formats))
     progress("quantize", 0, max(len(work), 1))
     for done, node in enumerate(work, start=1):
-        x = _input_params(nodes, node, values, also)
+        x = input_params(nodes, node, values, also)
         out = values.get(final(node.name, fused))
         ratio = out.scale / x.scale if out is not None and requantize == "pot" else None
         moments = calibration.linear_inputs.get(node.name)
-        matrix = _matrix(node)
-        bias = _bias(nodes, node)
-        addends = np.zeros(matrix.shape[1]) if bias is None else _constant(bias).astype(np.float64)
+        matrix = matrix_of(node)
+        bias = bias_of(nodes, node)
+        addends = np.zeros(matrix.shape[1]) if bias is None else constant_of(bias).astype(np.float64)
         smallest = smallest_scales(matrix, addends.ravel(), x, out)
         bits = formats.weight_bits.get(node.name, 8)
         chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest, bits)
         if moments is not None:
             spread = feedback.of(node.inputs[0], moments, centred=bias is not None)
             chosen = chosen if spread is None else compensated(matrix, chosen, spread)
-        weights[node.name] = replace(chosen, values=_unmatrix(node, chosen.values))
+        weights[node.name] = replace(chosen, values=shaped(node, chosen.values))
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
             biases[bias.name] = corrected.reshape(addends.shape)
@@ -94,39 +93,3 @@ def _sites(nodes: Nodes, formats: Formats) -> Iterator[Node]:
     for node in nodes.by_name.values():
         if node.kind in MULTIPLYING and node.name in formats.integer:
             yield node
-
-
-def _input_params(
-    nodes: Nodes, node: Node, values: dict[str, QuantParams], also: dict[str, QuantParams]
-) -> QuantParams:
-    """Return the uint8 storage that a site reads, views looked through."""
-    name = node.inputs[0]
-    while name not in values:
-        name = nodes.by_name[name].inputs[0]
-    return also.get(name, values[name])
-
-
-def _matrix(node: Node) -> npt.NDArray[np.float64]:
-    """Return the weight as [K, N]."""
-    weight = node.call.args[1].value.numpy().astype(np.float64)
-    axis = OUTPUT_AXIS[node.kind]
-    matrix: npt.NDArray[np.float64] = np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
-    return matrix
-
-
-def _unmatrix(node: Node, values: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    shape = [int(d) for d in node.call.args[1].ty.shape]
-    axis = OUTPUT_AXIS[node.kind]
-    moved = [d for i, d in enumerate(shape) if i != axis] + [shape[axis]]
-    return np.ascontiguousarray(np.moveaxis(values.reshape(moved), -1, axis))
-
-
-def _bias(nodes: Nodes, node: Node) -> Node | None:
-    user = nodes.sole_consumer(node.name)
-    return user if user is not None and user.kind == "bias" else None
-
-
-def _constant(node: Node) -> npt.NDArray[np.float32]:
-    constant = next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))
-    array: npt.NDArray[np.float32] = constant.value.numpy()
-    return array

@@ -1,8 +1,8 @@
 """How much the model's output changes with each row of a site's output: a token's, a pixel's.
 
 The squared error of the outputs for a small error e at a site is |J e|^2; averaged over random signs r, the
-gradient of r . output squares to the diagonal of J^T J (Hutchinson's estimate of the Gauss-Newton matrix, as in
-Wu et al., "PTQ4ViT", 2022, section 3.3, with the outputs themselves in place of a loss). Averaged over channels
+gradient of r . output squares to the diagonal of J^T J (Hutchinson's estimate of the Gauss-Newton matrix;
+Yuan et al., "PTQ4ViT", 2022, section 3.3, has the gradients of a loss in their place). Averaged over channels
 and samples it says which rows an error may fall on: in the last block of a vision transformer whose class
 token is read, hardly any other counts.
 """
@@ -30,7 +30,10 @@ LEAST = 0.02  # of the mean: what a row counts at least
 def row_importance(
     mod: tvm.IRModule, sites: Mapping[str, Node], batches: Sequence[Sequence[Tensor]], seed: int
 ) -> dict[str, Tensor]:
-    """Return the weight of each row of each site's output, [rows] of mean 1; rows as moments.py counts them."""
+    """Return the weight of each row of each site's output, [rows] of mean 1; rows as moments.py counts them.
+
+    Empty, and all rows count the same, for a module that torch cannot differentiate sample by sample.
+    """
     main, interpreter = mod["main"], Interpreter(mod)
     steps = bindings(main)
     shapes = {name: node.shape for name, node in sites.items()}
@@ -58,9 +61,12 @@ def row_importance(
             torch.randint(0, 2, (len(part), *shape), generator=random) * 2.0 - 1
             for shape in _output_shapes(main)
         ]
-        with torch.enable_grad():
-            total = torch.vmap(outputs)(inputs, probes, signs).sum()
-            grads = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
+        try:
+            with torch.enable_grad():
+                total = torch.vmap(outputs)(inputs, probes, signs).sum()
+                grads = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
+        except (RuntimeError, NotImplementedError):
+            return {}
         for name, grad in zip(probes, grads, strict=True):
             if grad is not None:
                 totals[name] += grad.square().sum(0)

@@ -1,7 +1,7 @@
 """Second moments of what a site multiplies its weights by, in float and as the quantized stream has it.
 
 Every multiplying site is G products of rows [R, K] with a matrix [K, N]: a linear is one; a convolution has
-one for each group, its rows are the patches that the window sees, as its weight is laid out [inputs x window].
+one for each group, its rows are the patches that the window sees, as its weight has them [inputs x window].
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def moments_of(
 ) -> Moments | None:
     """Return the moments of a site's inputs [S, ...] of S batches; None for a transposed one or K too wide.
 
-    Rows are thinned out evenly to MOST_ROWS. importance: how much each row of a batch counts, [rows] of mean 1.
+    Rows are thinned out evenly to MOST_ROWS. importance: what each row of a batch counts, [rows] of mean 1.
     """
     if node.kind == "conv2d_transpose" or inputs_of(node) > WIDEST:
         return None

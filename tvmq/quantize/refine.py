@@ -6,7 +6,7 @@ biases take up what is left (sequential.py); in the slow mode, the rounding of w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,9 +14,10 @@ import tvm
 
 from tvmq.formats import Quantization
 from tvmq.plan.formats import Formats
-from tvmq.plan.nodes import Nodes
+from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.adapt import Adapt
+from tvmq.quantize.importance import row_importance
 from tvmq.quantize.lockstep import Lockstep, samples_within
 from tvmq.quantize.presets import Preset
 from tvmq.quantize.sequential import Sequential
@@ -32,6 +33,14 @@ class Model:
     nodes: Nodes
     formats: Formats
     batches: Sequence[Sequence[torch.Tensor]]
+
+    def sites(self) -> dict[str, Node]:
+        """Return the sites that multiply in integers."""
+        return {
+            name: node
+            for name, node in self.nodes.by_name.items()
+            if node.kind in MULTIPLYING and name in self.formats.integer
+        }
 
     def lockstep(self, progress: Progress, stage: str) -> Lockstep:
         """Return a walk over as many batches as fit in memory."""
@@ -52,14 +61,12 @@ def refined(
     numbers: Quantization,
     preset: Preset,
     *,
-    weight_bits: Mapping[str, int],
-    activation_bits: Mapping[str, int],
     power_of_two: bool,
     seed: int,
     progress: Progress = silent,
 ) -> Quantization:
-    """Return numbers with refined steps, weights and biases; bits by the names of sites and of values."""
-    steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8, activation_bits)
+    """Return numbers with refined steps, weights and biases."""
+    steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8)
     model.lockstep(progress, "steps").walk(steps)
     solved = Sequential(
         model.nodes,
@@ -67,7 +74,7 @@ def refined(
         steps.values,
         steps.copies,
         power_of_two=power_of_two,
-        bits=weight_bits,
+        importance=row_importance(model.mod, model.sites(), model.batches, seed),
     )
     model.lockstep(progress, "weights").walk(solved)
     weights = solved.weights

@@ -7,20 +7,21 @@ takes up the mean error that is left, so that what follows sees outputs of the r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import tvm
 from tvm import relax
 
 from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.plan.formats import Formats, swallowed
+from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.quantize.lockstep import Lockstep
 from tvmq.quantize.moments import Moments, as_matrices, from_matrices, moments_of
+from tvmq.quantize.site_weights import OUTPUT_AXIS, bias_of, constant_of, input_params, matrix_of, shaped
 from tvmq.quantize.solve import solve
-from tvmq.quantize.weights import largest_value, scale_candidates, smallest_scales
+from tvmq.quantize.weights import largest_value, nearest_of, scale_candidates, smallest_scales
 
 Tensor = torch.Tensor
 
@@ -36,14 +37,13 @@ class Sequential:
         copies: Mapping[str, QuantParams],
         *,
         power_of_two: bool,
-        bits: Mapping[str, int],
         importance: Mapping[str, Tensor],
     ) -> None:
-        """bits, importance (of output rows, importance.py): by the names of sites."""
+        """importance: of output rows (importance.py), by the names of sites."""
         self._nodes, self._formats = nodes, formats
         self._values, self._copies = values, copies
         self._fused = swallowed(nodes, formats.integer)
-        self._power_of_two, self._bits = power_of_two, bits
+        self._power_of_two = power_of_two
         self._importance = importance
         self.weights: dict[str, QuantizedWeight] = {}
         self.wanted: dict[str, Tensor] = {}  # what each weight was before it was rounded, shaped as it is
@@ -61,26 +61,32 @@ class Sequential:
         """Return the weight solved for the quantized inputs; None for a site that stays float."""
         if node.name not in self._formats.integer:
             return None
-        bias = self._bias_of(node)
-        weight = torch.from_numpy(node.call.args[1].value.numpy().copy())
-        bits = self._bits.get(node.name, 8)
-        largest = largest_value(bits)
+        bias = bias_of(self._nodes, node)
+        bits = self._formats.weight_bits.get(node.name, 8)
+        candidates = self._candidates(node, bias, largest_value(bits))
         halves = self._halves(node, exact, quantized, centred=bias is not None)
         if halves is None:
-            raise NotImplementedError(node.name)
-        matrices = as_matrices(node, weight)
-        groups, width, columns = matrices.shape
-        flat = matrices.transpose(0, 1).reshape(width, -1).double().numpy()  # [K, G * N]
-        x, out = self._input(node), self._values.get(self._final(node.name))
-        addends = np.zeros(flat.shape[1]) if bias is None else _constant(bias).astype(np.float64).ravel()
-        ratio = out.scale / x.scale if out is not None and self._power_of_two else None
-        candidates = scale_candidates(flat, ratio, smallest_scales(flat, addends, x, out), largest)
+            nearest = nearest_of(matrix_of(node), None, candidates, bits)
+            values = shaped(node, nearest.values)
+            self.weights[node.name] = weight = replace(nearest, values=values)
+            return torch.from_numpy(values) * scale_like(node, weight)
+        matrices = as_matrices(node, torch.from_numpy(node.call.args[1].value.numpy().copy()))
+        groups, _, columns = matrices.shape
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
-        solved = solve(matrices, halves, scales, largest)
+        solved = solve(matrices, halves, scales, largest_value(bits))
         values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
         self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
         return from_matrices(node, solved.weight).contiguous()
+
+    def _candidates(self, node: Node, bias: Node | None, largest: int) -> list[npt.NDArray[np.float64]]:
+        """Return the scales [outputs] to choose from."""
+        matrix = matrix_of(node)
+        x = input_params(self._nodes, node, self._values, self._copies)
+        out = self._values.get(final(node.name, self._fused))
+        addends = np.zeros(matrix.shape[1]) if bias is None else constant_of(bias).astype(np.float64).ravel()
+        ratio = out.scale / x.scale if out is not None and self._power_of_two else None
+        return scale_candidates(matrix, ratio, smallest_scales(matrix, addends, x, out), largest)
 
     def _halves(
         self, node: Node, exact: Tensor, quantized: Tensor, *, centred: bool
@@ -96,7 +102,7 @@ class Sequential:
         if node.inputs[0] not in self.weights:
             return None
         axis = -1 if self._nodes.by_name[node.inputs[0]].kind == "linear" else 1
-        constant = torch.from_numpy(_constant(node).copy())
+        constant = torch.from_numpy(constant_of(node).copy())
         own = constant + _channel_means(exact - quantized, axis).reshape(constant.shape)
         self.biases[node.name] = own.numpy()
         return own
@@ -113,35 +119,16 @@ class Sequential:
         """Return a node by its name."""
         return self._nodes.by_name[name]
 
-    def _bias_of(self, node: Node) -> Node | None:
-        user = self._nodes.sole_consumer(node.name)
-        return user if user is not None and user.kind == "bias" else None
-
-    def _final(self, name: str) -> str:
-        while name in self._fused:
-            name = self._fused[name]
-        return name
-
-    def _input(self, node: Node) -> QuantParams:
-        name = node.inputs[0]
-        while name not in self._values:
-            name = self._nodes.by_name[name].inputs[0]
-        return self._copies.get(name, self._values[name])
-
 
 def scale_like(node: Node, weight: QuantizedWeight) -> Tensor:
     """Return a weight's scales so that they broadcast to it."""
     scale = torch.from_numpy(weight.scale)
-    return scale if node.kind == "linear" else scale[:, None, None, None]
+    shape = [1] * len(node.call.args[1].ty.shape)
+    shape[OUTPUT_AXIS[node.kind]] = -1
+    return scale.reshape(shape)
 
 
 def _channel_means(value: Tensor, axis: int) -> Tensor:
     """Return the means [C] of values [S, ...], axis counted within one of the S."""
     axis = axis % (value.ndim - 1) + 1
     return value.double().mean([i for i in range(value.ndim) if i != axis]).float()
-
-
-def _constant(node: Node) -> npt.NDArray[np.float32]:
-    constant = next(arg for arg in node.call.args if isinstance(arg, tvm.ir.GenericConst))
-    array: npt.NDArray[np.float32] = constant.value.numpy()
-    return array

@@ -39,8 +39,8 @@ def solve(
 ) -> Solved:
     """Return the best whole numbers in [-largest, largest] for weight [G, K, N].
 
-    halves: the moments of two halves of the data, centred where a bias follows. candidates: scales [G, N]; each
-    column takes the best of them.
+    halves: the moments of two halves of the data, centred where a bias follows. candidates: scales [G, N];
+    each column takes the best of them.
     """
     moments = pooled(*halves)
     metric = damped(moments.gram, moments.rows)

@@ -27,6 +27,7 @@ Tensor = torch.Tensor
 
 FACTORS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)  # of the range seen, at either end
 MOST_ROWS = 1 << 12
+PLACES = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)  # of the zero point of a uint8 copy, times what it was
 EXPONENTS = (-2, -1, 0, 1)  # of the scale of a uint8 copy, around what statistics chose
 
 
@@ -39,10 +40,8 @@ class Steps:
         formats: Formats,
         values: Mapping[str, QuantParams],
         copies: Mapping[str, QuantParams],
-        bits: Mapping[str, int],
     ) -> None:
         self._nodes, self._formats = nodes, formats
-        self._bits = bits
         self.values, self.copies = dict(values), dict(copies)
 
     def before(self, var: relax.Var, streams: Lockstep) -> None:
@@ -60,7 +59,7 @@ class Steps:
             self.copies[name] = copy = _best(rows, energy, _moved(own, copy))
         elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
             rows = _rows(quantized, energy)
-            self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._bits.get(name, 8)))
+            self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._formats.values[name].bits))
         elif (
             own.dtype == "uint8" and len(readers) == 1 and readers[0][0].kind == "unary" and self._alone(name)
         ):
@@ -153,7 +152,7 @@ def _ranges(rows: Tensor, own: QuantParams, bits: int) -> Iterator[QuantParams]:
         if (low == 0 and at_low != 1) or (high == 0 and at_high != 1):
             continue
         scale, zero = affine_parameters(np.array([low * at_low, high * at_high]), bits, False)
-        yield QuantParams(float(np.float32(scale)), int(zero), own.dtype)
+        yield QuantParams(float(np.float32(scale)), int(zero), own.dtype, own.limits)
 
 
 def _moved(trunk: QuantParams, own: QuantParams) -> Iterator[QuantParams]:
@@ -164,5 +163,5 @@ def _moved(trunk: QuantParams, own: QuantParams) -> Iterator[QuantParams]:
         if scale < trunk.scale:
             continue
         centre = own.zero_point / 2.0**step
-        for zero in {round(centre * factor) for factor in (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)} | {128}:
-            yield QuantParams(scale, int(np.clip(zero, 0, 255)), own.dtype)
+        for zero in sorted({round(centre * factor) for factor in PLACES} | {(own.high + 1) // 2}):
+            yield QuantParams(scale, int(np.clip(zero, own.low, own.high)), own.dtype, own.limits)

@@ -47,7 +47,7 @@ def quantize_weight(
     Weights too large for ratio get free scales, and their site a fixed-point requantize.
     """
     largest = largest_value(bits)
-    return _best(weight, gram, scale_candidates(weight, ratio, smallest, largest), bits)
+    return nearest_of(weight, gram, scale_candidates(weight, ratio, smallest, largest), bits)
 
 
 def largest_value(bits: int) -> int:
@@ -98,9 +98,10 @@ def smallest_scales(weight: Floats, bias: Floats, x: QuantParams, out: QuantPara
     return np.asarray(np.maximum(reach / ACCUMULATOR, finest), np.float64)
 
 
-def _best(
+def nearest_of(
     weight: Floats, gram: npt.NDArray[np.float32] | None, candidates: Sequence[Floats], bits: int
 ) -> QuantizedWeight:
+    """Return the nearest values [K, N] of so many bits, each column at the candidate [N] of least error."""
     largest = largest_value(bits)
     exact = torch.from_numpy(np.ascontiguousarray(weight, np.float32))
     metric = None if gram is None else torch.from_numpy(gram)
