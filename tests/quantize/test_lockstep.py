@@ -18,6 +18,9 @@ class Recorder:
         self.numbers = tiny.quantization()
         self.stored, self.inputs = {}, {}
 
+    def before(self, var, streams):
+        pass
+
     def store(self, name, exact, quantized):
         self.stored[name] = (exact, quantized.clone())
         copy = self.numbers.also_uint8.get(name)

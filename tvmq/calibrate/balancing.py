@@ -129,7 +129,7 @@ class _Site:
         error = float(((noise.astype(np.float64) ** 2).mean(0) * self.separate()).sum())
         for weight in self.weights():
             channels, taps, outputs = weight.shape
-            made = torch.from_numpy(noise) @ torch.from_numpy(weight.reshape(channels, -1))
+            made = torch.from_numpy(noise) @ torch.from_numpy(weight.reshape(channels, -1).copy())
             error += made.square_().sum(dtype=torch.float64).item() / len(noise)
             scaled = (weight * m[:, None, None]).reshape(channels * taps, outputs)
             step = np.abs(scaled).max(0) / integer_range(self.bits[0], True)[1]

@@ -131,7 +131,7 @@ def _run(
         name, value = step.var.name, step.value
         seen = {**env, **copies} if task.reads_copy(name) else env
         found = _value(interpreter, value, seen, weights.get(name), task.biases.get(name))
-        stored = task.storage.get(name) if step.var is not task.unit.result else None
+        stored = task.storage.get(name) if name != task.unit.result.name else None
         if stored:
             found = straight_through(found, stored[0], dropped)
             if len(stored) > 1:

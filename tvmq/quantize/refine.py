@@ -13,7 +13,7 @@ import torch
 import tvm
 
 from tvmq.formats import Quantization
-from tvmq.plan.formats import Formats
+from tvmq.plan.formats import Formats, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.adapt import Adapt
@@ -81,7 +81,11 @@ def refined(
     if preset.adapt_steps:
         adapt = Adapt(
             solved,
-            units(model.mod["main"], solved.weights.__contains__),
+            units(
+                model.mod["main"],
+                solved.weights.__contains__,
+                swallowed(model.nodes, model.formats.integer).__contains__,
+            ),
             reads_copy=model.formats.uint8_readers.__contains__,
             importance={},
             steps=preset.adapt_steps,

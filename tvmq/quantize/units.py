@@ -25,9 +25,12 @@ class Unit:
     steps: tuple[Any, ...]  # bindings
 
 
-def units(main: relax.Function, counts: Callable[[str], bool]) -> tuple[Unit, ...]:
-    """Return main's units in order, each with at least one binding that counts, by name; none if main forks.
+def units(
+    main: relax.Function, counts: Callable[[str], bool], goes_on: Callable[[str], bool]
+) -> tuple[Unit, ...]:
+    """Return main's units in order, each with at least one binding that counts.
 
+    counts, goes_on: by binding's name; a unit does not end where one goes on, as a product does in its bias.
     What several inputs make together before the first cut belongs to no unit.
     """
     steps = bindings(main)
@@ -38,7 +41,7 @@ def units(main: relax.Function, counts: Callable[[str], bool]) -> tuple[Unit, ..
     live, begin = set(main.params), 0
     for index, step in enumerate(steps):
         live = {var for var in (*live, step.var) if last.get(var, -1) > index}
-        if live - {step.var}:
+        if live - {step.var} or goes_on(step.var.name):
             continue
         stretch = steps[begin : index + 1]
         if source is None:

@@ -1,0 +1,18 @@
+import pytest
+
+from tests import tiny_transformer as tiny
+from tvmq.errors import UsageError
+from tvmq.quantize.presets import DEFAULT, PRESETS, preset_of
+
+
+def test_presets_have_three_names():
+    assert list(PRESETS) == ["fast", DEFAULT, "best"]
+    assert preset_of("best").adapt_steps > preset_of("default").adapt_steps == 0
+    with pytest.raises(UsageError, match="'slow' is unknown; choose one of"):
+        preset_of("slow")
+
+
+def test_compile_takes_the_word_and_the_artifact_tells_it():
+    assert tiny.compiled(preset="fast").description.recipe["preset"] == "fast"
+    with pytest.raises(UsageError, match="preset='slow'"):
+        tiny.compiled(preset="slow")

@@ -1,0 +1,74 @@
+"""Refined steps never leave more weighted error than those of statistics."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny_transformer as tiny
+from tvmq.formats import QuantParams
+from tvmq.quantize.lockstep import Lockstep, rounded
+from tvmq.quantize.steps import Steps
+
+BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(8)]
+
+
+class Watched(Steps):
+    """Keeps what it is shown."""
+
+    def store(self, name, exact, quantized):
+        self.__dict__.setdefault("shown", {})[name] = quantized.clone()
+        return super().store(name, exact, quantized)
+
+
+@pytest.fixture(scope="module")
+def found() -> Watched:
+    numbers, formats = tiny.quantization(), tiny.formats()
+    steps = Watched(tiny.nodes(), formats, numbers.values, numbers.also_uint8)
+    stored, readers = formats.values.__contains__, formats.uint8_readers.__contains__
+    Lockstep(tiny.canonical(), tiny.nodes(), BATCHES, stored=stored, reads_copy=readers).walk(steps)
+    return steps
+
+
+def test_weighted_error_is_never_larger(found):
+    before = tiny.quantization().values
+    moved = [name for name in before if found.values[name] != before[name]]
+    assert {"blocks.0.norm1", "gelu.1"} <= set(moved)
+    for name in ("blocks.0.norm1", "blocks.1.norm2", "gelu.0", "gelu.1"):
+        rows = found.shown[name].reshape(-1, found.shown[name].shape[-1])
+        readers = [tiny.nodes().by_name[user] for user in tiny.nodes().consumers[name]]
+        energy = sum(torch.from_numpy(r.call.args[1].value.numpy()).square().sum(1) for r in readers)
+        errors = [
+            float(((rounded(rows, params) - rows).square().sum(0) * energy).sum())
+            for params in (before[name], found.values[name])
+        ]
+        assert errors[1] <= errors[0]
+
+
+def test_a_tables_input_is_judged_by_the_tables_result(found):
+    before = tiny.quantization().values
+    name = next(n for n, fmt in tiny.formats().values.items() if fmt.unary == "gelu")
+    fc2 = tiny.nodes().by_name["blocks.0.fc2"]
+    energy = torch.from_numpy(fc2.call.args[1].value.numpy()).square().sum(1)
+    rows = found.shown[name].reshape(-1, len(energy))
+    gelu = torch.nn.functional.gelu
+    errors = [
+        float(((gelu(rounded(rows, params)) - gelu(rows)).square().sum(0) * energy).sum())
+        for params in (before[name], found.values[name])
+    ]
+    assert errors[1] <= errors[0]
+
+
+def test_limits_and_ties_of_storage_stay(found):
+    before = tiny.quantization()
+    for name, params in found.values.items():
+        assert (params.dtype, params.limits) == (before.values[name].dtype, before.values[name].limits)
+        if params.dtype != "uint8":
+            assert params == before.values[name]
+    for name, params in found.copies.items():
+        ratio = np.log2(params.scale / found.values[name].scale)
+        assert ratio == round(ratio) >= 0
+
+
+def test_few_bits_keep_their_limits():
+    params = QuantParams(0.1, 3, "uint8", (0, 15))
+    assert rounded(torch.tensor([-9.0, 9.0]), params).tolist() == pytest.approx([-0.3, 1.2])
