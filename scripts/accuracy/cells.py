@@ -9,7 +9,7 @@ from typing import Any
 
 W8A8, W6A6, W4A8, W4A4 = PRECISIONS = ("W8A8", "W6A6", "W4A8", "W4A4")
 NNCF, ORT = "NNCF (OpenVINO)", "ONNX Runtime"
-TVMQ, FIXED_POINT = "tvmq", "tvmq, fixed_point"
+TVMQ, FAST, BEST, FIXED_POINT = "tvmq", "tvmq, fast", "tvmq, best", "tvmq, fixed_point"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,15 @@ FLOAT = Cell("float", "", "float", "onnxruntime", {"method": "float"})
 # One line per setting: new precisions and presets of tvmq.compile are new lines.
 OURS = (
     Cell(TVMQ, W8A8, "default", "tvmq", {"bits": 8}),
+    Cell(TVMQ, W4A8, "default", "tvmq", {"bits": "w4a8"}),
+    Cell(TVMQ, W4A4, "default", "tvmq", {"bits": "w4a4"}),
+    Cell(FAST, W8A8, "fast", "tvmq", {"bits": 8, "preset": "fast"}),
     Cell(FIXED_POINT, W8A8, "default", "tvmq", {"bits": 8, "requantize": "fixed_point"}),
+    Cell(TVMQ, W6A6, "default", "tvmq", {"bits": "w6a6"}),
+    Cell(FAST, W4A8, "fast", "tvmq", {"bits": "w4a8", "preset": "fast"}),
+    Cell(FIXED_POINT, W4A8, "default", "tvmq", {"bits": "w4a8", "requantize": "fixed_point"}),
+    Cell(BEST, W4A8, "best", "tvmq", {"bits": "w4a8", "preset": "best"}),
+    Cell(BEST, W4A4, "best", "tvmq", {"bits": "w4a4", "preset": "best"}),
 )
 
 # What the default does without one of its parts.
