@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beds import RECIPES, SMOKE
-from cells import FIXED_POINT, NNCF, ORT, PRECISIONS, TVMQ, cells_of
+from cells import BEST, FAST, FIXED_POINT, NNCF, ORT, PRECISIONS, TVMQ, cells_of
 from readme import write_whole
 
 from tvmq.errors import UsageError
@@ -17,7 +17,7 @@ from tvmq.evaluation import Comparison
 from tvmq.record import Record
 
 TITLES = {name: recipe.title for name, recipe in (RECIPES | SMOKE).items()}
-COLUMNS = (TVMQ, FIXED_POINT, NNCF, ORT)
+COLUMNS = (TVMQ, BEST, FAST, FIXED_POINT, NNCF, ORT)
 ABLATION = "ablation"
 
 
