@@ -13,6 +13,6 @@ def test_presets_have_three_names():
 
 
 def test_compile_takes_the_word_and_the_artifact_tells_it():
-    assert tiny.compiled(preset="fast").description.recipe["preset"] == "fast"
+    assert tiny.compiled(preset="fast").manifest.description.recipe["preset"] == "fast"
     with pytest.raises(UsageError, match="preset='slow'"):
         tiny.compiled(preset="slow")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import seeds
-from tvmq.quantize.rounding import BLOCK, damped, descended, output_error, rounded_with_feedback
+from tvmq.quantize.rounding import BLOCK, damped, descended, factored, output_error, rounded_with_feedback
 
 
 def case(seed, groups, inputs, outputs, rank=None):
@@ -82,3 +82,16 @@ def test_equals_the_published_recursion(seed, groups):
             )
             left = left - (left[i] - value * step) / inverse[i, i] * inverse[i]
             inverse = inverse - torch.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+
+
+def test_channels_that_never_vary_are_rounded_too():
+    """A dead input, all dead, and a covariance that float32 sums left slightly negative."""
+    metric = torch.diag_embed(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [1e-7, -1e-8, 1e-7]]))
+    weight, scale = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)), torch.full((3, 4), 0.1)
+    raised = damped(metric, 100)
+    values = rounded_with_feedback(weight, scale, raised, 127)
+    assert torch.isfinite(values).all()
+    torch.testing.assert_close(values[0, 1], torch.floor(weight[0, 1] / 0.1 + 0.5))
+    factor = factored(metric)
+    assert torch.isfinite(factor).all()
+    torch.testing.assert_close((factor @ factor.transpose(1, 2))[0], metric[0].double(), rtol=0, atol=1e-4)

@@ -26,10 +26,30 @@ DAMPING_FEW_ROWS = 0.1
 
 def damped(metric: Tensor, rows: float) -> Tensor:
     """Return metric [G, K, K] with as much added to its diagonal as so many rows leave unsure."""
-    width = metric.shape[-1]
-    level = metric.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    share = max(DAMPING, DAMPING_FEW_ROWS * width / max(rows, 1))
-    return metric + (share * level)[:, None, None] * torch.eye(width)
+    return with_ridge(metric, max(DAMPING, DAMPING_FEW_ROWS * metric.shape[-1] / max(rows, 1)))
+
+
+def with_ridge(metric: Tensor, share: float) -> Tensor:
+    """Return metric [G, K, K] with a share of its diagonal's mean added to that; zeros: the identity."""
+    level = metric.diagonal(dim1=1, dim2=2).abs().mean(1)
+    level = torch.where(level > torch.finfo(torch.float32).tiny / share, share * level, 1.0)
+    return metric + level[:, None, None] * torch.eye(metric.shape[-1])
+
+
+def factored(metric: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of metric [G, K, K], float64.
+
+    Where float32 sums have lost so much that a matrix is not positive definite, its diagonal is raised until
+    it is.
+    """
+    share, wide = 1e-6, metric.double()
+    factor, failed = torch.linalg.cholesky_ex(wide)
+    while bool(failed.any()):
+        wide = torch.where((failed != 0)[:, None, None], with_ridge(wide, share), wide)
+        factor, failed = torch.linalg.cholesky_ex(wide)
+        share *= 10
+    found: Tensor = factor
+    return found
 
 
 def rounded_with_feedback(weight: Tensor, scale: Tensor, metric: Tensor, largest: int) -> Tensor:
@@ -94,6 +114,5 @@ def _ordered(metric: Tensor, order: Tensor) -> Tensor:
 
 def _feedback(metric: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of metric."""
-    lower = torch.linalg.cholesky(metric.double())
-    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return factor.float()
+    inverse = torch.cholesky_inverse(factored(metric))
+    return factored(inverse).transpose(1, 2).float()

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from tvmq.quantize.moments import Moments, pooled
-from tvmq.quantize.rounding import damped, descended, output_error, rounded_with_feedback
+from tvmq.quantize.rounding import (
+    damped,
+    descended,
+    factored,
+    output_error,
+    rounded_with_feedback,
+    with_ridge,
+)
 
 Tensor = torch.Tensor
 
@@ -76,11 +83,9 @@ def compensated(weight: Tensor, moments: Moments, ridge: float | None) -> Tensor
     """Return the float weights [G, K, N] that make up for the error of the inputs, pulled towards weight."""
     if ridge is None:
         return weight
-    level = moments.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    damped_gram = moments.gram + (ridge * level)[:, None, None] * torch.eye(weight.shape[1])
     error = (moments.cross - moments.gram) @ weight
-    change = torch.cholesky_solve(error, torch.linalg.cholesky(damped_gram))
-    return weight + change
+    change = torch.cholesky_solve(error.double(), factored(with_ridge(moments.gram, ridge)))
+    return weight + change.float()
 
 
 def _error(found: Tensor, weight: Tensor, moments: Moments) -> float:
