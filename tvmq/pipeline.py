@@ -45,8 +45,8 @@ from tvmq.plan.assign import achieved, as_stored, assign_precisions, coverage_of
 from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
-from tvmq.quantize.choose import choose, gram_inputs
-from tvmq.quantize.presets import DEFAULT, preset_of
+from tvmq.quantize.choose import choose, gram_inputs, ranges
+from tvmq.quantize.presets import DEFAULT, Preset, preset_of
 from tvmq.quantize.refine import Model, refined
 from tvmq.reference import require_operators
 from tvmq.schedule.dispatch import DispatchKernels
@@ -78,7 +78,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
-    preset: str = DEFAULT,
+    preset: str | Preset = DEFAULT,
     strict: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -139,7 +139,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         "ignored": list(_patterns(ignored)),
         "requantize": requantize,
         "observer": observer,
-        "preset": preset,
+        "preset": preset_of(preset).name,
     }
     options |= {"seed": seed, "threads": threads, "tuned": [kernel.to_json() for kernel in tuned]}
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, options)
@@ -173,7 +173,7 @@ def quantized(
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
-    preset: str = DEFAULT,
+    preset: str | Preset = DEFAULT,
     strict: bool = False,
     seed: int = 0,
     progress: Progress = silent,
@@ -193,16 +193,19 @@ def quantized(
     del imported  # its weights
     mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
     nodes = index(mod)
-    seen = observe(mod, nodes, formats, batches, progress=progress)
+    effort = preset_of(preset)
+    grams = {} if effort.sequential else gram_inputs(nodes, formats)
+    seen = observe(mod, formats, batches, grams, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)
     announce(stable.findings())
-    numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
-    if preset_of(preset).sequential:
+    if not effort.sequential:
+        numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
+    else:
         numbers = refined(
             Model(mod, nodes, formats, batches),
-            numbers,
-            preset_of(preset),
+            ranges(nodes, formats, seen, method=observer),
+            effort,
             power_of_two=requantize == "pot",
             seed=seed,
             progress=progress,
@@ -284,15 +287,18 @@ def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Seq
 
 def observe(
     mod: tvm.IRModule,
-    nodes: Nodes,
     formats: Formats,
     batches: Sequence[Sequence[Any]],
+    grams: Mapping[str, str],
     *,
     progress: Progress = silent,
 ) -> Calibration:
-    """Run a canonical module on the batches; return what its stored values and linear inputs look like."""
-    stored, inputs = formats.values.__contains__, gram_inputs(nodes, formats)
-    return collect(mod, batches, values=stored, gram_inputs=inputs, groups=GROUPS, progress=progress)
+    """Run a canonical module on the batches; return what its stored values look like.
+
+    grams: the inputs of linear sites whose second moments are wanted, by site.
+    """
+    stored = formats.values.__contains__
+    return collect(mod, batches, values=stored, gram_inputs=grams, groups=GROUPS, progress=progress)
 
 
 def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = silent) -> tvm.IRModule:
@@ -368,7 +374,7 @@ class LoweringPipeline:
         return self.profile or given
 
 
-def check_quantization(bits: int | str, requantize: str, observer: str, preset: str) -> Precision:
+def check_quantization(bits: int | str, requantize: str, observer: str, preset: str | Preset) -> Precision:
     """Return the widths that bits stands for; UsageError for options of the quantizer that do not exist."""
     precision = Precision.of(bits)
     preset_of(preset)

@@ -45,9 +45,15 @@ OURS = (
 )
 
 # What the default does without one of its parts.
-ABLATIONS = (
-    Cell("ablation", W8A8, "ranges by percentile", "tvmq", {"observer": "percentile"}),
-    Cell("ablation", W8A8, "ranges by min-max", "tvmq", {"observer": "minmax"}),
+PARTS = {
+    "steps": "activation steps from statistics alone",
+    "importance": "all rows count alike",
+    "compensate": "weights do not make up for their inputs' error",
+}
+ABLATIONS = tuple(
+    Cell("ablation", precision, words, "tvmq", {"bits": precision.lower(), "without": part})
+    for precision in (W8A8, W4A8)
+    for part, words in PARTS.items()
 )
 
 

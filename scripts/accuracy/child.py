@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,11 @@ class Quantized:
 def tvmq_model(bed: Bed, options: Mapping[str, Any], threads: int, folder: Path) -> Callable[[], Quantized]:
     """Compile, and run the artifact."""
     import tvmq
+    from tvmq.quantize.presets import DEFAULT, preset_of
 
+    options = dict(options)
+    if "without" in options:
+        options["preset"] = replace(preset_of(DEFAULT), **{options.pop("without"): False})
     samples = list(bed.calibration.values())
     compiled = tvmq.compile(
         str(bed.model), calibration=[tuple(a[i : i + 1] for a in samples) for i in range(len(samples[0]))],

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tvmq.calibrate.calibration import Calibration, InputMoments
 from tvmq.formats import Quantization, QuantizedWeight
@@ -14,10 +15,11 @@ from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
-from tvmq.quantize.feedback import Feedback, compensated, feedback_of
+from tvmq.quantize.moments import as_moments
+from tvmq.quantize.rounding import damped, output_error, rounded_with_feedback
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.site_weights import bias_of, constant_of, input_params, matrix_of, shaped
-from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
+from tvmq.quantize.weights import corrected_bias, largest_value, quantize_weight, smallest_scales
 
 # Inputs [K]: beyond, a [K, K] matrix takes gigabytes, and weights are rounded by their own error instead.
 WIDEST_GRAM = 8192
@@ -32,6 +34,13 @@ def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
     }
 
 
+def ranges(nodes: Nodes, formats: Formats, calibration: Calibration, *, method: str = "mse") -> Quantization:
+    """Return how the values of a planned module are stored; weights and biases are still to be chosen."""
+    values, also = choose_scales(nodes, formats, calibration, method=method)
+    constants = {name: values[root] for name, root in formats.roots.items()}
+    return Quantization(values, also, constants, {}, {}, formats.uint8_readers)
+
+
 @one_thread()
 def choose(
     nodes: Nodes,
@@ -42,12 +51,12 @@ def choose(
     requantize: str = "pot",
     progress: Progress = silent,
 ) -> Quantization:
-    """Return all numbers of a planned module."""
-    values, also = choose_scales(nodes, formats, calibration, method=method)
+    """Return all numbers of a planned module, from statistics alone."""
+    stored = ranges(nodes, formats, calibration, method=method)
+    values, also = stored.values, stored.also_uint8
     fused = swallowed(nodes, formats.integer)
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, npt.NDArray[np.float32]] = {}
-    feedback = _LastFeedback()
     work = list(_sites(nodes, formats))
     progress("quantize", 0, max(len(work), 1))
     for done, node in enumerate(work, start=1):
@@ -62,8 +71,7 @@ def choose(
         bits = formats.weight_bits.get(node.name, 8)
         chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest, bits)
         if moments is not None:
-            spread = feedback.of(node.inputs[0], moments, centred=bias is not None)
-            chosen = chosen if spread is None else compensated(matrix, chosen, spread)
+            chosen = _fed_back(matrix, chosen, moments, centred=bias is not None)
         weights[node.name] = replace(chosen, values=shaped(node, chosen.values))
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
@@ -71,22 +79,24 @@ def choose(
         progress("quantize", done, len(work))
     if not work:
         progress("quantize", 1, 1)
-    constants = {name: values[root] for name, root in formats.roots.items()}
-    return Quantization(values, also, constants, weights, biases, formats.uint8_readers)
+    return replace(stored, weights=weights, biases=biases)
 
 
-class _LastFeedback:
-    """Keeps the last one: q, k and v read the same input, and making one takes longer than using it."""
+def _fed_back(
+    matrix: npt.NDArray[np.float64], nearest: QuantizedWeight, moments: InputMoments, *, centred: bool
+) -> QuantizedWeight:
+    """Return matrix [K, N] rounded with error feedback at the scales of nearest, where that is less error.
 
-    def __init__(self) -> None:
-        self._key: tuple[str, bool] | None = None
-        self._feedback: Feedback | None = None
-
-    def of(self, source: str, moments: InputMoments, *, centred: bool) -> Feedback | None:
-        """Return how errors spread for the input of this name."""
-        if self._key != (source, centred):
-            self._key, self._feedback = (source, centred), feedback_of(moments, centred=centred)
-        return self._feedback
+    centred: a bias makes up for the inputs' mean, so only their covariance counts.
+    """
+    found = as_moments(moments)
+    metric = (found.centred() if centred else found).gram
+    exact, scale = torch.from_numpy(matrix.astype(np.float32))[None], torch.from_numpy(nearest.scale)[None]
+    before = torch.from_numpy(nearest.values.astype(np.float32))[None]
+    after = rounded_with_feedback(exact, scale, damped(metric, found.rows), largest_value(nearest.bits))
+    errors = [output_error(exact, scale, metric, values) for values in (before, after)]
+    values = torch.where(errors[1] < errors[0], after, before)[0]
+    return replace(nearest, values=values.to(torch.int8).numpy())
 
 
 def _sites(nodes: Nodes, formats: Formats) -> Iterator[Node]:

@@ -13,6 +13,7 @@ from math import ceil, prod
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from tvmq.calibrate.calibration import InputMoments
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.plan.nodes import Node
 
@@ -43,6 +44,12 @@ class Moments:
             torch.zeros_like(self.mean_x),
             self.rows,
         )
+
+
+def as_moments(seen: InputMoments) -> Moments:
+    """Return what calibration kept of a linear's float inputs: what it quantizes is taken for exact."""
+    gram, mean = torch.from_numpy(seen.gram)[None], torch.from_numpy(seen.mean)[None]
+    return Moments(gram, gram, mean, mean, seen.rows)
 
 
 def pooled(first: Moments, second: Moments) -> Moments:

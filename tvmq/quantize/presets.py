@@ -12,7 +12,10 @@ class Preset:
     """What is done after ranges are chosen from statistics."""
 
     name: str
-    sequential: bool  # steps and weights site by site on quantized inputs, else from statistics of float ones
+    sequential: bool  # weights site by site on quantized inputs, else from statistics of float ones
+    steps: bool = True  # refine activation steps on the outputs of their readers
+    importance: bool = True  # rows count by what they change in the model's output
+    compensate: bool = True  # weights make up for the error of quantized inputs
     adapt_steps: int = 0  # of gradient descent for the rounding of each unit of sites; 0: none
 
 
@@ -27,8 +30,10 @@ PRESETS = {
 DEFAULT = "default"
 
 
-def preset_of(name: str) -> Preset:
-    """Return the preset of this name; UsageError if there is none."""
+def preset_of(name: str | Preset) -> Preset:
+    """Return the preset of this name, or one's own as it is; UsageError if there is none."""
+    if isinstance(name, Preset):
+        return name
     if name not in PRESETS:
         raise UsageError(f"preset={name!r} is unknown; choose one of {list(PRESETS)}")
     return PRESETS[name]

@@ -67,14 +67,16 @@ def refined(
 ) -> Quantization:
     """Return numbers with refined steps, weights and biases."""
     steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8)
-    model.lockstep(progress, "steps").walk(steps)
+    if preset.steps:
+        model.lockstep(progress, "steps").walk(steps)
     solved = Sequential(
         model.nodes,
         model.formats,
         steps.values,
         steps.copies,
         power_of_two=power_of_two,
-        importance=row_importance(model.mod, model.sites(), model.batches, seed),
+        importance=row_importance(model.mod, model.sites(), model.batches, seed) if preset.importance else {},
+        compensate=preset.compensate,
     )
     model.lockstep(progress, "weights").walk(solved)
     weights = solved.weights

@@ -38,13 +38,14 @@ class Sequential:
         *,
         power_of_two: bool,
         importance: Mapping[str, Tensor],
+        compensate: bool = True,
     ) -> None:
         """importance: of output rows (importance.py), by the names of sites."""
         self._nodes, self._formats = nodes, formats
         self._values, self._copies = values, copies
         self._fused = swallowed(nodes, formats.integer)
         self._power_of_two = power_of_two
-        self._importance = importance
+        self._importance, self._compensate = importance, compensate
         self.weights: dict[str, QuantizedWeight] = {}
         self.wanted: dict[str, Tensor] = {}  # what each weight was before it was rounded, shaped as it is
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
@@ -73,7 +74,7 @@ class Sequential:
         matrices = as_matrices(node, torch.from_numpy(node.call.args[1].value.numpy().copy()))
         groups, _, columns = matrices.shape
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
-        solved = solve(matrices, halves, scales, largest_value(bits))
+        solved = solve(matrices, halves, scales, largest_value(bits), compensate=self._compensate)
         values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
         self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()

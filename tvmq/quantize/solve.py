@@ -42,7 +42,12 @@ class Solved:
 
 
 def solve(
-    weight: Tensor, halves: tuple[Moments, Moments], candidates: Sequence[Tensor], largest: int
+    weight: Tensor,
+    halves: tuple[Moments, Moments],
+    candidates: Sequence[Tensor],
+    largest: int,
+    *,
+    compensate: bool = True,
 ) -> Solved:
     """Return the best whole numbers in [-largest, largest] for weight [G, K, N].
 
@@ -51,7 +56,7 @@ def solve(
     """
     moments = pooled(*halves)
     metric = damped(moments.gram, moments.rows)
-    wanted = compensated(weight, moments, best_ridge(weight, halves))
+    wanted = compensated(weight, moments, best_ridge(weight, halves)) if compensate else weight
     groups, width, columns = weight.shape
     many = wanted.repeat(1, 1, len(candidates))
     scales = torch.cat(list(candidates), 1)
