@@ -103,7 +103,7 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     assert [batch[0].shape for batch in call.pop("batches")] == [(1, 3, 8, 8)] * 2
     assert call == {
         "model": model_file, "target": "x86_avx2", "bits": "8", "ignored": ("head", "blocks.0.*"),
-        "requantize": "fixed_point", "observer": "mse", "strict": False, "seed": 0,
+        "requantize": "fixed_point", "observer": "mse", "preset": "default", "strict": False, "seed": 0,
     }  # fmt: skip
     summary = json.loads(out)
     assert summary["artifact"] == str(model_file.with_suffix(".tvmq"))

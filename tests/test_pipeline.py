@@ -325,7 +325,7 @@ def test_every_stage_ends_where_it_said_it_would(reported: Any):
     starts = [i for i, (_, done, _) in enumerate(seen) if done == 0]
     stages = [seen[a:b] for a, b in zip(starts, [*starts[1:], len(seen)], strict=True)]
     assert " ".join(stage[0][0] for stage in stages) == (
-        "import canonicalize balance calibrate quantize lower schedule compile"
+        "import canonicalize balance calibrate steps weights lower schedule compile"
     )
     for stage in stages:
         names, done, totals = zip(*stage, strict=True)
@@ -339,8 +339,8 @@ def test_the_recipe_tells_how_to_compile_the_model_again(reported: Any):
     recipe = dict(found.manifest.description.recipe)
     versions = recipe.pop("versions")
     assert recipe == {
-        "bits": 8, "ignored": [], "requantize": "pot", "observer": "percentile", "seed": 17, "threads": 1,
-        "tuned": [], "samples": 4, "module_hash": found.plan.module_hash,
+        "bits": 8, "ignored": [], "requantize": "pot", "observer": "percentile", "preset": "default",
+        "seed": 17, "threads": 1, "tuned": [], "samples": 4, "module_hash": found.plan.module_hash,
     }  # fmt: skip
     assert {"tvmq", "apache-tvm", "apache-tvm-ffi", "torch", "numpy"} <= set(versions)
     assert found.verify(X).ok

@@ -76,6 +76,7 @@ class Lockstep:
         """Visit every node in graph order; values are forgotten after their last use."""
         steps = list(bindings(self._main))
         last = last_uses(self._main)
+        self._progress(0, len(steps))
         with torch.no_grad():
             for index, param in enumerate(self._main.params):
                 values = torch.stack([batch[index] for batch in self._batches])
