@@ -23,7 +23,7 @@ def compiled(model: nn.Module, *shape: int) -> tuple[tvmq.CompiledModel, torch.T
     """Compile a model of one image; return it with that image."""
     torch.manual_seed(1)
     x = torch.randn(*shape)
-    return tvmq.compile(model, example_inputs=(x,), calibration=[x, torch.randn(*shape)]), x
+    return tvmq.compile(model, example_inputs=(x,), calibration=[x, torch.randn(*shape)], preset="fast"), x
 
 
 def check_integer(model: tvmq.CompiledModel, *inputs: torch.Tensor) -> None:
@@ -171,7 +171,7 @@ def test_a_model_is_verified_saved_and_honest_about_what_is_integer(name: str, t
     torch.manual_seed(0)
     module = create().eval()
     x, calibration = inputs(), [inputs() for _ in range(2)]
-    model = tvmq.compile(module, example_inputs=x, calibration=calibration)
+    model = tvmq.compile(module, example_inputs=x, calibration=calibration, preset="fast")
 
     found = model.verify(x)
     assert found.mismatches == ()
