@@ -14,7 +14,7 @@ from tvm import relax
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.plan.nodes import Node
 from tvmq.quantize.lockstep import Lockstep, batched
-from tvmq.quantize.reconstruct import Rounding, Task, reconstruct, token_weights
+from tvmq.quantize.reconstruct import Rounding, Task, reconstruct, row_weights, token_weights
 from tvmq.quantize.sequential import Sequential, scale_like
 from tvmq.quantize.units import Unit
 
@@ -34,7 +34,7 @@ class Adapt:
         steps: int,
         seed: int,
     ) -> None:
-        """importance: of an error in a unit's result, by its name; steps: of each unit's training."""
+        """importance: of the rows of a unit's result, by its name; steps: of each unit's training."""
         self._solved = solved
         self._units = {unit.steps[0].var: unit for unit in stretches}
         self._reads_copy = reads_copy
@@ -54,13 +54,13 @@ class Adapt:
             return
         quantized, copy = streams.quantized(unit.source)
         target = _float_result(unit, streams)
-        importance = self._importance.get(unit.result.name)
+        importance = self._importance.get(str(unit.result.name))
         task = Task(
             unit,
             quantized,
             copy,
             target,
-            token_weights(target) if importance is None else importance,
+            token_weights(target) if importance is None else row_weights(target, importance),
             self._solved.storage,
             self._reads_copy,
             {name: torch.from_numpy(bias) for name, bias in self._solved.biases.items()},

@@ -16,6 +16,7 @@ import torch
 import tvm
 from tvm import relax
 
+from tvmq.calibrate.collect import images
 from tvmq.passes.rebuild import bindings
 from tvmq.plan.nodes import Node
 from tvmq.reference import Interpreter
@@ -28,15 +29,15 @@ LEAST = 0.02  # of the mean: what a row counts at least
 
 
 def row_importance(
-    mod: tvm.IRModule, sites: Mapping[str, Node], batches: Sequence[Sequence[Tensor]], seed: int
+    mod: tvm.IRModule, wanted: Mapping[str, Node], batches: Sequence[Sequence[Tensor]], seed: int
 ) -> dict[str, Tensor]:
-    """Return the weight of each row of each site's output, [rows] of mean 1; rows as moments.py counts them.
+    """Return the weight of each row of each node's value, [rows] of mean 1; rows as moments.py counts them.
 
     Empty, and all rows count the same, for a module that torch cannot differentiate sample by sample.
     """
     main, interpreter = mod["main"], Interpreter(mod)
     steps = bindings(main)
-    shapes = {name: node.shape for name, node in sites.items()}
+    shapes = {name: node.shape for name, node in wanted.items()}
     random = torch.Generator().manual_seed(seed)
     totals = {name: torch.zeros(shape) for name, shape in shapes.items()}
 
@@ -70,7 +71,8 @@ def row_importance(
         for name, grad in zip(probes, grads, strict=True):
             if grad is not None:
                 totals[name] += grad.square().sum(0)
-    return {name: _rows(sites[name], total) for name, total in totals.items()}
+    pixels = images(mod)
+    return {name: _rows(total, 1 if name in pixels else total.ndim - 1) for name, total in totals.items()}
 
 
 def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:
@@ -79,9 +81,8 @@ def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:
     return [tuple(int(d) for d in f.shape) for f in fields if str(f.dtype) == "float32"]
 
 
-def _rows(node: Node, total: Tensor) -> Tensor:
-    """Return weights [rows] of mean 1 from squared gradients shaped as the site's output."""
-    channels = total.ndim - 1 if node.kind == "linear" else 1
+def _rows(total: Tensor, channels: int) -> Tensor:
+    """Return weights [rows] of mean 1 from squared gradients, whose axis `channels` is."""
     rows = total.mean(channels).reshape(-1)
     mean = rows.mean()
     if not float(mean) > 0:

@@ -165,6 +165,15 @@ def straight_through(value: Tensor, params: QuantParams, dropped: float) -> Tens
     return rounded
 
 
+def row_weights(target: Tensor, importance: Tensor) -> Tensor:
+    """Return what an error in each row of results [S, ...] counts, over their energy; importance [rows]."""
+    shape = [1, *target.shape[1:]]
+    rows = target[0].numel() // len(importance)  # the channels
+    axis = 2 if target.ndim == 5 and shape[2] == rows else target.ndim - 1
+    shape[axis] = 1
+    return importance.reshape(shape) / target.square().mean().clamp_min(1e-30)
+
+
 def token_weights(target: Tensor) -> Tensor:
     """Return 1 / mean square of each row [..., 1] of the unit's result, so that no token outweighs the rest.
 

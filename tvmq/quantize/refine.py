@@ -22,7 +22,7 @@ from tvmq.quantize.lockstep import Lockstep, samples_within
 from tvmq.quantize.presets import Preset
 from tvmq.quantize.sequential import Sequential
 from tvmq.quantize.steps import Steps
-from tvmq.quantize.units import units
+from tvmq.quantize.units import Unit, units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +41,11 @@ class Model:
             for name, node in self.nodes.by_name.items()
             if node.kind in MULTIPLYING and name in self.formats.integer
         }
+
+    def units(self) -> tuple[Unit, ...]:
+        """Return the units of sites that are rounded together."""
+        goes_on = swallowed(self.nodes, self.formats.integer)
+        return units(self.mod["main"], self.sites().__contains__, goes_on.__contains__)
 
     def lockstep(self, progress: Progress, stage: str) -> Lockstep:
         """Return a walk over as many batches as fit in memory."""
@@ -69,13 +74,16 @@ def refined(
     steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8)
     if preset.steps:
         model.lockstep(progress, "steps").walk(steps)
+    stretches = model.units() if preset.adapt_steps else ()
+    counted = model.sites() | {unit.result.name: model.nodes.by_name[unit.result.name] for unit in stretches}
+    importance = row_importance(model.mod, counted, model.batches, seed) if preset.importance else {}
     solved = Sequential(
         model.nodes,
         model.formats,
         steps.values,
         steps.copies,
         power_of_two=power_of_two,
-        importance=row_importance(model.mod, model.sites(), model.batches, seed) if preset.importance else {},
+        importance=importance,
         compensate=preset.compensate,
     )
     model.lockstep(progress, "weights").walk(solved)
@@ -83,13 +91,9 @@ def refined(
     if preset.adapt_steps:
         adapt = Adapt(
             solved,
-            units(
-                model.mod["main"],
-                solved.weights.__contains__,
-                swallowed(model.nodes, model.formats.integer).__contains__,
-            ),
+            stretches,
             reads_copy=model.formats.uint8_readers.__contains__,
-            importance={},
+            importance=importance,
             steps=preset.adapt_steps,
             seed=seed,
         )
