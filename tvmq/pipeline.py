@@ -125,6 +125,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         ignored=ignored,
         requantize=requantize,
         observer=observer,
+        preset=preset,
         strict=strict,
         seed=seed,
         progress=progress,

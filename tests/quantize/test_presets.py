@@ -13,6 +13,10 @@ def test_presets_have_three_names():
 
 
 def test_compile_takes_the_word_and_the_artifact_tells_it():
-    assert tiny.compiled(preset="fast").manifest.description.recipe["preset"] == "fast"
+    fast = tiny.compiled(preset="fast")
+    assert fast.manifest.description.recipe["preset"] == "fast"
+    assert tiny.model().manifest.description.recipe["preset"] == DEFAULT
+    x = tiny.inputs(1, seed=9)[0]
+    assert (fast(x) != tiny.model()(x)).any()  # other numbers, not only another word
     with pytest.raises(UsageError, match="preset='slow'"):
         tiny.compiled(preset="slow")
