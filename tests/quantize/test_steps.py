@@ -69,6 +69,25 @@ def test_limits_and_ties_of_storage_stay(found):
         assert ratio == round(ratio) >= 0
 
 
+class TwoHeads(torch.nn.Module):
+    """A map that a convolution and, flattened, a linear read: its rows have other channels for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 3)
+        self.fc = torch.nn.Linear(16 * 36, 4)
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        return self.conv(h), self.fc(h.flatten(1))
+
+
+def test_a_map_may_be_read_flattened_too():
+    samples = [torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    found = tiny.compiled(TwoHeads().eval(), example_inputs=(samples[0],), calibration=samples)
+    assert found.verify().ok
+
+
 def test_few_bits_keep_their_limits():
     params = QuantParams(0.1, 3, "uint8", (0, 15))
     assert rounded(torch.tensor([-9.0, 9.0]), params).tolist() == pytest.approx([-0.3, 1.2])

@@ -86,4 +86,5 @@ def _float_pending(emit: Emitter, pending: Pending) -> Expr:
 def _clipped(emit: Emitter, y: Expr, value: PendingLinear | Pending) -> Expr:
     if value.bounds is None:
         return y
-    return emit(op.nn.relu(y) if math.isinf(value.bounds[1]) else op.clip(y, *value.bounds), value.clip)
+    relu = value.bounds == (0.0, math.inf)
+    return emit(op.nn.relu(y) if relu else op.clip(y, *value.bounds), value.clip)

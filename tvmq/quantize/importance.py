@@ -24,7 +24,7 @@ from tvmq.reference import Interpreter
 Tensor = torch.Tensor
 
 SAMPLES = 32  # whose gradients are averaged
-CHUNK = 4  # batches whose gradients are computed together
+CHUNK = 4  # samples whose gradients are computed together
 LEAST = 0.02  # of the mean: what a row counts at least
 
 
@@ -49,13 +49,15 @@ def row_importance(
             env[step.var] = value + probes[name] if name in probes else value
         found = interpreter.evaluate(main.body.body, env)
         found = found if isinstance(found, tuple) else (found,)
-        floats = [value for value in found if value.is_floating_point()]
+        floats = [value for value in found if value.dtype == torch.float32]
         parts = [(value * sign).sum() for value, sign in zip(floats, signs, strict=True)]
         return torch.stack(parts).sum()
 
-    used = batches[:SAMPLES]
-    for start in range(0, len(used), CHUNK):
-        part = used[start : start + CHUNK]
+    size = batches[0][0].shape[0] if batches[0][0].ndim else 1
+    chunk = max(1, CHUNK // size)
+    used = batches[: max(1, SAMPLES // size)]
+    for start in range(0, len(used), chunk):
+        part = used[start : start + chunk]
         inputs = tuple(torch.stack(each) for each in zip(*part, strict=True))
         probes = {name: torch.zeros(len(part), *shape, requires_grad=True) for name, shape in shapes.items()}
         signs = [
@@ -72,7 +74,12 @@ def row_importance(
             if grad is not None:
                 totals[name] += grad.square().sum(0)
     pixels = images(mod)
-    return {name: _rows(total, 1 if name in pixels else total.ndim - 1) for name, total in totals.items()}
+    found = {}
+    for name, total in totals.items():
+        convolved = wanted[name].kind in ("conv2d", "depthwise", "conv2d_transpose")
+        image = convolved or (wanted[name].kind != "linear" and name in pixels)
+        found[name] = _rows(total, 1 if image else total.ndim - 1)
+    return found
 
 
 def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:

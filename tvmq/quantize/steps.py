@@ -53,6 +53,7 @@ class Steps:
         copy = self.copies.get(name)
         readers = list(self._readers(name))
         energies = [energy for reader, energy in readers if energy is not None]
+        energies = energies if len({len(each) for each in energies}) == 1 else []
         energy = torch.stack(energies).sum(0) if energies else torch.empty(0)
         if copy is not None and energies:
             rows = _rows(rounded(quantized, own), energy)
@@ -78,7 +79,12 @@ class Steps:
         """Return the storage of a table's input of which the table's readers see least."""
         energies = [energy for _, energy in self._readers(table.name)]
         known = [energy for energy in energies if energy is not None]
-        if not known or len(known) < len(energies) or len(table.call.args) != 1 or table.chain is not None:
+        if (
+            len({len(energy) for energy in known}) != 1
+            or len(known) < len(energies)
+            or len(table.call.args) != 1
+            or table.chain is not None
+        ):
             return own
         rows, energy = _rows(quantized, known[0]), torch.stack(known).sum(0)
 
@@ -101,13 +107,21 @@ class Steps:
             if node is None:
                 continue
             if node.kind == "view" and node.op == "reshape":
-                yield from self._readers(user)
+                for reader, energy in self._readers(user):
+                    # A map that is flattened has other channels for its reader than for a convolution.
+                    shape = self._shape(name)
+                    flat = len(shape) == 4 and len(node.shape) == 2 and shape[1] != node.shape[1]
+                    yield reader, None if flat else energy
             elif self._copied(name) and user not in self._formats.uint8_readers:
                 continue
             elif user in self._formats.integer and node.kind in ("linear", "conv2d", "depthwise"):
                 yield node, _energy(node)
             else:
                 yield node, None
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        node = self._nodes.by_name.get(name)
+        return () if node is None else node.shape
 
     def _copied(self, name: str) -> bool:
         return name in self.copies
