@@ -34,7 +34,8 @@ def mlp() -> tuple[Task, dict[str, Rounding]]:
 
 def test_less_error_than_by_rounding_to_nearest():
     task, roundings = mlp()
-    nearest, trained = reconstruct(task, roundings, Interpreter(tiny.canonical()), steps=150, seed=0)
+    start = {name: each.values() * each.scale for name, each in roundings.items()}
+    nearest, trained = reconstruct(task, roundings, start, Interpreter(tiny.canonical()), steps=150, seed=0)
     assert trained < 0.7 * nearest
     for rounding in roundings.values():
         values = rounding.values()
@@ -47,7 +48,8 @@ def test_the_same_seed_gives_the_same_roundings():
     found = []
     for _ in range(2):
         task, roundings = mlp()
-        reconstruct(task, roundings, Interpreter(tiny.canonical()), steps=5, seed=7)
+        start = {name: each.values() * each.scale for name, each in roundings.items()}
+        reconstruct(task, roundings, start, Interpreter(tiny.canonical()), steps=5, seed=7)
         found.append(roundings["blocks.0.fc1"].logits.detach())
     assert torch.equal(*found)
 

@@ -65,8 +65,13 @@ class Adapt:
             self._reads_copy,
             {name: torch.from_numpy(bias) for name, bias in self._solved.biases.items()},
         )
-        before, after = reconstruct(task, roundings, streams.interpreter, steps=self._steps, seed=self._seed)
-        self.losses.append((unit.result.name, before, after))
+        start = {name: self._real(name) for name in roundings}
+        before, after = reconstruct(
+            task, roundings, start, streams.interpreter, steps=self._steps, seed=self._seed
+        )
+        self.losses.append((unit.result.name, before, min(before, after)))
+        if after >= before:
+            return
         for name, rounding in roundings.items():
             solved = self.weights[name]
             values = rounding.values().to(torch.int8).numpy()
@@ -78,12 +83,15 @@ class Adapt:
 
     def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the trained weight."""
-        weight = self.weights.get(node.name)
-        return None if weight is None else torch.from_numpy(weight.values) * scale_like(node, weight)
+        return self._real(node.name) if node.name in self.weights else None
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Return the bias that leaves no mean error."""
         return self._solved.bias(node, exact, quantized)
+
+    def _real(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        return torch.from_numpy(weight.values) * scale_like(self._solved.node(name), weight)
 
     def _rounding(self, name: str) -> Rounding:
         weight = self._solved.weights[name]

@@ -69,14 +69,19 @@ class Task:
 
 
 def reconstruct(
-    task: Task, roundings: Mapping[str, Rounding], interpreter: Interpreter, *, steps: int, seed: int
+    task: Task,
+    roundings: Mapping[str, Rounding],
+    start: Mapping[str, Tensor],
+    interpreter: Interpreter,
+    *,
+    steps: int,
+    seed: int,
 ) -> tuple[float, float]:
-    """Train the roundings (by site's name) in place; return the unit's loss before and after."""
+    """Train the roundings (by site's name) in place; return the loss of start's weights, and theirs."""
     trained = [each.logits for each in roundings.values()]
     optimizer = torch.optim.Adam(trained, lr=RATE)
     random = torch.Generator().manual_seed(seed)
-    whole = {name: each.values() * each.scale for name, each in roundings.items()}
-    before = _loss(task, whole, interpreter)
+    before = _loss(task, start, interpreter)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         for step in range(steps):

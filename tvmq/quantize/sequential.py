@@ -71,10 +71,12 @@ class Sequential:
             values = shaped(node, nearest.values)
             self.weights[node.name] = weight = replace(nearest, values=values)
             return torch.from_numpy(values) * scale_like(node, weight)
+        # Of one batch there is no second half to choose the ridge by.
+        compensate = self._compensate and len(exact) > 1
         matrices = as_matrices(node, torch.from_numpy(node.call.args[1].value.numpy().copy()))
         groups, _, columns = matrices.shape
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
-        solved = solve(matrices, halves, scales, largest_value(bits), compensate=self._compensate)
+        solved = solve(matrices, halves, scales, largest_value(bits), compensate=compensate)
         values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
         self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
