@@ -35,7 +35,7 @@ STAGES = (
     ("compiled",),
     ("doctor",),
     ("report",),
-    ("pipeline", "evaluation"),
+    ("pipeline", "lowering_pipeline", "evaluation"),
     ("analysis",),
     ("plugin",),
     ("__init__",),

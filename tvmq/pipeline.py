@@ -16,7 +16,7 @@ from typing import Any
 import tvm
 
 import tvmq
-from tvmq.build import build, lowering_passes
+from tvmq.build import build
 from tvmq.calibrate.balancing import balance_factors
 from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
@@ -49,10 +49,8 @@ from tvmq.quantize.choose import choose, gram_inputs, ranges
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
 from tvmq.quantize.refine import Model, refined
 from tvmq.reference import require_operators
-from tvmq.schedule.dispatch import DispatchKernels
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.spec import W8A8, Coverage, Description, Plan, Precision
-from tvmq.target import NATIVE, TargetProfile, load_profile
+from tvmq.target import TargetProfile, load_profile
 from tvmq.tune.options import Tune
 from tvmq.tune.results import decisions_of
 from tvmq.tune.tuner import prepare
@@ -202,7 +200,8 @@ def quantized(
     seen = observe(mod, formats, batches, grams, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)
-    announce(stable.findings())
+    unsteady = stable.findings()
+    announce(unsteady)
     if not effort.sequential:
         numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
     else:
@@ -224,7 +223,7 @@ def quantized(
         batches=batches,
         seen=seen,
         stable=stable,
-        findings=(*doubts, *stable.findings()),
+        findings=(*doubts, *unsteady),
         numbers=numbers,
     )
 
@@ -334,51 +333,6 @@ def describe(
         recipe={**options, **made_from},
         calibration_hash=calibration.data_hash,
     )
-
-
-def lowering_pipeline(*, target: Any = None, threads: int = 1) -> Any:
-    """Return tvmq's lowering as one TVM pass, for people who call tvm.compile themselves.
-
-    It takes a module at level qdq (quantize and dequantize with constant scales) or at the integer level, and
-    leaves it ready for the Relax VM: `tvm.compile(mod, target, relax_pipeline="tvmq")`.
-
-    target: as for compile; None: the one of tvm.compile. threads: as for compile.
-    """
-    return LoweringPipeline(None if target is None else load_profile(target), threads)
-
-
-@tvm.transform.module_pass(opt_level=0, name="tvmq")
-class LoweringPipeline:
-    """What lowering_pipeline returns."""
-
-    def __init__(self, profile: TargetProfile | None, threads: int) -> None:
-        self.profile = profile
-        self.threads = threads
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Return mod ready for the Relax VM."""
-        profile = self._profile()
-        with profile.tvm() as target:
-            passes = [
-                LowerInteger(),
-                DispatchKernels(profile, self.threads),
-                DispatchFloatLinears(profile, self.threads),
-                *lowering_passes(target),
-            ]
-            return tvm.transform.Sequential(passes)(mod)
-
-    def _profile(self) -> TargetProfile:
-        current = tvm.target.Target.current(allow_none=True)
-        if current is None:
-            return self.profile or load_profile(NATIVE)
-        given = load_profile(current)
-        lacking = self.profile.missing(given.features) if self.profile else ()
-        if self.profile and lacking:  # LLVM would end the process
-            raise UsageError(
-                f"target: tvm.compile's lacks {', '.join(lacking)}, which {self.profile.name!r} needs; "
-                "give both the same target, or relax.get_pipeline('tvmq') none"
-            )
-        return self.profile or given
 
 
 def check_quantization(bits: int | str, requantize: str, observer: str, preset: str | Preset) -> Precision:

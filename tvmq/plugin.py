@@ -33,8 +33,8 @@ def register(pipelines: ModuleType) -> None:
 
 
 def pipeline(**options: Any) -> Any:
-    """Return tvmq's lowering as a TVM pass; options as for tvmq.pipeline.lowering_pipeline."""
-    from tvmq.pipeline import lowering_pipeline
+    """Return tvmq's lowering as a TVM pass; options as for tvmq.lowering_pipeline.lowering_pipeline."""
+    from tvmq.lowering_pipeline import lowering_pipeline
 
     return lowering_pipeline(**options)
 
