@@ -46,8 +46,9 @@ from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs, ranges
+from tvmq.quantize.model import Model
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
-from tvmq.quantize.refine import Model, refined
+from tvmq.quantize.refine import refined
 from tvmq.reference import require_operators
 from tvmq.spec import W8A8, Coverage, Description, Plan, Precision
 from tvmq.target import TargetProfile, load_profile
@@ -211,6 +212,7 @@ def quantized(
             effort,
             power_of_two=requantize == "pot",
             seed=seed,
+            observer=observer,
             progress=progress,
         )
     return Quantized(

@@ -19,8 +19,8 @@ def walked() -> tuple[Sequential, Adapt]:
     stored, readers = formats.values.__contains__, formats.uint8_readers.__contains__
     lockstep = Lockstep(tiny.canonical(), tiny.nodes(), BATCHES, stored=stored, reads_copy=readers)
     lockstep.walk(solved)
-    stretches = units(main, solved.weights.__contains__, lambda name: False)
-    adapt = Adapt(solved, stretches, reads_copy=readers, importance={}, steps=40, seed=0)
+    stretches = units(main, solved.weights.__contains__, lambda name: False, stored)
+    adapt = Adapt(solved, stretches, reads_copy=readers, importance={}, images=frozenset(), steps=40, seed=0)
     lockstep.walk(adapt)
     return solved, adapt
 

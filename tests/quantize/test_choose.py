@@ -82,7 +82,7 @@ def test_all_numbers_survive_json():
 
 
 def test_very_wide_inputs_keep_no_gram_matrix(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tvmq.quantize.choose.WIDEST_GRAM", tiny_transformer.WIDTH)
+    monkeypatch.setattr("tvmq.quantize.choose.WIDEST", tiny_transformer.WIDTH)
     wide = {"blocks.0.fc2", "blocks.1.fc2"}
     assert wide & set(SITES) == wide
     assert set(gram_inputs(nodes(), formats())) == set(SITES) - wide

@@ -1,10 +1,11 @@
 """Rows that the output is made of count; rows that nothing reads do not."""
 
 import numpy as np
+import pytest
 import torch
 
 from tests import tiny_transformer as tiny
-from tvmq.quantize.importance import LEAST, row_importance
+from tvmq.quantize.importance import LEAST, _rows, row_importance
 
 SITES = {name: node for name, node in tiny.nodes().by_name.items() if node.kind == "linear"}
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(6)]
@@ -32,3 +33,8 @@ def test_it_is_the_energy_of_the_jacobian():
 def test_the_same_seed_gives_the_same_rows():
     first, second = (row_importance(tiny.canonical(), SITES, BATCHES[:2], seed=3) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_samples_of_a_batch_count_the_same():
+    found = _rows(torch.tensor([[1.0, 1.0], [8.0, 8.0], [3.0, 3.0], [0.0, 0.0]]), 1, 2)
+    assert found.tolist() == pytest.approx([2 / 3, 4 / 3, 2 / 3, 4 / 3])

@@ -6,7 +6,7 @@ import torch
 
 from tests import tiny_transformer as tiny
 from tvmq import reference
-from tvmq.quantize.lockstep import Lockstep, last_uses, samples_within
+from tvmq.quantize.lockstep import Lockstep, batched, evenly, last_uses, samples_within
 
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(3)]
 
@@ -88,3 +88,18 @@ def test_more_memory_holds_more_samples():
     few, many = samples_within(main, 10**6), samples_within(main, 10**8)
     assert 1 <= few < many
     assert many == pytest.approx(100 * few, rel=0.05)
+
+
+def test_what_torch_cannot_batch_is_computed_one_by_one():
+    def one(x, pair):
+        return x + float(pair[0].sum()), (pair[1],)  # float() of a batched tensor is refused
+
+    x, first, second = torch.arange(3.0), torch.arange(6.0).reshape(3, 2), torch.ones(3)
+    total, (same,) = batched(one, [x, (first, second)])
+    assert total.tolist() == [1.0, 6.0, 11.0]
+    assert torch.equal(same, second)
+
+
+def test_few_samples_are_taken_from_all_over():
+    assert evenly(range(10), 4) == [0, 2, 5, 7]
+    assert evenly(range(3), 8) == [0, 1, 2]

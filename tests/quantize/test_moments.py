@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tvmq.plan.nodes import Node, index
-from tvmq.quantize.moments import as_matrices, from_matrices, moments_of
+from tvmq.quantize.moments import _stride, as_matrices, from_matrices, moments_of
 from tvmq.reference import Interpreter
 
 CASES = {
@@ -60,8 +60,24 @@ def test_moments_give_the_energy_of_the_outputs(kind):
     assert moments.rows == pytest.approx(2 * len(out))
 
 
-def test_centring_leaves_the_covariance():
+def test_a_channel_far_from_zero_keeps_its_variance():
     node, _, x, _ = site("linear")
-    rows = x.reshape(-1, 6)
-    found = moments_of(node, (x + 3)[None], (x + 3)[None]).centred()
-    torch.testing.assert_close(found.gram[0], torch.cov(rows.T, correction=0), rtol=1e-3, atol=1e-4)
+    far = x.clone()
+    far[..., 0] = x[..., 0] * 0.01 + 3000
+    found = moments_of(node, far[None], far[None], centred=True)
+    exact = torch.cov(far.reshape(-1, 6).double().T, correction=0)
+    torch.testing.assert_close(found.gram[0].double(), exact, rtol=1e-3, atol=1e-6)
+    assert found.mean_q.abs().max() == 0
+
+
+def test_images_are_unfolded_a_few_at_a_time(monkeypatch):
+    node, _, x, _ = site("strided")
+    at_once = moments_of(node, x[None], x[None], torch.arange(48.0))
+    monkeypatch.setattr("tvmq.quantize.moments.UNFOLDED", 1)
+    torch.testing.assert_close(moments_of(node, x[None], x[None], torch.arange(48.0)).gram, at_once.gram)
+
+
+def test_rows_are_thinned_so_that_no_column_is_left_out(monkeypatch):
+    monkeypatch.setattr("tvmq.quantize.moments.MOST_ROWS", 10)
+    assert [_stride(100, width) for width in (7, 10, 11)] == [10, 11, 10]
+    assert [_stride(rows, 5) for rows in (10, 1)] == [1, 1]

@@ -15,20 +15,23 @@ BATCHES = torch.stack([torch.from_numpy(x) for x in tiny.inputs(24)])
 def mlp() -> tuple[Task, dict[str, Rounding]]:
     """Return the second branch of the transformer with 3-bit weights to train."""
     main = tiny.canonical()["main"]
-    unit = units(main, lambda name: tiny.nodes().by_name[name].kind == "linear", lambda name: False)[1]
+    stored = tiny.formats().values.__contains__
+    linear = {name for name, node in tiny.nodes().by_name.items() if node.kind == "linear"}
+    unit = units(main, linear.__contains__, lambda name: False, stored)[1]
     interpreter = Interpreter(tiny.canonical())
     results = []
     for batch in BATCHES:
         env = {unit.source: batch}
         for step in unit.steps:
             env[step.var] = interpreter.evaluate(step.value, env)
-        results.append(env[unit.result])
+        results.append(env[unit.results[-1]])
     target = torch.stack(results)
     roundings = {}
     for name in ("blocks.0.fc1", "blocks.0.fc2"):
         weight = torch.from_numpy(tiny.nodes().by_name[name].call.args[1].value.numpy().copy())
         roundings[name] = Rounding(weight, weight.abs().amax(0) / 3, 3)
-    task = Task(unit, BATCHES, None, target, token_weights(target), {}, lambda name: False, {})
+    weights = (token_weights(target, image=False),)
+    task = Task(unit, BATCHES, None, (), (target,), weights, {}, lambda name: False, {})
     return task, roundings
 
 

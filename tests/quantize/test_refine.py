@@ -8,8 +8,9 @@ from tests import tiny_transformer as tiny
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.formats import Quantization
 from tvmq.passes.insert_qdq import InsertQdq
+from tvmq.quantize.model import Model
 from tvmq.quantize.presets import preset_of
-from tvmq.quantize.refine import Model, refined
+from tvmq.quantize.refine import refined
 from tvmq.reference import run
 
 SAMPLES = 24
@@ -34,9 +35,13 @@ def outputs(found: Quantization, batches) -> torch.Tensor:
 
 
 def error(preset: str) -> float:
+    return error_of(numbers(preset))
+
+
+def error_of(found: Quantization) -> float:
     held_out = [(torch.from_numpy(x),) for x in tiny.inputs(64, seed=5)]
     exact = torch.cat([run(tiny.canonical(), batch)[0] for batch in held_out])
-    return float((outputs(numbers(preset), held_out) - exact).square().mean())
+    return float((outputs(found, held_out) - exact).square().mean())
 
 
 def test_solving_on_what_sites_see_comes_nearer_to_float():

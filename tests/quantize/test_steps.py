@@ -7,6 +7,7 @@ import torch
 from tests import tiny_transformer as tiny
 from tvmq.formats import QuantParams
 from tvmq.quantize.lockstep import Lockstep, rounded
+from tvmq.quantize.readers import Readers
 from tvmq.quantize.steps import Steps
 
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(8)]
@@ -23,7 +24,8 @@ class Watched(Steps):
 @pytest.fixture(scope="module")
 def found() -> Watched:
     numbers, formats = tiny.quantization(), tiny.formats()
-    steps = Watched(tiny.nodes(), formats, numbers.values, numbers.also_uint8)
+    readers = Readers(tiny.nodes(), formats, frozenset())
+    steps = Watched(formats, readers, numbers.values, numbers.also_uint8)
     stored, readers = formats.values.__contains__, formats.uint8_readers.__contains__
     Lockstep(tiny.canonical(), tiny.nodes(), BATCHES, stored=stored, reads_copy=readers).walk(steps)
     return steps

@@ -54,11 +54,16 @@ class ValueStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputMoments:
-    """The moments of a linear site's input x over all rows: gram = E[x x^T] [K, K], mean = E[x] [K]."""
+    """The moments of a linear site's input x over all rows: its covariance [K, K] and mean [K]."""
 
-    gram: Float32
+    covariance: Float32
     mean: Float32
     rows: int
+
+    @property
+    def gram(self) -> Float32:
+        """Return E[x x^T] [K, K]."""
+        return self.covariance + np.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +98,7 @@ class Calibration:
         moments = {id(each): each for each in self.linear_inputs.values()}
         order = {key: index for index, key in enumerate(moments)}
         for key, each in moments.items():
-            arrays[f"gram.{order[key]}"], arrays[f"mean.{order[key]}"] = each.gram, each.mean
+            arrays[f"covariance.{order[key]}"], arrays[f"mean.{order[key]}"] = each.covariance, each.mean
         document = {
             "schema": SCHEMA,
             "module_hash": self.module_hash,
@@ -133,7 +138,7 @@ def _from_document(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray
         for index, (name, each) in enumerate(document["values"].items())
     }
     moments = [
-        InputMoments(arrays[f"gram.{index}"], arrays[f"mean.{index}"], each["rows"])
+        InputMoments(arrays[f"covariance.{index}"], arrays[f"mean.{index}"], each["rows"])
         for index, each in enumerate(document["moments"])
     ]
     return Calibration(

@@ -169,6 +169,10 @@ OBSERVERS: dict[str, type[MinMax]] = {
     "lp": LeastPowerError,
     "kl": Entropy,
     "aciq": Aciq,
+    # These go on from the range of least error, by what they see of outputs (quantize/output_steps.py).
+    "cosine": LeastError,
+    "similarity": LeastError,
+    "fisher": LeastError,
 }
 
 

@@ -31,14 +31,17 @@ class Adapt:
         *,
         reads_copy: Callable[[str], bool],
         importance: Mapping[str, Tensor],
+        images: frozenset[str],
         steps: int,
         seed: int,
     ) -> None:
-        """importance: of the rows of a unit's result, by its name; steps: of each unit's training."""
+        """importance: of the rows of a unit's results, by name; images: the values laid out [N, C, H, W];
+        steps: of each unit's training.
+        """
         self._solved = solved
         self._units = {unit.steps[0].var: unit for unit in stretches}
         self._reads_copy = reads_copy
-        self._importance = importance
+        self._importance, self._images = importance, images
         self._steps, self._seed = steps, seed
         self.weights: dict[str, QuantizedWeight] = dict(solved.weights)
         self.losses: list[tuple[str, float, float]] = []  # of each unit: its result's name, before, after
@@ -52,30 +55,46 @@ class Adapt:
         roundings = {name: self._rounding(name) for name in names}
         if not roundings:
             return
-        quantized, copy = streams.quantized(unit.source)
-        target = _float_result(unit, streams)
-        importance = self._importance.get(str(unit.result.name))
-        task = Task(
-            unit,
-            quantized,
-            copy,
-            target,
-            token_weights(target) if importance is None else row_weights(target, importance),
-            self._solved.storage,
-            self._reads_copy,
-            {name: torch.from_numpy(bias) for name, bias in self._solved.biases.items()},
-        )
         start = {name: self._real(name) for name in roundings}
         before, after = reconstruct(
-            task, roundings, start, streams.interpreter, steps=self._steps, seed=self._seed
+            self._task(unit, streams),
+            roundings,
+            start,
+            streams.interpreter,
+            steps=self._steps,
+            seed=self._seed,
         )
-        self.losses.append((unit.result.name, before, min(before, after)))
+        self.losses.append((unit.results[-1].name, before, min(before, after)))
         if after >= before:
             return
         for name, rounding in roundings.items():
             solved = self.weights[name]
             values = rounding.values().to(torch.int8).numpy()
             self.weights[name] = QuantizedWeight(values, solved.scale, solved.bits)
+
+    def _task(self, unit: Unit, streams: Lockstep) -> Task:
+        quantized, copy = streams.quantized(unit.source)
+        targets = _float_results(unit, streams)
+        return Task(
+            unit,
+            quantized,
+            copy,
+            tuple(streams.exact(other) for other in unit.others),
+            targets,
+            tuple(
+                self._weights_of(str(var.name), target)
+                for var, target in zip(unit.results, targets, strict=True)
+            ),
+            self._solved.storage,
+            self._reads_copy,
+            {name: torch.from_numpy(bias) for name, bias in self._solved.biases.items()},
+        )
+
+    def _weights_of(self, name: str, target: Tensor) -> Tensor:
+        importance, image = self._importance.get(name), name in self._images
+        if importance is None:
+            return token_weights(target, image=image)
+        return row_weights(target, importance, image=image)
 
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return what was decided before."""
@@ -99,12 +118,12 @@ class Adapt:
         return Rounding(self._solved.wanted[name], scale, (1 << weight.bits - 1) - 1)
 
 
-def _float_result(unit: Unit, streams: Lockstep) -> Tensor:
-    def one(source: Tensor) -> Tensor:
-        env = {unit.source: source}
+def _float_results(unit: Unit, streams: Lockstep) -> tuple[Tensor, ...]:
+    def one(source: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        env = dict(zip((unit.source, *unit.others), (source, *others), strict=True))
         for step in unit.steps:
             env[step.var] = streams.interpreter.evaluate(step.value, env)
-        return env[unit.result]
+        return tuple(env[var] for var in unit.results)
 
-    result: Tensor = batched(one, [streams.exact(unit.source)])
-    return result
+    results: tuple[Tensor, ...] = batched(one, [streams.exact(var) for var in (unit.source, *unit.others)])
+    return results

@@ -15,22 +15,22 @@ from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
-from tvmq.quantize.moments import as_moments
+from tvmq.quantize.moments import WIDEST, as_covariances, as_moments
 from tvmq.quantize.rounding import damped, output_error, rounded_with_feedback
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.site_weights import bias_of, constant_of, input_params, matrix_of, shaped
 from tvmq.quantize.weights import corrected_bias, largest_value, quantize_weight, smallest_scales
 
-# Inputs [K]: beyond, a [K, K] matrix takes gigabytes, and weights are rounded by their own error instead.
-WIDEST_GRAM = 8192
-
 
 def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
-    """Return site -> input value, for the sites whose Gram matrix calibration should keep."""
+    """Return site -> input value, for the sites whose second moments calibration should keep.
+
+    The weights of wider ones are rounded by their own error instead.
+    """
     return {
         node.name: node.inputs[0]
         for node in _sites(nodes, formats)
-        if node.kind == "linear" and int(node.call.args[1].ty.shape[0]) <= WIDEST_GRAM
+        if node.kind == "linear" and int(node.call.args[1].ty.shape[0]) <= WIDEST
     }
 
 
@@ -89,8 +89,8 @@ def _fed_back(
 
     centred: a bias makes up for the inputs' mean, so only their covariance counts.
     """
-    found = as_moments(moments)
-    metric = (found.centred() if centred else found).gram
+    found = as_covariances(moments) if centred else as_moments(moments)
+    metric = found.gram
     exact, scale = torch.from_numpy(matrix.astype(np.float32))[None], torch.from_numpy(nearest.scale)[None]
     before = torch.from_numpy(nearest.values.astype(np.float32))[None]
     after = rounded_with_feedback(exact, scale, damped(metric, found.rows), largest_value(nearest.bits))

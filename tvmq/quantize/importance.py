@@ -19,6 +19,8 @@ from tvm import relax
 from tvmq.calibrate.collect import images
 from tvmq.passes.rebuild import bindings
 from tvmq.plan.nodes import Node
+from tvmq.progress import Progress, silent
+from tvmq.quantize.lockstep import batched, evenly
 from tvmq.reference import Interpreter
 
 Tensor = torch.Tensor
@@ -29,57 +31,80 @@ LEAST = 0.02  # of the mean: what a row counts at least
 
 
 def row_importance(
-    mod: tvm.IRModule, wanted: Mapping[str, Node], batches: Sequence[Sequence[Tensor]], seed: int
+    mod: tvm.IRModule,
+    wanted: Mapping[str, Node],
+    batches: Sequence[Sequence[Tensor]],
+    seed: int,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
-    """Return the weight of each row of each node's value, [rows] of mean 1; rows as moments.py counts them.
+    """Return the weight of each row of each node's value, [rows] of mean 1, as moments.py counts them."""
+    pixels = images(mod)
+    size = batches[0][0].shape[0] if batches[0][0].ndim else 1
+    found = {}
+    for name, total in squared_gradients(mod, wanted, batches, seed, progress).items():
+        convolved = wanted[name].kind in ("conv2d", "depthwise", "conv2d_transpose")
+        image = convolved or (wanted[name].kind != "linear" and name in pixels)
+        found[name] = _rows(total, 1 if image else total.ndim - 1, size)
+    return found
 
-    Empty, and all rows count the same, for a module that torch cannot differentiate sample by sample.
-    """
+
+def squared_gradients(
+    mod: tvm.IRModule,
+    wanted: Mapping[str, Node],
+    batches: Sequence[Sequence[Tensor]],
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Return the diagonal of J^T J for each node's value, shaped as it is, summed over samples."""
     main, interpreter = mod["main"], Interpreter(mod)
-    steps = bindings(main)
     shapes = {name: node.shape for name, node in wanted.items()}
     random = torch.Generator().manual_seed(seed)
     totals = {name: torch.zeros(shape) for name, shape in shapes.items()}
 
-    def outputs(inputs: tuple[Tensor, ...], probes: dict[str, Tensor], signs: list[Tensor]) -> Tensor:
-        env: dict[relax.Var, Any] = dict(zip(main.params, inputs, strict=True))
-        for step in steps:
-            value = interpreter.evaluate(step.value, env)
-            name = step.var.name
-            env[step.var] = value + probes[name] if name in probes else value
-        found = interpreter.evaluate(main.body.body, env)
-        found = found if isinstance(found, tuple) else (found,)
-        floats = [value for value in found if value.dtype == torch.float32]
-        parts = [(value * sign).sum() for value, sign in zip(floats, signs, strict=True)]
-        return torch.stack(parts).sum()
+    def probed(inputs: tuple[Tensor, ...], probes: tuple[Tensor, ...], signs: tuple[Tensor, ...]) -> Tensor:
+        moved = dict(zip(shapes, probes, strict=True))
+        return _signed_output(main, interpreter, inputs, moved, signs)
 
     size = batches[0][0].shape[0] if batches[0][0].ndim else 1
     chunk = max(1, CHUNK // size)
-    used = batches[: max(1, SAMPLES // size)]
+    used = evenly(batches, max(1, SAMPLES // size))
+    progress("importance", 0, len(used))
     for start in range(0, len(used), chunk):
         part = used[start : start + chunk]
         inputs = tuple(torch.stack(each) for each in zip(*part, strict=True))
-        probes = {name: torch.zeros(len(part), *shape, requires_grad=True) for name, shape in shapes.items()}
-        signs = [
+        probes = tuple(torch.zeros(len(part), *shape, requires_grad=True) for shape in shapes.values())
+        signs = tuple(
             torch.randint(0, 2, (len(part), *shape), generator=random) * 2.0 - 1
             for shape in _output_shapes(main)
-        ]
-        try:
-            with torch.enable_grad():
-                total = torch.vmap(outputs)(inputs, probes, signs).sum()
-                grads = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
-        except (RuntimeError, NotImplementedError):
-            return {}
-        for name, grad in zip(probes, grads, strict=True):
+        )
+        with torch.enable_grad():
+            total = batched(probed, [inputs, probes, signs]).sum()
+            grads = torch.autograd.grad(total, probes, allow_unused=True)
+        for name, grad in zip(shapes, grads, strict=True):
             if grad is not None:
                 totals[name] += grad.square().sum(0)
-    pixels = images(mod)
-    found = {}
-    for name, total in totals.items():
-        convolved = wanted[name].kind in ("conv2d", "depthwise", "conv2d_transpose")
-        image = convolved or (wanted[name].kind != "linear" and name in pixels)
-        found[name] = _rows(total, 1 if image else total.ndim - 1)
-    return found
+        progress("importance", start + len(part), len(used))
+    return totals
+
+
+def _signed_output(
+    main: relax.Function,
+    interpreter: Interpreter,
+    inputs: tuple[Tensor, ...],
+    moved: Mapping[str, Tensor],
+    signs: tuple[Tensor, ...],
+) -> Tensor:
+    """Return the sum of the outputs times signs, with something added to some values on the way."""
+    env: dict[relax.Var, Any] = dict(zip(main.params, inputs, strict=True))
+    for step in bindings(main):
+        value = interpreter.evaluate(step.value, env)
+        name = step.var.name
+        env[step.var] = value + moved[name] if name in moved else value
+    found = interpreter.evaluate(main.body.body, env)
+    found = found if isinstance(found, tuple) else (found,)
+    floats = [value for value in found if value.dtype == torch.float32]
+    parts = [(value * sign).sum() for value, sign in zip(floats, signs, strict=True)]
+    return torch.stack(parts).sum()
 
 
 def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:
@@ -88,9 +113,14 @@ def _output_shapes(main: relax.Function) -> list[tuple[int, ...]]:
     return [tuple(int(d) for d in f.shape) for f in fields if str(f.dtype) == "float32"]
 
 
-def _rows(total: Tensor, channels: int) -> Tensor:
-    """Return weights [rows] of mean 1 from squared gradients, whose axis `channels` is."""
+def _rows(total: Tensor, channels: int, batch: int) -> Tensor:
+    """Return weights [rows] of mean 1 from squared gradients, whose axis `channels` is.
+
+    The samples of a batch are alike: what differs between them is chance.
+    """
     rows = total.mean(channels).reshape(-1)
+    if len(rows) % batch == 0:
+        rows = rows.reshape(batch, -1).mean(0).repeat(batch)
     mean = rows.mean()
     if not float(mean) > 0:
         return torch.ones_like(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import tvm
@@ -21,6 +21,7 @@ from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.reference import Interpreter
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 Stream = Mapping[relax.Var, Any]  # values of all batches: tensors [S, ...], S batches
 MEMORY = 1 << 30  # bytes that the values of both streams may take at once
 CHUNK = 8  # batches that one operator computes together
@@ -149,14 +150,26 @@ class Lockstep:
 
 
 def batched(one: Callable[..., Any], values: Sequence[Any]) -> Any:
-    """Return one(...) for every index of the values' first axis, results along a first axis again."""
+    """Return one(...) for every index of the values' first axis, results along a first axis again.
+
+    Values and results are tensors, or tuples of them. What is drawn at random is drawn for each by itself.
+    """
     try:
-        return torch.vmap(one, chunk_size=CHUNK)(*values)
+        return torch.vmap(one, chunk_size=CHUNK, randomness="different")(*values)
     except (RuntimeError, NotImplementedError):  # an operator that torch cannot batch
-        results = [one(*each) for each in zip(*values, strict=True)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results)
-        return tuple(torch.stack(fields) for fields in zip(*results, strict=True))
+        first = values[0]
+        count = len(first[0] if isinstance(first, tuple) else first)
+        return _stacked([one(*(_at(value, i) for value in values)) for i in range(count)])
+
+
+def _at(value: Any, index: int) -> Any:
+    return tuple(_at(field, index) for field in value) if isinstance(value, tuple) else value[index]
+
+
+def _stacked(results: Sequence[Any]) -> Any:
+    if isinstance(results[0], tuple):
+        return tuple(_stacked(fields) for fields in zip(*results, strict=True))
+    return torch.stack(tuple(results))
 
 
 def rounded(value: Tensor, params: QuantParams) -> Tensor:
@@ -177,6 +190,12 @@ def last_uses(main: relax.Function) -> dict[relax.Var, tuple[relax.Var, ...]]:
         if var not in kept:
             found.setdefault(step, []).append(var)
     return {step: tuple(found[step]) for step in found}
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return so many items or fewer, from all over the sequence: data is often sorted by class."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def samples_within(main: relax.Function, memory: int = MEMORY) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, gcd, prod
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
@@ -21,6 +21,7 @@ Tensor = torch.Tensor
 
 MOST_ROWS = 1 << 15  # of a site: more say no more, and an image has many that are alike
 WIDEST = 8192  # K: beyond, a [K, K] matrix takes gigabytes
+UNFOLDED = 1 << 24  # numbers that the patches of a convolution take at once
 SMALLEST_NORM = 1e-6  # of the mean one: what an output row counts as at least
 
 
@@ -52,6 +53,12 @@ def as_moments(seen: InputMoments) -> Moments:
     return Moments(gram, gram, mean, mean, seen.rows)
 
 
+def as_covariances(seen: InputMoments) -> Moments:
+    """Return the same about the mean."""
+    covariance, mean = torch.from_numpy(seen.covariance)[None], torch.zeros(1, len(seen.mean))
+    return Moments(covariance, covariance, mean, mean, seen.rows)
+
+
 def pooled(first: Moments, second: Moments) -> Moments:
     """Return the moments of two equal parts of the data together."""
     return Moments(
@@ -64,33 +71,68 @@ def pooled(first: Moments, second: Moments) -> Moments:
 
 
 def moments_of(
-    node: Node, exact: Tensor, quantized: Tensor, importance: Tensor | None = None
+    node: Node,
+    exact: Tensor,
+    quantized: Tensor,
+    importance: Tensor | None = None,
+    *,
+    centred: bool = False,
 ) -> Moments | None:
     """Return the moments of a site's inputs [S, ...] of S batches; None for a transposed one or K too wide.
 
     Rows are thinned out evenly to MOST_ROWS. importance: what each row of a batch counts, [rows] of mean 1.
+    centred: about the means (covariances).
     """
     if node.kind == "conv2d_transpose" or inputs_of(node) > WIDEST:
         return None
-    gram = cross = torch.empty(0)
-    total_q = total_x = torch.empty(0)
-    weight = squares = 0.0
-    for q, x, counts in zip(
-        _rows(node, quantized), _rows(node, exact), _counts(node, exact, importance), strict=True
-    ):
-        if weight == 0:
-            groups, _, width = q.shape
-            gram, cross = torch.zeros(groups, width, width), torch.zeros(groups, width, width)
-            total_q, total_x = torch.zeros(groups, width), torch.zeros(groups, width)
-        counted = q if counts is None else q * counts[:, None]
+    rows = prod(node.shape) // _outputs_of(node)
+    width = node.shape[-2] if node.kind == "linear" and len(node.shape) > 1 else node.shape[-1]
+    stride = _stride(rows * len(exact), width)
+    # Sums about a point near the mean: about zero, those of a channel that hardly varies would say nothing.
+    first = next(rows_of(node, quantized[0])).mean(1, keepdim=True)
+    sums = _Sums(first if centred else torch.zeros_like(first))
+    for x_batch, q_batch in zip(exact, quantized, strict=True):
+        start = 0
+        for x, q in zip(rows_of(node, x_batch), rows_of(node, q_batch), strict=True):
+            counts = None if importance is None else importance[start : start + x.shape[1]]
+            sums.add(x[:, ::stride], q[:, ::stride], None if counts is None else counts[::stride])
+            start += x.shape[1]
+    found = sums.result()
+    return found.centred() if centred else found
+
+
+class _Sums:
+    """What moments are the means of, about a point [G, 1, K]."""
+
+    def __init__(self, about: Tensor) -> None:
+        groups, _, width = about.shape
+        self._about = about
+        self._gram, self._cross = torch.zeros(2, groups, width, width)
+        self._total_q, self._total_x = torch.zeros(2, groups, width)
+        self._weight = self._squares = 0.0
+
+    def add(self, x: Tensor, q: Tensor, counts: Tensor | None) -> None:
+        """Add rows [G, R, K] that count as much [R], or one each."""
+        x, q = x - self._about, q - self._about
+        counts = torch.ones(q.shape[1]) if counts is None else counts
+        counted = q * counts[:, None]
         turned = counted.transpose(1, 2)
-        gram.baddbmm_(turned, q)
-        cross.baddbmm_(turned, x)
-        total_q += counted.sum(1)
-        total_x += (x if counts is None else x * counts[:, None]).sum(1)
-        weight += float(q.shape[1] if counts is None else counts.sum())
-        squares += float(q.shape[1] if counts is None else counts.square().sum())
-    return Moments(gram / weight, cross / weight, total_q / weight, total_x / weight, weight**2 / squares)
+        self._gram.baddbmm_(turned, q)
+        self._cross.baddbmm_(turned, x)
+        self._total_q += counted.sum(1)
+        self._total_x += (x * counts[:, None]).sum(1)
+        self._weight += float(counts.sum())
+        self._squares += float(counts.square().sum())
+
+    def result(self) -> Moments:
+        """Return the means."""
+        return Moments(
+            self._gram / self._weight,
+            self._cross / self._weight,
+            self._total_q / self._weight,
+            self._total_x / self._weight,
+            self._weight**2 / self._squares,
+        )
 
 
 def inputs_of(node: Node) -> int:
@@ -115,23 +157,27 @@ def from_matrices(node: Node, matrices: Tensor) -> Tensor:
     return matrices.transpose(1, 2).reshape(shape)
 
 
-def _rows(node: Node, values: Tensor) -> Iterator[Tensor]:
-    """Yield [G, R, K] of each batch, as many rows of each."""
-    for value in values:
-        rows = value.reshape(1, -1, value.shape[-1]) if node.kind == "linear" else _patches(node, value)
-        yield rows[:, :: _stride(rows.shape[1] * len(values))]
+def _outputs_of(node: Node) -> int:
+    shape = [int(d) for d in node.call.args[1].ty.shape]
+    return shape[1] if node.kind == "linear" else shape[0]
 
 
-def _counts(node: Node, values: Tensor, importance: Tensor | None) -> Iterator[Tensor | None]:
-    """Yield what the rows of each batch count, [R]."""
-    for _ in values:
-        yield None if importance is None else importance[:: _stride(len(importance) * len(values))]
+def rows_of(node: Node, value: Tensor) -> Iterator[Tensor]:
+    """Yield the rows [G, R, K] of a site's input: of a convolution, of as many images as fit at a time."""
+    if node.kind == "linear":
+        yield value.reshape(1, -1, value.shape[-1])
+        return
+    patch = inputs_of(node) * int(node.call.attrs.groups)
+    for part in torch.split(value, max(1, UNFOLDED // (patch * prod(node.shape[2:])))):
+        yield _patches(node, part)
 
 
-def _stride(rows: int) -> int:
-    """Return which of so many rows to take: odd, so that all columns of an image are met."""
+def _stride(rows: int, width: int) -> int:
+    """Return which of so many rows to take, in steps that meet all columns of images of this width."""
     step = ceil(rows / MOST_ROWS)
-    return step | 1 if step > 1 else 1
+    while gcd(step, width) > 1:
+        step += 1
+    return step
 
 
 def _patches(node: Node, value: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class Preset:
     importance: bool = True  # rows count by what they change in the model's output
     compensate: bool = True  # weights make up for the error of quantized inputs
     adapt_steps: int = 0  # of gradient descent for the rounding of each unit of sites; 0: none
+    joint: int = 0  # losses of the whole model that a joint search of activation steps may ask for; 0: none
 
 
 PRESETS = {

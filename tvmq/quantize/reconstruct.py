@@ -17,6 +17,7 @@ import torch
 from tvm import relax
 
 from tvmq.formats import QuantParams
+from tvmq.quantize.lockstep import batched
 from tvmq.quantize.units import Unit
 from tvmq.reference import Interpreter
 
@@ -61,8 +62,9 @@ class Task:
     unit: Unit
     source: Tensor  # the quantized stream's, as stored
     source_copy: Tensor | None  # its uint8 copy
-    target: Tensor  # the float stream's result
-    weights: Tensor  # what an error of the result counts, broadcasts to target
+    others: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]  # the float stream's results
+    weights: tuple[Tensor, ...]  # what an error of each result counts, broadcasts to it
     storage: Mapping[str, tuple[QuantParams, ...]]  # by value's name: own, and that of a uint8 copy
     reads_copy: Callable[[str], bool]
     biases: Mapping[str, Tensor]  # by the addition's name
@@ -113,12 +115,16 @@ def _batch_loss(
 ) -> Tensor:
     copy = task.source if task.source_copy is None else task.source_copy
 
-    def one(source: Tensor, source_copy: Tensor) -> Tensor:
-        return _run(task, weights, interpreter, source, source_copy, dropped)
+    def one(source: Tensor, source_copy: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return _run(task, weights, interpreter, source, source_copy, others, dropped)
 
-    found = torch.vmap(one, randomness="different")(task.source[picked], copy[picked])
-    counted = task.weights.expand_as(task.target)[picked]
-    return ((found - task.target[picked]).square() * counted).mean()
+    others = tuple(other[picked] for other in task.others)
+    results = batched(one, [task.source[picked], copy[picked], others])
+    losses = [
+        ((found - target[picked]).square() * counted.expand_as(target)[picked]).mean()
+        for found, target, counted in zip(results, task.targets, task.weights, strict=True)
+    ]
+    return torch.stack(losses).sum()
 
 
 def _run(
@@ -127,23 +133,25 @@ def _run(
     interpreter: Interpreter,
     source: Tensor,
     source_copy: Tensor,
+    others: tuple[Tensor, ...],
     dropped: float,
-) -> Tensor:
-    """Return the unit's result for one batch, its own storage left out."""
+) -> tuple[Tensor, ...]:
+    """Return the unit's results for one batch, their own storage left out."""
     env: dict[relax.Var, Any] = {task.unit.source: source}
+    env.update(zip(task.unit.others, others, strict=True))
+    results = {str(var.name) for var in task.unit.results}
     copies: dict[relax.Var, Tensor] = {task.unit.source: source_copy}
     for step in task.unit.steps:
         name, value = step.var.name, step.value
         seen = {**env, **copies} if task.reads_copy(name) else env
         found = _value(interpreter, value, seen, weights.get(name), task.biases.get(name))
-        stored = task.storage.get(name) if name != task.unit.result.name else None
+        stored = task.storage.get(name) if name not in results else None
         if stored:
             found = straight_through(found, stored[0], dropped)
             if len(stored) > 1:
                 copies[step.var] = straight_through(found, stored[1], dropped)
         env[step.var] = found
-    result: Tensor = env[task.unit.result]
-    return result
+    return tuple(env[var] for var in task.unit.results)
 
 
 def _value(
@@ -170,20 +178,17 @@ def straight_through(value: Tensor, params: QuantParams, dropped: float) -> Tens
     return rounded
 
 
-def row_weights(target: Tensor, importance: Tensor) -> Tensor:
+def row_weights(target: Tensor, importance: Tensor, *, image: bool) -> Tensor:
     """Return what an error in each row of results [S, ...] counts, over their energy; importance [rows]."""
     shape = [1, *target.shape[1:]]
-    rows = target[0].numel() // len(importance)  # the channels
-    axis = 2 if target.ndim == 5 and shape[2] == rows else target.ndim - 1
-    shape[axis] = 1
+    shape[2 if image else -1] = 1
     return importance.reshape(shape) / target.square().mean().clamp_min(1e-30)
 
 
-def token_weights(target: Tensor) -> Tensor:
-    """Return 1 / mean square of each row [..., 1] of the unit's result, so that no token outweighs the rest.
+def token_weights(target: Tensor, *, image: bool) -> Tensor:
+    """Return 1 / mean square of each row [..., 1] of results, so that no token outweighs the rest.
 
     Of images [S, N, C, H, W] all pixels of an image count the same.
     """
-    axes = [2, 3, 4] if target.ndim == 5 else [-1]
-    energy = target.square().mean(axes, keepdim=True)
+    energy = target.square().mean([2, 3, 4] if image else [-1], keepdim=True)
     return torch.reciprocal(energy + energy.mean() * 0.1)

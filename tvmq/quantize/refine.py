@@ -6,59 +6,21 @@ biases take up what is left (sequential.py); in the slow mode, the rounding of w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-import tvm
 
 from tvmq.formats import Quantization
-from tvmq.plan.formats import Formats, swallowed
-from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.adapt import Adapt
-from tvmq.quantize.importance import row_importance
-from tvmq.quantize.lockstep import Lockstep, samples_within
+from tvmq.quantize.importance import row_importance, squared_gradients
+from tvmq.quantize.joint import joint_steps
+from tvmq.quantize.model import Model
+from tvmq.quantize.output_steps import CRITERIA, OutputSteps
 from tvmq.quantize.presets import Preset
+from tvmq.quantize.readers import Readers
 from tvmq.quantize.sequential import Sequential
 from tvmq.quantize.steps import Steps
-from tvmq.quantize.units import Unit, units
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """A balanced canonical module, what it holds, and what it is calibrated on."""
-
-    mod: tvm.IRModule
-    nodes: Nodes
-    formats: Formats
-    batches: Sequence[Sequence[torch.Tensor]]
-
-    def sites(self) -> dict[str, Node]:
-        """Return the sites that multiply in integers."""
-        return {
-            name: node
-            for name, node in self.nodes.by_name.items()
-            if node.kind in MULTIPLYING and name in self.formats.integer
-        }
-
-    def units(self) -> tuple[Unit, ...]:
-        """Return the units of sites that are rounded together."""
-        goes_on = swallowed(self.nodes, self.formats.integer)
-        return units(self.mod["main"], self.sites().__contains__, goes_on.__contains__)
-
-    def lockstep(self, progress: Progress, stage: str) -> Lockstep:
-        """Return a walk over as many batches as fit in memory."""
-        most = samples_within(self.mod["main"])
-        stored, readers = self.formats.values.__contains__, self.formats.uint8_readers.__contains__
-        return Lockstep(
-            self.mod,
-            self.nodes,
-            self.batches[:most],
-            stored=stored,
-            reads_copy=readers,
-            progress=lambda done, total: progress(stage, done, total),
-        )
 
 
 def refined(
@@ -68,15 +30,21 @@ def refined(
     *,
     power_of_two: bool,
     seed: int,
+    observer: str = "mse",
     progress: Progress = silent,
 ) -> Quantization:
-    """Return numbers with refined steps, weights and biases."""
-    steps = Steps(model.nodes, model.formats, numbers.values, numbers.also_uint8)
+    """Return numbers with refined steps, weights and biases; observer as for compile."""
+    readers = Readers(model.nodes, model.formats, model.images())
+    steps = _steps(model, readers, numbers, observer, seed, progress)
     if preset.steps:
         model.lockstep(progress, "steps").walk(steps)
+    if preset.joint:
+        steps.values |= joint_steps(model, readers, steps, evaluations=preset.joint, progress=progress)
     stretches = model.units() if preset.adapt_steps else ()
-    counted = model.sites() | {unit.result.name: model.nodes.by_name[unit.result.name] for unit in stretches}
-    importance = row_importance(model.mod, counted, model.batches, seed) if preset.importance else {}
+    results = {var.name: model.nodes.by_name[var.name] for unit in stretches for var in unit.results}
+    importance: dict[str, torch.Tensor] = {}
+    if preset.importance:
+        importance = row_importance(model.mod, model.sites() | results, model.batches, seed, progress)
     solved = Sequential(
         model.nodes,
         model.formats,
@@ -94,6 +62,7 @@ def refined(
             stretches,
             reads_copy=model.formats.uint8_readers.__contains__,
             importance=importance,
+            images=model.images(),
             steps=preset.adapt_steps,
             seed=seed,
         )
@@ -106,3 +75,17 @@ def refined(
         weights={**numbers.weights, **weights},
         biases={**numbers.biases, **solved.biases},
     )
+
+
+def _steps(
+    model: Model, readers: Readers, numbers: Quantization, observer: str, seed: int, progress: Progress
+) -> Steps:
+    """Return the visitor that refines activation steps."""
+    criterion = CRITERIA.get(observer)
+    if criterion is None:
+        return Steps(model.formats, readers, numbers.values, numbers.also_uint8)
+    gradients: dict[str, torch.Tensor] = {}
+    if observer == "fisher":
+        gradients = squared_gradients(model.mod, model.sites(), model.batches, seed, progress)
+    stored = numbers.values, numbers.also_uint8
+    return OutputSteps(model.nodes, model.formats, readers, *stored, criterion, gradients)

@@ -96,8 +96,10 @@ class Sequential:
     ) -> tuple[Moments, Moments] | None:
         """Return the moments of every second batch, and of the others."""
         importance = self._importance.get(node.name)
-        found = [moments_of(node, exact[i::2], quantized[i::2], importance) for i in (0, 1 % len(exact))]
-        first, second = (each.centred() if each is not None and centred else each for each in found)
+        first, second = (
+            moments_of(node, exact[i::2], quantized[i::2], importance, centred=centred)
+            for i in (0, 1 % len(exact))
+        )
         return None if first is None or second is None else (first, second)
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:

@@ -9,26 +9,23 @@ what channels do to each other is left out, since rounding errors of different c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from tvm import relax
 
-from tvmq.calibrate.grids import affine_parameters
 from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
-from tvmq.plan.nodes import Node, Nodes
+from tvmq.plan.nodes import Node
 from tvmq.quantize.lockstep import Lockstep, rounded
+from tvmq.quantize.readers import Readers
+from tvmq.quantize.step_candidates import moved, narrowed
 from tvmq.reference_ops import OPERATORS
 
 Tensor = torch.Tensor
 
-FACTORS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)  # of the range seen, at either end
 MOST_ROWS = 1 << 12
-PLACES = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)  # of the zero point of a uint8 copy, times what it was
-EXPONENTS = (-2, -1, 0, 1)  # of the scale of a uint8 copy, around what statistics chose
 
 
 class Steps:
@@ -36,12 +33,12 @@ class Steps:
 
     def __init__(
         self,
-        nodes: Nodes,
         formats: Formats,
+        readers: Readers,
         values: Mapping[str, QuantParams],
         copies: Mapping[str, QuantParams],
     ) -> None:
-        self._nodes, self._formats = nodes, formats
+        self._formats, self._readers = formats, readers
         self.values, self.copies = dict(values), dict(copies)
 
     def before(self, var: relax.Var, streams: Lockstep) -> None:
@@ -49,23 +46,29 @@ class Steps:
 
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return the storage of least weighted error, that of statistics among the candidates."""
-        own = self.values[name]
+        own, copy = self.values[name], self.copies.get(name)
+        readers = self._readers.of(name)
+        energy = self._energy(name, every=copy is None)
+        if copy is not None and energy is not None:
+            rows = self._rows(name, rounded(quantized, own), energy)
+            self.copies[name] = self._best(name, rows, energy, moved(own, copy), _as_it_is)
+        elif copy is None and own.dtype == "uint8" and self._readers.alone(name):
+            bits = self._formats.values[name].bits
+            through: Callable[[Tensor], Tensor] = _as_it_is
+            if energy is None and len(readers) == 1 and readers[0].node.kind == "unary":
+                table, bits = readers[0].node, 8
+                energy, through = self._energy(table.name, every=True), _function(table)
+                energy = None if table.chain is not None or len(table.call.args) != 1 else energy
+            if energy is not None:
+                rows = self._rows(name, quantized, energy)
+                candidates = narrowed(float(rows.min()), float(rows.max()), own, bits)
+                self.values[name] = self._best(name, rows, energy, candidates, through)
+        return self.storage(name)
+
+    def storage(self, name: str) -> tuple[QuantParams, ...]:
+        """Return how a value is kept now: its storage, then that of its uint8 copy if it has one."""
         copy = self.copies.get(name)
-        readers = list(self._readers(name))
-        energies = [energy for reader, energy in readers if energy is not None]
-        energies = energies if len({len(each) for each in energies}) == 1 else []
-        energy = torch.stack(energies).sum(0) if energies else torch.empty(0)
-        if copy is not None and energies:
-            rows = _rows(rounded(quantized, own), energy)
-            self.copies[name] = copy = _best(rows, energy, _moved(own, copy))
-        elif own.dtype == "uint8" and energies and len(energies) == len(readers) and self._alone(name):
-            rows = _rows(quantized, energy)
-            self.values[name] = own = _best(rows, energy, _ranges(rows, own, self._formats.values[name].bits))
-        elif (
-            own.dtype == "uint8" and len(readers) == 1 and readers[0][0].kind == "unary" and self._alone(name)
-        ):
-            self.values[name] = own = self._before_table(readers[0][0], quantized, own)
-        return (own,) if copy is None else (own, copy)
+        return (self.values[name],) if copy is None else (self.values[name], copy)
 
     def weight(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
         """Leave weights alone."""
@@ -75,107 +78,72 @@ class Steps:
         """Leave biases alone."""
         return None
 
-    def _before_table(self, table: Node, quantized: Tensor, own: QuantParams) -> QuantParams:
-        """Return the storage of a table's input of which the table's readers see least."""
-        energies = [energy for _, energy in self._readers(table.name)]
-        known = [energy for energy in energies if energy is not None]
-        if (
-            len({len(energy) for energy in known}) != 1
-            or len(known) < len(energies)
-            or len(table.call.args) != 1
-            or table.chain is not None
-        ):
-            return own
-        rows, energy = _rows(quantized, known[0]), torch.stack(known).sum(0)
+    def _energy(self, name: str, *, every: bool) -> Tensor | None:
+        """Return what an error in each channel [C] counts; None if the weights of readers do not say it.
 
-        def through(x: Tensor) -> Tensor:
-            name = table.call.op.name.removeprefix("relax.")
-            found: Tensor = OPERATORS[name]([x], table.call.attrs, table.call)
-            return found
+        every: whether readers that do not multiply forbid an answer.
+        """
+        readers = self._readers.of(name)
+        energies = [_row_energy(reader.node) for reader in readers if reader.multiplies]
+        if not energies or len({len(each) for each in energies}) > 1:
+            return None
+        return torch.stack(energies).sum(0) if not every or len(energies) == len(readers) else None
 
-        return _best(rows, energy, _ranges(rows, own, 8), through)
+    def _rows(self, name: str, values: Tensor, energy: Tensor) -> Tensor:
+        """Return rows [R, C] of values [S, ...] of S batches, thinned out."""
+        image = self._readers.is_image(name)
+        rows = (values.movedim(2, -1) if image else values).reshape(-1, len(energy))
+        step = math.ceil(len(rows) / MOST_ROWS)
+        return rows[:: step | 1] if step > 1 else rows
 
-    def _alone(self, name: str) -> bool:
-        """Whether no other value shares the scale."""
-        region = self._formats.values[name].region
-        return sum(fmt.region == region for fmt in self._formats.values.values()) == 1
+    def _best(
+        self,
+        name: str,
+        rows: Tensor,
+        energy: Tensor,
+        candidates: Iterable[QuantParams],
+        through: Callable[[Tensor], Tensor],
+    ) -> QuantParams:
+        """Return the candidate of least weighted error, seen through a function.
 
-    def _readers(self, name: str) -> Iterator[tuple[Node, Tensor | None]]:
-        """Yield what reads a value, with the squared norms [C] of its weight's rows if it has one."""
-        for user in self._nodes.consumers.get(name, ()):
-            node = self._nodes.by_name.get(user)
-            if node is None:
-                continue
-            if node.kind == "view" and node.op == "reshape":
-                for reader, energy in self._readers(user):
-                    # A map that is flattened has other channels for its reader than for a convolution.
-                    shape = self._shape(name)
-                    flat = len(shape) == 4 and len(node.shape) == 2 and shape[1] != node.shape[1]
-                    yield reader, None if flat else energy
-            elif self._copied(name) and user not in self._formats.uint8_readers:
-                continue
-            elif user in self._formats.integer and node.kind in ("linear", "conv2d", "depthwise"):
-                yield node, _energy(node)
-            else:
-                yield node, None
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        node = self._nodes.by_name.get(name)
-        return () if node is None else node.shape
-
-    def _copied(self, name: str) -> bool:
-        return name in self.copies
+        Only what keeps a requantize a shift comes in the place of the first, which is that of statistics.
+        """
+        options: list[QuantParams] = list(candidates)
+        exact = through(rows)
+        errors = [
+            float(((through(rounded(rows, option)) - exact).square().sum(0) * energy).sum())
+            for option in options
+        ]
+        order = [int(index) for index in np.argsort(errors, kind="stable")]
+        kept = (
+            index
+            for index in order
+            if index == 0 or self._readers.by_a_shift(name, options[index], self.values, self.copies)
+        )
+        return options[next(kept)]
 
 
-def _energy(node: Node) -> Tensor:
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _function(table: Node) -> Callable[[Tensor], Tensor]:
+    """Return what a table of one operator computes."""
+
+    operator = OPERATORS[table.call.op.name.removeprefix("relax.")]
+
+    def function(x: Tensor) -> Tensor:
+        found: Tensor = operator([x], table.call.attrs, table.call)
+        return found
+
+    return function
+
+
+def _row_energy(node: Node) -> Tensor:
+    """Return the squared norms [C] of the rows of a product's weight."""
     weight = torch.from_numpy(node.call.args[1].value.numpy())
     if node.kind == "linear":
         return weight.square().sum(1)
     groups = int(node.call.attrs.groups)
     split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return split.square().sum((1, 3, 4)).ravel()
-
-
-def _rows(values: Tensor, energy: Tensor) -> Tensor:
-    """Return rows [R, C] of values [S, ...] of S batches, thinned out."""
-    channels = len(energy)
-    image = values.ndim == 5 and values.shape[2] == channels
-    rows = (values.movedim(2, -1) if image else values).reshape(-1, channels)
-    step = math.ceil(len(rows) / MOST_ROWS)
-    return rows[:: step | 1] if step > 1 else rows
-
-
-def _best(
-    rows: Tensor,
-    energy: Tensor,
-    candidates: Iterator[QuantParams],
-    through: Callable[[Tensor], Tensor] = lambda x: x,
-) -> QuantParams:
-    """Return the first candidate of least weighted error, seen through a function."""
-    options, exact = list(candidates), through(rows)
-    errors = [
-        float(((through(rounded(rows, option)) - exact).square().sum(0) * energy).sum()) for option in options
-    ]
-    return options[int(np.argmin(errors))]
-
-
-def _ranges(rows: Tensor, own: QuantParams, bits: int) -> Iterator[QuantParams]:
-    yield own
-    low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
-    for at_low, at_high in product(FACTORS, FACTORS):
-        if (low == 0 and at_low != 1) or (high == 0 and at_high != 1):
-            continue
-        scale, zero = affine_parameters(np.array([low * at_low, high * at_high]), bits, False)
-        yield QuantParams(float(np.float32(scale)), int(zero), own.dtype, own.limits)
-
-
-def _moved(trunk: QuantParams, own: QuantParams) -> Iterator[QuantParams]:
-    """Yield uint8 storages that a shift reaches from the trunk, with the zero point in several places."""
-    yield own
-    for step in EXPONENTS:
-        scale = own.scale * 2.0**step
-        if scale < trunk.scale:
-            continue
-        centre = own.zero_point / 2.0**step
-        for zero in sorted({round(centre * factor) for factor in PLACES} | {(own.high + 1) // 2}):
-            yield QuantParams(scale, int(np.clip(zero, own.low, own.high)), own.dtype, own.limits)
