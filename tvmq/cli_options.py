@@ -33,6 +33,9 @@ class Observer(StrEnum):
     LP = "lp"
     KL = "kl"
     ACIQ = "aciq"
+    COSINE = "cosine"
+    SIMILARITY = "similarity"
+    FISHER = "fisher"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

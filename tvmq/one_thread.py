@@ -12,6 +12,7 @@ import torch
 def one_thread() -> Iterator[None]:
     """Let torch use one thread within the block, or within a function that has this as decorator.
 
+    NumPy's matrix products are not under its control: where numbers depend on them, einsum takes their place.
     A sum that is split over threads rounds differently for each number of them; a Cholesky factor of 384 rows
     does. And where the cores are busy with other work, torch's threads wait for each other, spinning, for ten
     times as long as one takes.

@@ -47,6 +47,7 @@ from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs, ranges
 from tvmq.quantize.model import Model
+from tvmq.quantize.output_steps import CRITERIA
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
 from tvmq.quantize.refine import refined
 from tvmq.reference import require_operators
@@ -98,7 +99,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse" (least squared error), "lp" (least |error|**2.4), "aciq" (closed
-    form), "kl" (entropy), "percentile" or "minmax".
+    form), "kl" (entropy), "percentile" or "minmax"; or, on what each value's readers make of it, "cosine"
+    (EasyQuant), "similarity" (and the ranks in attention maps) or "fisher" (gradients).
     preset: how much work goes into the numbers: "fast" (statistics alone, seconds), "default" (each site is
     solved for what it really sees, minutes) or "best" (roundings learn as well, many minutes).
     strict: refuse, with UnsupportedModelError, a model of which any site stays in float.
@@ -137,14 +139,16 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
-    options: dict[str, Any] = {
+    options = {
         "bits": precision.option,
         "ignored": list(_patterns(ignored)),
         "requantize": requantize,
         "observer": observer,
-        "preset": preset_of(preset).name,
+        "preset": preset_of(preset).option,
+        "seed": seed,
+        "threads": threads,
+        "tuned": [kernel.to_json() for kernel in tuned],
     }
-    options |= {"seed": seed, "threads": threads, "tuned": [kernel.to_json() for kernel in tuned]}
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, options)
     return CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
 
@@ -185,40 +189,25 @@ def quantized(
     imported = _imported(model, example_inputs, progress)
     unbalanced = _canonicalized(imported, progress)
     require_operators(unbalanced)
-    nodes = index(unbalanced)
-    plan = assign_precisions(nodes, module_hash(unbalanced), ignored=_patterns(ignored), bits=bits)
-    formats = formats_of(nodes, plan)
-    plan = as_stored(plan, nodes, formats)
+    plan, formats = planned(unbalanced, ignored=_patterns(ignored), bits=bits)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
     batches = list(as_batches(calibration, input_specs(unbalanced)))
     doubts = data_findings(imported, unbalanced, batches, prepared=getattr(calibration, "prepared", ""))
     announce(doubts)
     del imported  # its weights
     mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
-    nodes = index(mod)
+    subject = Model(mod, index(mod), formats, batches)
     effort = preset_of(preset)
-    grams = {} if effort.sequential else gram_inputs(nodes, formats)
+    grams = {} if effort.sequential else gram_inputs(subject.nodes, formats)
     seen = observe(mod, formats, batches, grams, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)
     unsteady = stable.findings()
     announce(unsteady)
-    if not effort.sequential:
-        numbers = choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
-    else:
-        numbers = refined(
-            Model(mod, nodes, formats, batches),
-            ranges(nodes, formats, seen, method=observer),
-            effort,
-            power_of_two=requantize == "pot",
-            seed=seed,
-            observer=observer,
-            progress=progress,
-        )
     return Quantized(
         unbalanced=unbalanced,
         mod=mod,
-        nodes=nodes,
+        nodes=subject.nodes,
         formats=formats,
         plan=plan,
         coverage=coverage,
@@ -226,8 +215,42 @@ def quantized(
         seen=seen,
         stable=stable,
         findings=(*doubts, *unsteady),
-        numbers=numbers,
+        numbers=_numbers(subject, seen, effort, observer, requantize, seed, progress),
     )
+
+
+def _numbers(
+    model: Model,
+    seen: Calibration,
+    effort: Preset,
+    observer: str,
+    requantize: str,
+    seed: int,
+    progress: Progress,
+) -> Quantization:
+    """Return what insert_qdq needs."""
+    nodes, formats = model.nodes, model.formats
+    if not effort.sequential:
+        return choose(nodes, formats, seen, method=observer, requantize=requantize, progress=progress)
+    return refined(
+        model,
+        ranges(nodes, formats, seen, method=observer),
+        effort,
+        power_of_two=requantize == "pot",
+        seed=seed,
+        observer=observer,
+        progress=progress,
+    )
+
+
+def planned(
+    mod: tvm.IRModule, *, ignored: Sequence[str] = (), bits: Precision = W8A8
+) -> tuple[Plan, Formats]:
+    """Return what is planned for the sites of a canonical module, and how its values are stored."""
+    nodes = index(mod)
+    plan = assign_precisions(nodes, module_hash(mod), ignored=ignored, bits=bits)
+    formats = formats_of(nodes, plan)
+    return as_stored(plan, nodes, formats), formats
 
 
 def canonical(
@@ -339,12 +362,16 @@ def describe(
 
 def check_quantization(bits: int | str, requantize: str, observer: str, preset: str | Preset) -> Precision:
     """Return the widths that bits stands for; UsageError for options of the quantizer that do not exist."""
-    precision = Precision.of(bits)
-    preset_of(preset)
+    precision, effort = Precision.of(bits), preset_of(preset)
     if requantize not in REQUANTIZE:
         raise UsageError(f"requantize={requantize!r} is unknown; choose one of {list(REQUANTIZE)}")
     if observer not in OBSERVERS:
         raise UsageError(f"observer={observer!r} is unknown; choose one of {sorted(OBSERVERS)}")
+    if observer in CRITERIA and not (effort.sequential and effort.steps):
+        raise UsageError(
+            f"observer={observer!r} looks at outputs, which preset={effort.name!r} does not compute; choose "
+            f"preset={DEFAULT!r}, or one of {sorted(OBSERVERS.keys() - CRITERIA.keys())}"
+        )
     return precision
 
 

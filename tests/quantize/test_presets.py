@@ -1,3 +1,5 @@
+from dataclasses import asdict, replace
+
 import pytest
 
 from tests import tiny_transformer as tiny
@@ -20,3 +22,14 @@ def test_compile_takes_the_word_and_the_artifact_tells_it():
     assert (fast(x) != tiny.model()(x)).any()  # other numbers, not only another word
     with pytest.raises(UsageError, match="preset='slow'"):
         tiny.compiled(preset="slow")
+
+
+def test_a_preset_of_ones_own_is_recorded_whole():
+    own = replace(preset_of("fast"), name="mine", steps=False)
+    assert tiny.compiled(preset=own).manifest.description.recipe["preset"] == asdict(own)
+
+
+def test_a_preset_that_sees_no_outputs_has_no_observer_of_outputs():
+    with pytest.raises(UsageError, match="observer='cosine' looks at outputs, which preset='fast' does not"):
+        tiny.compiled(preset="fast", observer="cosine")
+    tiny.compiled(observer="cosine")

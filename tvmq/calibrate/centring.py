@@ -14,7 +14,9 @@ def key_biases(mod: tvm.IRModule, calibration: Calibration) -> dict[str, npt.NDA
     """Return the bias [N] of each key whose linear's input moments are known, by its addition's name."""
     calibration.require_module(mod)
     return {
-        key.bias: np.asarray(-calibration.linear_inputs[key.site].mean @ key.weight, np.float32)
+        key.bias: -np.einsum(
+            "k,kn->n", calibration.linear_inputs[key.site].mean, key.weight, dtype=np.float32
+        )
         for key in find_keys(mod)
         if key.site in calibration.linear_inputs
     }

@@ -40,7 +40,8 @@ def expected_error(
     integral = u * u * u if p == 2 else np.copysign(np.abs(u) ** (p + 1), u)
     integral *= 1 / (p + 1)
     integral += n * (0.5**p / (p + 1))
-    mean_u = np.diff(integral, axis=1) @ (counts / counts.sum())
+    # No product of NumPy's: BLAS splits these over threads, and the sum would depend on how many there are.
+    mean_u = np.einsum("ij,j->i", np.diff(integral, axis=1), counts / counts.sum())
     return np.asarray(mean_u * scale ** (p + 1) / histogram.width)
 
 

@@ -56,6 +56,8 @@ def squared_gradients(
     progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Return the diagonal of J^T J for each node's value, shaped as it is, summed over samples."""
+    if not wanted:
+        return {}
     main, interpreter = mod["main"], Interpreter(mod)
     shapes = {name: node.shape for name, node in wanted.items()}
     random = torch.Generator().manual_seed(seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from tvmq.errors import UsageError
 
@@ -18,6 +19,11 @@ class Preset:
     compensate: bool = True  # weights make up for the error of quantized inputs
     adapt_steps: int = 0  # of gradient descent for the rounding of each unit of sites; 0: none
     joint: int = 0  # losses of the whole model that a joint search of activation steps may ask for; 0: none
+
+    @property
+    def option(self) -> str | dict[str, Any]:
+        """Return what recipes call it: the name, and of one's own all that was chosen."""
+        return self.name if self == PRESETS.get(self.name) else asdict(self)
 
 
 PRESETS = {

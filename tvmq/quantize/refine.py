@@ -6,8 +6,6 @@ biases take up what is left (sequential.py); in the slow mode, the rounding of w
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tvmq.formats import Quantization
@@ -45,11 +43,11 @@ def refined(
     importance: dict[str, torch.Tensor] = {}
     if preset.importance:
         importance = row_importance(model.mod, model.sites() | results, model.batches, seed, progress)
+    stored = steps.values, steps.copies
     solved = Sequential(
         model.nodes,
         model.formats,
-        steps.values,
-        steps.copies,
+        *stored,
         power_of_two=power_of_two,
         importance=importance,
         compensate=preset.compensate,
@@ -68,12 +66,12 @@ def refined(
         )
         model.lockstep(progress, "adapt").walk(adapt)
         weights = adapt.weights
-    return replace(
-        numbers,
-        values=steps.values,
-        also_uint8=steps.copies,
-        weights={**numbers.weights, **weights},
-        biases={**numbers.biases, **solved.biases},
+    return Quantization(
+        *stored,
+        numbers.constants,
+        {**numbers.weights, **weights},
+        {**numbers.biases, **solved.biases},
+        numbers.uint8_readers,
     )
 
 

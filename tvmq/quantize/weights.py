@@ -127,4 +127,4 @@ def corrected_bias(
 ) -> npt.NDArray[np.float32]:
     """Return bias [N] less the mean output error of the rounded weights."""
     error = quantized.values.astype(np.float64) * quantized.scale - weight
-    return np.asarray(bias - mean_input.astype(np.float64) @ error, np.float32)
+    return np.asarray(bias - np.einsum("k,kn->n", mean_input.astype(np.float64), error), np.float32)
