@@ -12,58 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
 import tvmq
-from tests import tiny_program
-from tvmq import cli_artifact
-from tvmq.breakdown import Benchmark, Breakdown, Part
+from tests.stub_model import StubModel
 from tvmq.calibrate.observers import OBSERVERS
 from tvmq.cli import Observer, main
-from tvmq.compiled import CompiledModel
 from tvmq.errors import ArtifactError, UnsupportedModelError
-from tvmq.spec import Coverage, CoverageRow, TensorSpec
-from tvmq.tune.results import TunedKernel, TuningInterrupted
-from tvmq.verification import Verification
-
-COVERAGE = Coverage((CoverageRow("fc", "linear", True, "w8a8", 10),))
-TUNED = [
-    TunedKernel("linear_5x8x20", "('a',)", 10, 20.0, 18.0, 9, {"row_tile": 5}).to_json(),
-    TunedKernel("layer_norm_5x8", "('b',)", 1, None, None, 0, None).to_json(),
-]
-
-
-class StubModel:
-    """Adds one to an image [1, 3, 8, 8] and averages its channels."""
-
-    inputs = (TensorSpec("x", (1, 3, 8, 8), "float32"),)
-    outputs = (TensorSpec("y", (1, 1, 8, 8), "float32"),)
-    coverage = COVERAGE
-    manifest = SimpleNamespace(description=SimpleNamespace(recipe={"tuned": TUNED}))
-    mismatches: tuple[str, ...] = ()
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return x.mean(1, keepdims=True) * 0 + np.float32(0.5)
-
-    def save(self, path: Path) -> None:
-        path.write_bytes(b"artifact")
-
-    def benchmark(self, threads: int | None, repeat: int) -> Benchmark:
-        parts = (Part("fc", "linear", 9.0, 0.9, 900, 0.1, 50.0),)
-        return Benchmark(1.5, 1.4, 1.9, repeat, threads or 2, Breakdown(parts, 1.0, 0.2, "a datasheet"))
-
-    def verify(self, x: Any = None) -> Verification:
-        return Verification("reference" if x else "checksums", 3, 1, self.mismatches)
-
-
-@pytest.fixture
-def artifact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    monkeypatch.setitem(vars(tvmq), "load", lambda path, threads=None: StubModel())
-    return str(tmp_path / "m.tvmq")
+from tvmq.tune.results import TuningInterrupted
 
 
 @pytest.fixture
@@ -277,71 +236,6 @@ def test_every_failure_is_one_sentence_and_its_exit_code(
     assert told["message"] in err
 
 
-def test_run_on_a_photo_writes_a_map(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    Image.new("RGB", (20, 10)).save(tmp_path / "photo.jpg")
-    assert main(["run", artifact, "--input", str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "y.png")]) == 0
-    assert np.asarray(Image.open(tmp_path / "y.png")).shape == (8, 8)
-    assert "written to" in capsys.readouterr().out
-
-
-def test_run_on_an_array_reports_its_outputs(
-    artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
-    assert main(["run", artifact, "-i", str(tmp_path / "x.npy"), "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["outputs"]
-    assert row == {
-        "output": "y", "dtype": "float32", "shape": [1, 1, 8, 8], "min": 0.5, "mean": 0.5, "max": 0.5
-    }  # fmt: skip
-    assert main(["run", artifact, "-i", str(tmp_path / "x.txt")]) == 2
-    assert "neither a photo nor an .npy" in capsys.readouterr().err
-
-
-def test_scores_of_classes_are_ranked():
-    row = cli_artifact._described("y", np.array([[0.1, 0.9, 0.5]], np.float32))
-    assert row["highest"] == [1, 2, 0]
-
-
-def test_bench_shows_kernels_when_asked(artifact: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["bench", artifact, "--threads", "1", "--repeat", "7", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert (data["median_ms"], data["threads"], data["runs"]) == (1.5, 1, 7)
-    assert main(["bench", artifact, "--profile"]) == 0
-    assert "█" in capsys.readouterr().out
-
-
-def test_verify_exits_6_where_a_bit_differs(
-    artifact: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    assert main(["verify", artifact]) == 0
-    assert "all equal" in capsys.readouterr().out
-    monkeypatch.setattr(StubModel, "mismatches", ("fc", "output 0"))
-    assert main(["verify", artifact, "--json"]) == 6
-    out, err = capsys.readouterr()
-    assert json.loads(out)["ok"] is False
-    assert err.startswith("tvmq: fc: differs from the checksums")
-
-
-def test_inspect_lists_sites_and_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    artifact = str(tmp_path / "m.tvmq")
-    CompiledModel(tiny_program.built(), tiny_program.description(), samples=(tiny_program.an_input(),)).save(
-        artifact
-    )
-    assert main(["inspect", artifact, "--scales", "--sites"]) == 0
-    shown = capsys.readouterr().out
-    assert "0.01 to 0.5" in shown
-    assert "linear" in shown
-    assert main(["inspect", artifact, "--json"]) == 0
-    (scale,) = json.loads(capsys.readouterr().out)["manifest"]["description"]["scales"]
-    assert (scale["role"], scale["smallest"], scale["largest"]) == ("weight", 0.01, 0.5)
-
-
-def test_inspect_refuses_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "m.tvmq").write_bytes(b"nonsense")
-    assert main(["inspect", str(tmp_path / "m.tvmq")]) == 4
-    assert "m.tvmq: " in capsys.readouterr().err
-
-
 def test_targets_and_doctor_speak_json_and_tables(capsys: pytest.CaptureFixture[str]):
     assert main(["targets", "--json"]) == 0
     assert {"x86_avx2", "arm_neon"} <= {row["name"] for row in json.loads(capsys.readouterr().out)["targets"]}
@@ -378,41 +272,3 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 2.0  # 0.2 s on an idle machine; this one may be busy
-
-
-def test_evaluate_compares_with_the_float_model(
-    artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    class Averages(StubModel):
-        """What the float model below gives, but that blue is never the best."""
-
-        outputs = (TensorSpec("y", (1, 3), "float32"),)
-
-        def __call__(self, x: np.ndarray) -> np.ndarray:
-            return x.mean((2, 3)) * np.float32([1, 1, 0])
-
-    monkeypatch.setitem(vars(tvmq), "load", lambda path, threads=None: Averages())
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), tmp_path / "float.onnx")
-    for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
-        (tmp_path / "photos" / str(i)).mkdir(parents=True)
-        Image.new("RGB", (16, 12), colour).save(tmp_path / "photos" / str(i) / "0.png")
-    command = [
-        "evaluate",
-        artifact,
-        "--images",
-        str(tmp_path / "photos"),
-        "--mean",
-        "0,0,0",
-        "--std",
-        "1,1,1",
-    ]
-    assert main([*command, "--float", str(tmp_path / "float.onnx"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["photos"], found["float_top1"]) == (3, 100)
-    assert found["top1"] == pytest.approx(200 / 3)
-    assert found["comparison"]["drop"] == pytest.approx(100 / 3)
-    assert main(command) == 0
-    assert "66.67 %" in capsys.readouterr().out

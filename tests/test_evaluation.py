@@ -10,7 +10,7 @@ from PIL import Image
 
 import tvmq
 from tvmq.errors import UsageError
-from tvmq.evaluation import Evaluation, compare, evaluate
+from tvmq.evaluation import Evaluation, _sorted_photos, compare, evaluate
 from tvmq.images import Preprocessing
 from tvmq.spec import Array, TensorSpec
 
@@ -134,3 +134,12 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path):
     model.inputs = (TensorSpec("x", (2, 8), "int64"),)
     with pytest.raises(UsageError, match="photos feed a single float32 input"):
         evaluate(model, tmp_path)
+
+
+def test_a_class_without_photos_keeps_its_number(tmp_path: Path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match="no photo in any of its folders"):
+        _sorted_photos(tmp_path, 3)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
+    assert _sorted_photos(tmp_path, 3).labels.tolist() == [2]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmq.errors import UsageError
-from tvmq.images import Preprocessing, image_files, load_image
+from tvmq.images import Preprocessing, load_image, photos_in
 from tvmq.progress import Progress, silent
 from tvmq.record import Record
 from tvmq.spec import Array, TensorSpec
@@ -147,9 +147,11 @@ def _sorted_photos(folder: Path, classes: int) -> LabelledPhotos:
         )
     files, labels = [], []
     for place, name in enumerate(names):
-        mine = image_files(folder / name)
+        mine = photos_in(folder / name)
         files += mine
         labels += [int(name) if numbered else place] * len(mine)
+    if not files:
+        raise UsageError(f"{folder}: no photo in any of its folders; one with photos per class is wanted")
     return LabelledPhotos(tuple(files), np.array(labels, np.int64))
 
 

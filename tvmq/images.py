@@ -119,7 +119,7 @@ def load_calibration(
 def image_files(path: str | Path) -> list[Path]:
     """Return the photos at path (folder, glob pattern or file), sorted; at least one."""
     if Path(path).is_dir():
-        found = sorted(p for p in Path(path).rglob("*") if _is_photo(p, Path(path)))
+        found = photos_in(Path(path))
     else:
         found = sorted(Path(p) for p in glob.glob(os.path.expanduser(str(path)), recursive=True))
     if not found and not Path(path).exists() and not glob.has_magic(str(path)):
@@ -130,6 +130,11 @@ def image_files(path: str | Path) -> list[Path]:
             f"other data goes into one .npy or .npz file of samples [N, ...]"
         )
     return found
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """Return the photos in a folder and those in it, sorted."""
+    return sorted(path for path in folder.rglob("*") if _is_photo(path, folder))
 
 
 def _is_photo(path: Path, folder: Path) -> bool:

@@ -37,6 +37,17 @@ HERE = Path(__file__).parent
 RESULTS = ROOT / "scripts" / "accuracy.json"
 # What tvmq's numbers depend on; kernels compute the same bits whatever is done to them.
 NUMBERS = ("frontend", "passes", "calibrate", "plan", "quantize")
+NUMBERS_TOO = (
+    "formats",
+    "numerics",
+    "one_thread",
+    "pipeline",
+    "reference",
+    "reference_layers",
+    "reference_ops",
+    "spec",
+    "unary",
+)
 
 
 @dataclass(frozen=True)
@@ -168,9 +179,7 @@ def cell_key(bed: Bed, cell: Cell) -> str:
 def numbers_key() -> str:
     """Return a name for the part of tvmq's source that decides what is computed."""
     folders = [path for name in NUMBERS for path in (ROOT / "tvmq" / name).rglob("*.py")]
-    return key(
-        sorted([*folders, *(ROOT / "tvmq" / f"{name}.py" for name in ("numerics", "pipeline", "formats"))])
-    )
+    return key(sorted([*folders, *(ROOT / "tvmq" / f"{name}.py" for name in NUMBERS_TOO), HERE / "child.py"]))
 
 
 def model_key(bed: Bed) -> str:

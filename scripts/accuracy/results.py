@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 from beds import RECIPES, SMOKE
 from cells import BEST, FAST, FIXED_POINT, NNCF, ORT, PRECISIONS, TVMQ, cells_of
-from readme import write_whole
+from rows_file import load_rows, save_rows
 
-from tvmq.errors import UsageError
 from tvmq.evaluation import Comparison
 from tvmq.record import Record
 
@@ -49,15 +47,7 @@ class Row(Record):
 
 def load(path: Path) -> list[Row]:
     """Return the rows in a file, none if there is no file; UsageError for a file that holds anything else."""
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: is no JSON ({error}); restore or delete it") from error
-    if not isinstance(rows, list):
-        raise UsageError(f"{path}: holds no list of rows; restore or delete it")
-    return [Row.from_json(row, f"{path}: row {i}") for i, row in enumerate(rows)]
+    return load_rows(path, Row)
 
 
 def save(path: Path, new: Iterable[Row]) -> list[Row]:
@@ -71,8 +61,7 @@ def save(path: Path, new: Iterable[Row]) -> list[Row]:
     rows = sorted(
         merged.values(), key=lambda r: (beds.index(r.bed), columns.index(r.column), r.precision, r.setting)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+    save_rows(path, rows)
     return rows
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models import MODELS, SMOKE
 from prepare import ENGINES
-from readme import write_whole
+from rows_file import load_rows, save_rows
 
 from tvmq.bench import Timing
-from tvmq.errors import UsageError
 from tvmq.record import Record
 
 RIVALS = [name for name in ENGINES if name != "tvmq"]
@@ -71,15 +69,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
 def load(path: Path) -> list[Row]:
     """Return the rows in a file, none if there is no file; UsageError for a file that holds anything else."""
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: is no JSON ({error}); restore or delete it") from error
-    if not isinstance(rows, list):
-        raise UsageError(f"{path}: holds no list of rows; restore or delete it")
-    return [Row.from_json(row, f"{path}: row {i}") for i, row in enumerate(rows)]
+    return load_rows(path, Row)
 
 
 def save(path: Path, new: Iterable[Row]) -> list[Row]:
@@ -87,8 +77,7 @@ def save(path: Path, new: Iterable[Row]) -> list[Row]:
     merged = {row.key: row for row in (*load(path), *new)}
     models, engines = list(TITLES), list(ENGINES)
     rows = sorted(merged.values(), key=lambda r: (models.index(r.model), r.threads, engines.index(r.engine)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+    save_rows(path, rows)
     return rows
 
 
