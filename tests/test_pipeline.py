@@ -361,3 +361,25 @@ def test_what_stages_hand_on_survives_being_written(tmp_path: Path):
     qdq = tiny_transformer.qdq_module()
     again = tvm.ir.load_json(tvm.ir.save_json(qdq))
     tvm.ir.assert_structural_equal(qdq, again)
+
+
+class PatchMerging(torch.nn.Module):
+    """A norm whose channels lie far from zero, before a linear without a bias, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reduction = torch.nn.LayerNorm(32), torch.nn.Linear(32, 16, bias=False)
+        self.norm.bias.data += torch.linspace(-6, 6, 32)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.gelu(self.reduction(self.norm(x))))
+
+
+def test_the_input_of_a_linear_without_a_bias_is_shifted():
+    samples = [torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(i)) for i in range(16)]
+    found = tvmq.compile(PatchMerging().eval(), calibration=samples, example_inputs=samples[:1], strict=True)
+    assert found.verify(samples[0].numpy()).ok
+    norm = next(scale for scale in found.manifest.description.scales if scale.tensor == "norm")
+    assert 64 < norm.zero_point < 192
+    assert norm.smallest < 0.05

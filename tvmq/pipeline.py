@@ -196,9 +196,11 @@ def quantized(
     announce(doubts)
     del imported  # its weights
     mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
-    subject = Model(mod, index(mod), formats, batches)
+    nodes = index(mod)
+    formats = formats_of(nodes, plan)  # balancing gives a bias to a linear that had none
+    subject = Model(mod, nodes, formats, batches)
     effort = preset_of(preset)
-    grams = {} if effort.sequential else gram_inputs(subject.nodes, formats)
+    grams = {} if effort.sequential else gram_inputs(nodes, formats)
     seen = observe(mod, formats, batches, grams, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)
@@ -207,7 +209,7 @@ def quantized(
     return Quantized(
         unbalanced=unbalanced,
         mod=mod,
-        nodes=subject.nodes,
+        nodes=nodes,
         formats=formats,
         plan=plan,
         coverage=coverage,

@@ -78,9 +78,7 @@ def _decide(group: Group, site: _Site) -> Balancing | None:
 def _candidates(group: Group, site: _Site) -> Iterator[Balancing]:
     still = np.zeros(group.channels, np.float32)
     middle = ((site.rows.max(0) + site.rows.min(0)) / 2).astype(np.float32)
-    # Not every addition that a shift would have to make can be lowered (Swin's patch merging has no bias).
-    shiftable = group.shiftable and all(consumer.has_bias for consumer in group.consumers)
-    for shifts in (middle, still) if shiftable else (still,):
+    for shifts in (middle, still) if group.shiftable else (still,):
         for factors in site.proposals(shifts):
             yield Balancing(factors.astype(np.float32), shifts)
 

@@ -26,7 +26,6 @@ class Consumer:
     site: str
     weight: Float32 = field(repr=False)  # [C, taps, N]; depthwise: [C, taps, 1]
     mixes: bool = True  # its outputs are sums over channels; those of a depthwise convolution are not
-    has_bias: bool = True  # a shift of its input is taken away there; else an addition has to be made for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,15 +133,7 @@ def _is_channel_bias(graph: LinearGraph, bias: Var | None) -> bool:
 
 def _linears(graph: LinearGraph, linears: list[Var]) -> tuple[Consumer, ...]:
     weights = [graph.values[var].args[1].value.numpy() for var in linears]
-    return tuple(
-        Consumer(var.name, w[:, None, :], has_bias=_has_bias(graph, var))
-        for var, w in zip(linears, weights, strict=True)
-    )
-
-
-def _has_bias(graph: LinearGraph, linear: Var) -> bool:
-    reader = graph.only_reader(linear)
-    return reader is not None and graph.op(reader) == "add" and is_constant(graph.values[reader].args[1])
+    return tuple(Consumer(var.name, w[:, None, :]) for var, w in zip(linears, weights, strict=True))
 
 
 def _sees_all(graph: LinearGraph, bias: Expr) -> bool:

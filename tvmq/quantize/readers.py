@@ -35,6 +35,9 @@ class Readers:
         for fmt in formats.values.values():
             self._sharing[fmt.region] += 1
         self._sites = [node for node in nodes.by_name.values() if self._is_product(node)]
+        self._largest = {
+            node.name: float(np.abs(node.call.args[1].value.numpy()).max(initial=0.0)) for node in self._sites
+        }
 
     def of(self, name: str) -> list[Reader]:
         """Return the readers of a value; of one that has a uint8 copy, those of the copy."""
@@ -69,9 +72,8 @@ class Readers:
             if name not in (out, source) or out not in values:
                 continue
             step = input_params(self._nodes, site, values, copies).scale
-            weight = site.call.args[1].value.numpy()
             bits = self._formats.weight_bits.get(site.name, 8)
-            if step * np.abs(weight).max(initial=0.0) > largest_reached(bits) * values[out].scale:
+            if step * self._largest[site.name] > largest_reached(bits) * values[out].scale:
                 return False
         return True
 
