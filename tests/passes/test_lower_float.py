@@ -21,14 +21,20 @@ def same(make: QdqBuilder, result: object, x: object, tolerance: float = 1e-5) -
     return [op_name(b.value) or "composite" for b in bindings(lowered["main"])][:-1]
 
 
-@pytest.mark.parametrize("clip", [op.nn.relu, op.nn.relu6])
-def test_a_float_product_keeps_bias_residual_and_clip(clip):
+def up_to_three(x):
+    return op.clip(x, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("clip", "name"), [(op.nn.relu, "nn.relu"), (op.nn.relu6, "clip"), (up_to_three, "clip")]
+)
+def test_a_float_product_keeps_bias_residual_and_clip(clip, name):
     make, x = QdqBuilder(), float_input(3, 8)
     product = make.product("fc", make.stored("x", x, NORMED), 8, -8)
     total = make.bind("sum", op.add(product, make.stored("r", x, TRUNK)))
     ops = same(make, op.nn.softmax(make.bind("clip", clip(total))), x, 2e-3)
     assert ops.index("composite") < ops.index("add")
-    assert ops[-2:] == [{op.nn.relu: "nn.relu", op.nn.relu6: "clip"}[clip], "nn.softmax"]
+    assert ops[-2:] == [name, "nn.softmax"]
 
 
 def test_a_float_transposed_convolution_keeps_bias_and_clip():
