@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "tvmq").rglob("*.py"))
 
 # Each line may import from itself and from earlier lines. A folder stands for all its modules.
 STAGES = (
-    ("errors", "progress", "cpu_names", "numerics", "one_thread"),
+    ("errors", "progress", "cpu_names", "numerics", "one_thread", "neighbours"),
     ("record", "bench"),
     ("spec", "environment"),
     ("target", "formats", "unary", "images", "sites"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tvmq.analysis.records import Analysis as Analysis
     from tvmq.compiled import CompiledModel as CompiledModel
     from tvmq.compiled import load as load
+    from tvmq.errors import BusyMachineWarning as BusyMachineWarning
     from tvmq.errors import CalibrationWarning as CalibrationWarning
     from tvmq.errors import TvmqError as TvmqError
     from tvmq.errors import TvmqWarning as TvmqWarning
@@ -39,6 +40,7 @@ _HOME = {
     "Tune": "tvmq.tune.options",
     "TvmqError": "tvmq.errors",
     "TvmqWarning": "tvmq.errors",
+    "BusyMachineWarning": "tvmq.errors",
     "CalibrationWarning": "tvmq.errors",
     "mend_torchvision": "tvmq.frontend.torch",
 }

@@ -51,13 +51,16 @@ class Benchmark(Record):
     runs: int
     threads: int
     breakdown: Breakdown  # of the fastest call
+    others: float = 0.0  # cores that other programs used meanwhile
+    disturbed: str = ""  # what that means, if the threads had to wait for a core
 
     def __str__(self) -> str:
         spread = f"{self.median_ms:.3f} ms (10 % under {self.p10_ms:.3f}, 90 % under {self.p90_ms:.3f})"
         ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
         slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return "\n".join([f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest])
+        lines = [f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest]
+        return "\n".join(lines + [self.disturbed] * bool(self.disturbed))
 
 
 def break_down(

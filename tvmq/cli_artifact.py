@@ -64,7 +64,10 @@ def run(
 def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_json: bool) -> int:
     """Measure."""
     result = tvmq.load(path).benchmark(threads=threads, repeat=repeat)
-    shown: list[RenderableType] = [report.benchmark(result)]
+    shown: list[RenderableType] = [
+        report.benchmark(result),
+        *([result.disturbed] if result.disturbed else []),
+    ]
     if profile:
         shown.append(report.breakdown(result.breakdown))
     show(result.to_json(), *shown, as_json=as_json)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tvmq
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
-from tvmq.errors import CalibrationWarning, InterruptedRunError, UsageError
+from tvmq.errors import InterruptedRunError, TvmqWarning, UsageError
 from tvmq.images import load_calibration, preprocessing_from_text
 from tvmq.model_file import open_model
 from tvmq.progress import StageClock
@@ -94,14 +94,14 @@ def _show(
 
 @contextmanager
 def calibration_warnings(display: StageDisplay) -> Iterator[list[str]]:
-    """Say warnings about calibration data while stages run, and give their texts; others pass as usual."""
+    """Say our warnings while stages run, and give their texts; others pass as usual."""
     said: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CalibrationWarning)
+        warnings.simplefilter("always", TvmqWarning)
         usual = warnings.showwarning
 
         def showwarning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if not issubclass(category, CalibrationWarning):
+            if not issubclass(category, TvmqWarning):
                 usual(message, category, *rest, **more)
                 return
             said.append(str(message))

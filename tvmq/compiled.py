@@ -121,6 +121,7 @@ class CompiledModel:
         """Measure `repeat` calls, after that each kernel; inputs default to the golden ones."""
         from tvmq import bench
         from tvmq.breakdown import Benchmark, break_down
+        from tvmq.neighbours import Neighbours
         from tvmq.target import parse_profile
 
         program = self._program
@@ -129,14 +130,22 @@ class CompiledModel:
         try:
             if threads is not None:
                 program.set_threads(threads)
-            timing = bench.measure(lambda: program.run(*arrays), repeat, warmup)
-            kernels = program.profile(*arrays, repeat=min(repeat, 20))
+            with Neighbours() as beside:
+                timing = bench.measure(lambda: program.run(*arrays), repeat, warmup)
+                kernels = program.profile(*arrays, repeat=min(repeat, 20))
             used = program.threads
         finally:
             program.threads = before
         profile = parse_profile(self._description.profile, "the artifact's target profile")
         breakdown = break_down(kernels, 1e3 * timing.min_ms, self.coverage, profile, used)
-        return Benchmark(timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, used, breakdown)
+        disturbed = ""
+        if beside.crowd(used):
+            disturbed = (
+                f"Other programs kept {beside.cores:.1f} cores busy meanwhile: these times are theirs too. "
+                "Measure on an idle machine, or with fewer threads."
+            )
+        measured = timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, used
+        return Benchmark(*measured, breakdown, round(beside.cores, 2), disturbed)
 
     def verify(self, x: Sequence[Any] | Any | None = None) -> Verification:
         """Compare every site's integers, and every output that integers alone decide, bit for bit.

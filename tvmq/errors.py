@@ -11,7 +11,8 @@
     └── InterruptedRunError     exit 130 Ctrl-C in a command that keeps what it has done so far
 
     TvmqWarning
-    └── CalibrationWarning               calibration data that works but looks wrong
+    ├── CalibrationWarning               calibration data that works but looks wrong
+    └── BusyMachineWarning               measurements that other programs disturbed
 
 Messages are one sentence: where, what is, what is wanted, the way out.
 """
@@ -81,3 +82,7 @@ class CalibrationWarning(TvmqWarning):
     def __init__(self, finding: object) -> None:
         super().__init__(str(finding))
         self.finding = finding
+
+
+class BusyMachineWarning(TvmqWarning):
+    """Measurements that other programs disturbed."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tvmq.neighbours import Neighbours
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.space import Decisions, Space
@@ -52,12 +53,25 @@ class CostBench:
         return [cost(self.kernel, d) for d in (SPACE.default, *finalists)]
 
 
+def idle() -> Neighbours:
+    """Return a watch that sees nobody."""
+    return Quiet()
+
+
+class Quiet(Neighbours):
+    """Nobody else is there, however busy the tests' machine is."""
+
+    def crowd(self, threads: int) -> bool:
+        return False
+
+
 def session(
     path: Path, *kernels: Kernel, setting: Setting = HERE, benches: Any = CostBench, **options: Any
 ) -> Session:
     """Return a session over kernels that are called once each."""
     uses = {made.semantics: Use(made, 1, ()) for made in kernels or (kernel(),)}
-    rest = {name: options.pop(name) for name in ("progress", "now") if name in options}
+    rest = {name: options.pop(name) for name in ("progress", "now", "neighbours") if name in options}
+    rest = {"neighbours": idle, **rest}
     return Session(uses, Tune(database=path, **options), Database(path, setting), benches, **rest)
 
 

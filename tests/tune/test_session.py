@@ -9,9 +9,12 @@ import pytest
 
 from tests.tune import synthetic
 from tests.tune.synthetic import SPACE, CostBench, cost, kernel, session, tuned
+from tvmq.errors import BusyMachineWarning
+from tvmq.neighbours import Neighbours
 from tvmq.tune.database import CRASHES, Database, point
 from tvmq.tune.measure import BrokenCandidateError
 from tvmq.tune.results import TuningInterrupted
+from tvmq.tune.session import ATTEMPTS
 
 BEST = {"rows": 11, "columns": 5, "outer": "columns"}
 ROOT = Path(__file__).parents[2]
@@ -190,3 +193,24 @@ def test_a_tune_killed_in_the_middle_ends_with_the_same_best(tmp_path: Path):
     assert resumed.decisions == BEST
     assert benches[0].calls == every - len(measured)
     assert path.read_bytes().count(b'{"event": "chosen"') == 1
+
+
+class Crowd(Neighbours):
+    """Others are there as long as `comparisons` says."""
+
+    comparisons = 0
+
+    def crowd(self, threads: int) -> bool:
+        Crowd.comparisons -= 1
+        return Crowd.comparisons >= 0
+
+
+def test_on_a_busy_machine_the_default_stays_until_it_is_idle(tmp_path: Path):
+    Crowd.comparisons = ATTEMPTS
+    with pytest.warns(BusyMachineWarning, match="1 kernel keeps the default; the trials are in"):
+        (found,) = tuned(tmp_path / "db", trials=20, neighbours=Crowd)
+    assert (found.decisions, found.trials) == (None, 20)
+    Crowd.comparisons = ATTEMPTS - 1  # the last attempt is undisturbed
+    (found,) = tuned(tmp_path / "db", trials=20, neighbours=Crowd)
+    assert found.decisions is not None
+    assert found.us < found.default_us

@@ -18,6 +18,8 @@ from tvmq.target import TargetProfile
 
 SECONDS = 0.05  # of running, for one comparison
 MIN_ROUNDS, MAX_ROUNDS = 6, 150
+FIRST_RUNS = 3  # that tell how many rounds fit
+PATIENCE = 5  # times the seconds that the rounds may take on a busy machine
 BLOCKS = 4  # parts of a last comparison: a winner wins in the middle of them, too
 # In a model, other kernels run between two calls, and constants come from beyond the second cache level.
 EVICTING_CACHES = 4
@@ -105,9 +107,13 @@ class KernelBench:
     def _timed(self, functions: Sequence[Callable[..., None]], seconds: float) -> Times:
         """Run all functions in turns, each round on other constants than the last."""
         times: Times = [[] for _ in functions]
-        first = sum(self._once(function, 0) for function in functions)
+        # Of several: one may have waited for a core.
+        first = sum(min(self._once(function, 0) for _ in range(FIRST_RUNS)) for function in functions)
         rounds = min(max(round(seconds / first), MIN_ROUNDS), MAX_ROUNDS)
+        ends = time.perf_counter() + PATIENCE * seconds
         for number in range(rounds):
+            if number >= MIN_ROUNDS and time.perf_counter() > ends:
+                break
             for turn in range(len(functions)):
                 which = (number + turn) % len(functions)
                 # Half of the sets lie between two functions' turns on the same constants.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvmq.errors import BusyMachineWarning
+from tvmq.neighbours import Neighbours
 from tvmq.progress import Progress, silent
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Decisions
@@ -25,6 +28,7 @@ from tvmq.tune.search import propose
 
 BATCH = 8  # trials between two looks at the cost model and at the other kernels
 FINALISTS = 3
+ATTEMPTS = 3  # at a comparison without other programs
 MARGIN = 0.01  # a winner is so much faster than the default, else the default stays
 
 Benches = Callable[[Use], Bench]
@@ -63,9 +67,15 @@ class Session:
         benches: Benches,
         progress: Progress = silent,
         now: Callable[[], float] = time.monotonic,
+        *,
+        threads: int = 1,
+        neighbours: Callable[[], Neighbours] = Neighbours,
     ) -> None:
+        """threads: of the kernels, which want as many cores that nobody else uses."""
         self._database, self._benches, self._progress, self._now = database, benches, progress, now
         self._uses = uses
+        self._threads, self._neighbours = threads, neighbours
+        self._disturbed = 0  # kernels whose last comparison had not the cores for itself
         self._interrupts = Interrupts()
         self._ends = now() + 60 * options.minutes if options.minutes else float("inf")
         models: dict[Family, CostModel] = {}
@@ -95,6 +105,8 @@ class Session:
             raise TuningInterrupted(self._kept()) from cut
         if self._interrupts.asked:
             raise TuningInterrupted(self._kept())
+        if self._disturbed:
+            warnings.warn(BusyMachineWarning(self._what_was_disturbed()), stacklevel=2)
         self._progress("tune", self._total, self._total)
         return self.results()
 
@@ -170,15 +182,38 @@ class Session:
             return
         while finalists := [d for d in history.best(FINALISTS) if d in space]:
             try:
-                with self._interrupts.unmasked():
-                    task.bench = task.bench or self._benches(task.use)
-                    seconds = task.bench.final(finalists)
+                seconds = self._compared(task, finalists)
             except BrokenCandidateError as error:  # it worked before: others may take its place
                 name = task.use.kernel.semantics
                 self._database.append(Event.FAILED, name, error.decisions, why=str(error))
             else:
-                self._write_winner(task, finalists, seconds)
+                if seconds is None:
+                    self._disturbed += 1
+                else:
+                    self._write_winner(task, finalists, seconds)
                 return
+
+    def _compared(self, task: _Task, finalists: Sequence[Decisions]) -> list[float] | None:
+        """Return the seconds of the default, then of the finalists; None if other programs took the cores.
+
+        A kernel whose threads wait for a core looks a hundred times as slow as it is, and one without threads
+        would be preferred to it.
+        """
+        with self._interrupts.unmasked():
+            task.bench = task.bench or self._benches(task.use)
+            for _ in range(ATTEMPTS):
+                with self._neighbours() as watch:
+                    seconds = task.bench.final(finalists)
+                if not watch.crowd(self._threads):
+                    return seconds
+        return None
+
+    def _what_was_disturbed(self) -> str:
+        kernels = "1 kernel keeps" if self._disturbed == 1 else f"{self._disturbed} kernels keep"
+        return (
+            f"tune: other programs took the cores that {self._threads} threads want; {kernels} the default; "
+            f"the trials are in {self._database.path}: on an idle machine, the same call goes on from there"
+        )
 
     def _write_winner(self, task: _Task, finalists: Sequence[Decisions], seconds: Sequence[float]) -> None:
         """Write down the fastest; seconds: the default's, then the finalists'."""

@@ -40,7 +40,7 @@ def tune(
     def bench(use: Use) -> Bench:
         return KernelBench(use, profile)
 
-    return Session(uses, options, database, bench, progress).run()
+    return Session(uses, options, database, bench, progress, threads=threads).run()
 
 
 def prepare(profile: TargetProfile, options: Tune, threads: int) -> Database:
