@@ -3,7 +3,8 @@
     TvmqError
     ├── UsageError              exit 2   an argument or a pattern the user gave, a file that is absent
     │   ├── CalibrationError             the calibration data
-    │   └── InputError                   an array given to a compiled model
+    │   ├── InputError                   an array given to a compiled model
+    │   └── InfeasibleBudgetError        limits that no plan of bits keeps to
     ├── UnsupportedModelError   exit 3   the model holds something tvmq cannot import or compile
     ├── ArtifactError           exit 4   an artifact that is damaged, foreign, or not for this machine
     ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
@@ -40,6 +41,10 @@ class CalibrationError(UsageError):
 
 class InputError(UsageError):
     """An array whose shape or dtype is not what the compiled model takes."""
+
+
+class InfeasibleBudgetError(UsageError):
+    """Limits of time, size, memory or accuracy that no choice of bits keeps to."""
 
 
 class UnsupportedModelError(TvmqError):

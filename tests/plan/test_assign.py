@@ -60,6 +60,24 @@ def test_the_plan_says_what_is_read_not_what_was_asked_for():
     assert stored["blocks.1.fc1"].precision == Precision(4, 4)
 
 
+def test_sites_have_bits_of_their_own_and_the_last_pattern_counts():
+    nodes = tiny_transformer.nodes()
+    bits = {"*": Precision(4, 8), "blocks.1.*": W8A8, "blocks.1.fc2": Precision(3, 8), "*.norm2": None}
+    why = {"blocks.0.norm2": "0.3 ms slower in integers", "blocks.1.fc2": "it hardly matters"}
+    plan = assign_precisions(nodes, "17", bits=bits, reasons=why, ignored=["blocks.0.fc1"])
+    found = {site.site: site for site in plan.sites}
+    assert found["blocks.0.proj"].precision == Precision(4, 8)
+    assert found["blocks.1.proj"].precision == found["head"].precision == found["norm"].precision == W8A8
+    assert found["blocks.1.fc2"].precision == Precision(3, 8)
+    assert found["blocks.1.fc2"].reason == "it hardly matters"
+    assert found["blocks.0.fc1"].reason == "matches `ignored`"
+    assert [found[f"blocks.{i}.norm2"].precision for i in (0, 1)] == [None, None]
+    assert found["blocks.0.norm2"].reason == "0.3 ms slower in integers"
+    assert found["blocks.1.norm2"].reason == "its bits are given as float"
+    with pytest.raises(UsageError, match=r"pattern 'blocks.7.\*': names no site"):
+        assign_precisions(nodes, "17", bits={"blocks.7.*": None})
+
+
 def test_patterns_keep_sites_in_float_and_must_match():
     coverage = covered(tiny_transformer.canonical(), ignored=["*.qkv.*", "norm"])
     left = {row.site: row.reason for row in coverage.rows if not row.integer}

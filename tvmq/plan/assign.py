@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import tvm
 
@@ -30,6 +31,8 @@ POOL_REASON = (
 )
 COARSE = "8 bits would be too coarse for its result, which no product reads in 8 bits anyway"
 INTEGER = "integer kernel"
+CHOSEN_FLOAT = "its bits are given as float"
+NO_REASONS: Mapping[str, str] = MappingProxyType({})
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
     "attention": "it needs queries, keys and values stored as int8 with scales chosen for it alone, which "
@@ -40,29 +43,52 @@ STORAGE = {
 
 
 def assign_precisions(
-    nodes: Nodes, module_hash: str, *, ignored: Sequence[str] = (), bits: Precision = W8A8
+    nodes: Nodes,
+    module_hash: str,
+    *,
+    ignored: Sequence[str] = (),
+    bits: Precision | Mapping[str, Precision | None] = W8A8,
+    reasons: Mapping[str, str] = NO_REASONS,
 ) -> Plan:
     """Return the plan: bits for every site that has an integer form and matches no ignored pattern.
 
-    Fewer than 8 are for products and attention alone, and not for the first and the last of them.
+    bits: of all sites, or by glob pattern; of several that match the last counts, None is float, and what no
+    pattern names has 8. Fewer than 8 are for products and attention alone, and not for the first and the last
+    of them. reasons: by site, why what was chosen for it was.
 
     Raises UsageError for a pattern that matches no site.
     """
     names = [name for name, node in nodes.by_name.items() if node.kind in SITE_KINDS]
     left_out = match_sites(tuple(ignored), names) if ignored else frozenset()
-    edges = edge_sites(nodes) if bits != W8A8 else {}
+    wanted = by_site(bits, names)
+    edges = edge_sites(nodes) if any(own not in (W8A8, None) for own in wanted.values()) else {}
     plans = []
     for name in names:
-        node = nodes.by_name[name]
-        kind, own = kind_of(node), bits if node.kind in NARROWED and name not in edges else W8A8
-        reason = "matches `ignored`" if name in left_out else float_reason(node) or _coarse(nodes, node)
-        plans.append(
-            SitePlan(name, kind, None, reason)
-            if reason
-            else SitePlan(name, kind, own, INTEGER + EDGE_REASONS.get(edges.get(name, ""), ""))
-        )
+        node, own = nodes.by_name[name], wanted[name]
+        kind = kind_of(node)
+        impossible = "matches `ignored`" if name in left_out else float_reason(node) or _coarse(nodes, node)
+        if impossible or own is None:
+            plans.append(SitePlan(name, kind, None, impossible or reasons.get(name, CHOSEN_FLOAT)))
+            continue
+        own = own if node.kind in NARROWED and name not in edges else W8A8
+        said = INTEGER + EDGE_REASONS.get(edges.get(name, ""), "")
+        plans.append(SitePlan(name, kind, own, reasons.get(name, said)))
     plans += [SitePlan(name, op, None, why) for name, op, why in _without_integer_form(nodes)]
     return Plan(module_hash, tuple(plans))
+
+
+def by_site(
+    bits: Precision | Mapping[str, Precision | None], names: Sequence[str]
+) -> dict[str, Precision | None]:
+    """Return what each site is to have; bits as for assign_precisions."""
+    if isinstance(bits, Precision):
+        return dict.fromkeys(names, bits)
+    wanted: dict[str, Precision | None] = dict.fromkeys(names, W8A8)
+    for pattern, own in bits.items():
+        # Names are names, whatever they hold that a pattern would mean something by.
+        hits = (pattern,) if pattern in wanted else match_sites((pattern,), names)
+        wanted |= dict.fromkeys(hits, own)
+    return wanted
 
 
 def as_stored(plan: Plan, nodes: Nodes, formats: Formats) -> Plan:
@@ -77,9 +103,8 @@ def as_stored(plan: Plan, nodes: Nodes, formats: Formats) -> Plan:
             bits = max((formats.bits_read(nodes, name) for name in node.inputs), default=8)
             if bits > site.precision.activation_bits:
                 own = replace(site.precision, activation_bits=bits)
-                site = replace(
-                    site, precision=own, reason=f"{INTEGER}; another reader of its input takes {bits} bits"
-                )
+                said = f"{site.reason}; another reader of its input takes {bits} bits"
+                site = replace(site, precision=own, reason=said)
         sites.append(site)
     return Plan(plan.module_hash, tuple(sites))
 
