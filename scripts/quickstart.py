@@ -1,7 +1,7 @@
 """The two Python steps of quickstart.sh: lay out photos, and compare the artifact with the float model.
 
 python scripts/quickstart.py photos OUT     writes OUT/vit_s.onnx, calibration/ and held_out/
-python scripts/quickstart.py compare OUT    measures OUT/vit_s.tvmq on the held-out photos, draws comparison.png
+python scripts/quickstart.py compare OUT    measures OUT/vit_s.tvmq on held-out photos, draws comparison.png
 """
 
 from __future__ import annotations

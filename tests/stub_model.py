@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvmq.breakdown import Benchmark, Breakdown, Part
+from tvmq.images import Preprocessing
 from tvmq.spec import Coverage, CoverageRow, TensorSpec
 from tvmq.tune.results import TunedKernel
 from tvmq.verification import Verification
@@ -25,6 +26,7 @@ class StubModel:
 
     inputs = (TensorSpec("x", (1, 3, 8, 8), "float32"),)
     outputs = (TensorSpec("y", (1, 1, 8, 8), "float32"),)
+    preprocessing: Preprocessing | None = None
     coverage = COVERAGE
     manifest = SimpleNamespace(description=SimpleNamespace(recipe={"tuned": TUNED}))
     mismatches: tuple[str, ...] = ()

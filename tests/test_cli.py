@@ -60,6 +60,7 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     out, err = capsys.readouterr()
     (call,) = compile_calls
     assert [batch[0].shape for batch in call.pop("batches")] == [(1, 3, 8, 8)] * 2
+    assert call.pop("example_inputs")["x"].shape == (1, 3, 8, 8)
     assert call == {
         "model": model_file, "target": "x86_avx2", "bits": "8", "ignored": ("head", "blocks.0.*"),
         "requantize": "fixed_point", "observer": "mse", "preset": "default", "strict": False, "seed": 0,
@@ -68,7 +69,24 @@ def test_compile_hands_everything_on_and_writes_beside_the_model(
     assert summary["artifact"] == str(model_file.with_suffix(".tvmq"))
     assert (summary["bytes"], summary["coverage"]["sites_integer"]) == (8, 1)
     assert list(summary["seconds"]) == ["start", "calibrate", "save"]
-    assert [line.split()[0] for line in err.splitlines()] == ["start", "calibrate", "save"]
+    assert [line.split()[0] for line in err.splitlines()] == ["start", "tvmq:", "calibrate", "save"]
+    assert "model.onnx leaves the batch open, so it is compiled for 1; --batch is another" in err
+
+
+def test_a_batch_is_chosen_where_the_model_leaves_it_open(
+    model_file: Path, compile_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+):
+    command = ["compile", str(model_file), "--calibration", str(model_file.parent), "--json"]
+    assert main([*command, "--batch", "2"]) == 0
+    (call,) = compile_calls
+    assert call["example_inputs"]["x"].shape == (2, 3, 8, 8)
+    assert [batch[0].shape for batch in call["batches"]] == [(2, 3, 8, 8)]
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["calibration_samples"], summary["calibration_samples_left_out"]) == (2, 1)
+    assert "leaves the batch open" not in err
+    assert main([*command, "--batch", "4"]) == 2
+    assert "3 samples do not fill one batch of 4" in capsys.readouterr().err
 
 
 def test_compile_without_json_prints_tables(
@@ -102,7 +120,7 @@ def test_ctrl_c_during_tuning_says_what_is_kept(
 
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "start\ntvmq: interrupted; the 5 trials so far are kept in d.jsonl\n"
+    assert capsys.readouterr().err.endswith("\ntvmq: interrupted; the 5 trials so far are kept in d.jsonl\n")
     assert not model_file.with_suffix(".tvmq").exists()
 
 
@@ -118,7 +136,7 @@ def test_ctrl_c_inside_tvm_is_no_bug(
 
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "start\ntvmq: interrupted; nothing was written\n"
+    assert capsys.readouterr().err.endswith("\ntvmq: interrupted; nothing was written\n")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -131,7 +149,7 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
     monkeypatch.setitem(vars(tvmq), "compile", interrupted)
     before = set(model_file.parent.iterdir())
     assert main(["compile", str(model_file), "--calibration", str(model_file.parent)]) == 130
-    assert capsys.readouterr().err == "start\ntvmq: interrupted; nothing was written\n"
+    assert capsys.readouterr().err.endswith("\ntvmq: interrupted; nothing was written\n")
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
     assert "no artifact was written, what was measured is kept" in capsys.readouterr().err
     assert set(model_file.parent.iterdir()) == before
@@ -144,7 +162,7 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
         ("-o absent/m.tvmq", "folder 'absent' does not exist; create it first"),
         ("--mean 1,2", "one positive std per mean is wanted"),
         ("--mean blue", "--mean: 'blue' is not a list of numbers"),
-        ("--bits w9a8", "bits='w9a8': no widths are called that; pass 8, 6 or 4"),
+        ("--bits w9a8", "bits='w9a8': no widths are called that; pass 3 to 8"),
         ("--requantize dyadic", "'--requantize'"),
         ("--no-such-option", "No such option: --no-such-option. See `tvmq compile --help`."),
     ],
@@ -174,6 +192,15 @@ def test_observers_of_the_command_line_and_of_the_readme_are_those_of_the_table(
 def test_a_missing_model_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compile", str(tmp_path / "no.onnx"), "--calibration", str(tmp_path)]) == 2
     assert "no.onnx: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.jpg"])
+def test_a_missing_input_is_no_such_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(vars(tvmq), "load", lambda path, threads=None: StubModel())
+    assert main(["run", "m.tvmq", "-i", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"tvmq: {tmp_path / name}: no such file; check the path\n")
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "verify", "inspect"])

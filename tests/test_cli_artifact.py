@@ -17,6 +17,7 @@ from tests.stub_model import StubModel
 from tvmq import cli_artifact
 from tvmq.cli import main
 from tvmq.compiled import CompiledModel
+from tvmq.images import Preprocessing
 from tvmq.spec import TensorSpec
 
 
@@ -44,6 +45,25 @@ def test_run_on_an_array_reports_its_outputs(
     }  # fmt: skip
     assert main(["run", artifact, "-i", str(tmp_path / "x.txt")]) == 2
     assert "neither a photo nor an .npy" in capsys.readouterr().err
+
+
+def test_a_photo_is_prepared_as_in_calibration(
+    artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Image.new("RGB", (8, 8), (51, 51, 51)).save(tmp_path / "photo.png")
+    read = ["run", artifact, "-i", str(tmp_path / "photo.png"), "--json"]
+    seen: list[float] = []
+    monkeypatch.setattr(StubModel, "__call__", lambda self, x: seen.append(float(x.max())) or x)
+    assert main(read) == 0
+    assert "ImageNet's mean and std are taken" in capsys.readouterr().err
+    monkeypatch.setattr(StubModel, "preprocessing", Preprocessing((0.0,) * 3, (1.0,) * 3))
+    assert main(read) == 0
+    assert not capsys.readouterr().err
+    assert main([*read, "--std", "2,2,2"]) == 0
+    assert "with --mean 0,0,0 --std 2,2,2, those of the calibration were with --mean 0,0,0 --std 1,1,1" in (
+        capsys.readouterr().err
+    )
+    assert seen[1:] == [pytest.approx(0.2), pytest.approx(0.1)]
 
 
 def test_scores_of_classes_are_ranked():
@@ -97,6 +117,8 @@ def test_evaluate_compares_with_the_float_model(
     class Averages(StubModel):
         """What the float model below gives, but that blue is never the best."""
 
+        preprocessing = Preprocessing((0.0,) * 3, (1.0,) * 3)
+
         outputs = (TensorSpec("y", (1, 3), "float32"),)
 
         def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -110,16 +132,7 @@ def test_evaluate_compares_with_the_float_model(
     for i, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255)]):
         (tmp_path / "photos" / str(i)).mkdir(parents=True)
         Image.new("RGB", (16, 12), colour).save(tmp_path / "photos" / str(i) / "0.png")
-    command = [
-        "evaluate",
-        artifact,
-        "--images",
-        str(tmp_path / "photos"),
-        "--mean",
-        "0,0,0",
-        "--std",
-        "1,1,1",
-    ]
+    command = ["evaluate", artifact, "--images", str(tmp_path / "photos")]
     assert main([*command, "--float", str(tmp_path / "float.onnx"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["photos"], found["float_top1"]) == (3, 100)

@@ -140,3 +140,34 @@ def test_ctrl_c_ends_a_compile_with_a_sentence_and_without_files(folder: Path, t
     assert not [
         path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".so", ".o", ".tvmq")
     ]
+
+
+def test_the_end_of_a_command_takes_nothing_apart(tmp_path: Path):
+    code = (
+        "import atexit\n"
+        "from tvmq.cli import run_and_exit\n"
+        "class Slow:\n"
+        "    def __del__(self): print('taken apart', flush=True)\n"
+        "slow = Slow()\n"
+        "atexit.register(print, 'exit function')\n"
+        "run_and_exit()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "no.tvmq"), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert '"exit_code": 2' in done.stdout
+    assert done.stdout.endswith("exit function\n")
+
+
+def test_a_reader_that_is_gone_is_no_traceback():
+    command = [*COMMAND, "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -6,9 +6,9 @@ import importlib.metadata
 
 import pytest
 
-from tvmq import doctor, environment
+from tvmq import doctor, environment, report
 from tvmq.doctor import Check, Diagnosis, State, check_package, examine
-from tvmq.environment import INSTALL_COMPILER
+from tvmq.environment import INSTALL_COMPILER, INSTALL_PHOTOS
 
 
 def test_this_environment_can_run_and_says_what_it_found():
@@ -20,15 +20,32 @@ def test_this_environment_can_run_and_says_what_it_found():
 
 
 def test_a_missing_package_names_the_command_that_brings_it():
-    absent = check_package("no-such-package-9==1.0; extra == 'compile'", needed_to_run=False)
+    absent = check_package("no-such-package-9==1.0; extra == 'compile'", State.NO_COMPILE)
     assert absent == Check("no-such-package-9", "not installed", State.NO_COMPILE, f"run {INSTALL_COMPILER}")
 
 
 def test_a_pin_is_compared_without_its_local_part(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cpu")
-    assert check_package("torch==2.13.0", needed_to_run=False).state is State.OK
-    wrong = check_package("torch==2.14.0", needed_to_run=True)
+    assert check_package("torch==2.13.0", State.NO_COMPILE).state is State.OK
+    wrong = check_package("torch==2.14.0", State.NO_RUN)
     assert wrong == Check("torch", "2.13.0+cpu, 2.14.0 is wanted", State.NO_RUN, "pip install torch==2.14.0")
+
+
+def test_without_pillow_only_photos_are_missing(monkeypatch: pytest.MonkeyPatch):
+    def version(name: str) -> str:
+        if name == "pillow":
+            raise importlib.metadata.PackageNotFoundError
+        return "1.0"
+
+    wanted = ["pillow>=11; extra == 'images'", "pillow>=11; extra == 'compile'", "scipy; extra == 'compile'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    diagnosis = examine()
+    assert [check for check in diagnosis.checks if check.name == "pillow"] == [
+        Check("pillow", "not installed", State.NO_PHOTOS, f"run {INSTALL_PHOTOS}")
+    ]
+    assert (diagnosis.can_run, diagnosis.can_compile) == (True, True)
+    assert "photos cannot be read" in report.verdict(diagnosis)
 
 
 def test_without_a_linker_artifacts_still_run(monkeypatch: pytest.MonkeyPatch):

@@ -58,6 +58,14 @@ def test_batches_can_be_read_again_and_are_spread_over_the_data(tmp_path: Path):
     np.testing.assert_array_equal(first, again)
 
 
+def test_what_does_not_fill_a_batch_is_told(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.zeros((5, 4), np.float32))
+    batches = load_calibration(tmp_path / "x.npy", VECTOR_INPUT)
+    assert (batches.samples, batches.found, len(batches)) == (4, 5, 2)
+    assert str(batches) == "4 of 5 samples; 1 does not fill a batch of 2"
+    assert str(load_calibration(tmp_path / "x.npy", VECTOR_INPUT, limit=4)) == "4 samples"
+
+
 def test_named_inputs_come_in_the_models_order(tmp_path: Path):
     inputs = (TensorSpec("ids", (1, 3), "int64"), TensorSpec("mask", (1, 3), "int64"))
     np.savez(tmp_path / "x.npz", mask=np.ones((2, 3), np.int64), ids=np.zeros((2, 3), np.int32))

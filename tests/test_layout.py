@@ -39,7 +39,7 @@ STAGES = (
     ("analysis",),
     ("plugin",),
     ("__init__",),
-    ("cli_output", "cli_options"),
+    ("cli_output", "cli_options", "cli_process"),
     ("cli_compile", "cli_analyze", "cli_artifact", "cli_environment", "cli_evaluate"),
     ("cli",),
     ("__main__",),

@@ -23,8 +23,9 @@ from tests.schedule.pool import pool_of
 from tests.tiny_transformer import compiled, inputs, model
 from tests.torch_threads import torch_threads
 from tvmq.errors import CalibrationError, EnvironmentMismatchError, UnsupportedModelError, UsageError
+from tvmq.images import Preprocessing, load_calibration
 from tvmq.pipeline import REQUANTIZE
-from tvmq.spec import Coverage, Plan
+from tvmq.spec import Coverage, Plan, TensorSpec
 from tvmq.tune import tuner
 
 (X,) = inputs(1, seed=9)
@@ -221,6 +222,17 @@ def test_calibration_data_may_come_in_any_form(linear: Callable[..., tvmq.Compil
     assert len(hashes) == 1
 
 
+def test_how_photos_were_prepared_is_kept(linear: Callable[..., tvmq.CompiledModel], tmp_path: Path):
+    np.save(tmp_path / "data.npy", np.concatenate(inputs()))
+    said = Preprocessing((0.48145466,), (0.26862954,))
+    batches = load_calibration(
+        tmp_path / "data.npy", (TensorSpec("x", X.shape, "float32"),), preprocessing=said
+    )
+    linear(calibration=batches).save(tmp_path / "m.tvmq")
+    assert tvmq.load(tmp_path / "m.tvmq").preprocessing == said
+    assert linear(calibration=inputs()).preprocessing is None
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -340,7 +352,8 @@ def test_the_recipe_tells_how_to_compile_the_model_again(reported: Any):
     versions = recipe.pop("versions")
     assert recipe == {
         "bits": 8, "ignored": [], "requantize": "pot", "observer": "percentile", "preset": "default",
-        "seed": 17, "threads": 1, "tuned": [], "samples": 4, "module_hash": found.plan.module_hash,
+        "seed": 17, "threads": 1, "tuned": [], "photos": None, "samples": 4,
+        "module_hash": found.plan.module_hash,
     }  # fmt: skip
     assert {"tvmq", "apache-tvm", "apache-tvm-ffi", "torch", "numpy"} <= set(versions)
     assert found.verify(X).ok

@@ -38,7 +38,7 @@ def test_bits_have_short_names(bits, name):
 
 @pytest.mark.parametrize("bits", [2, 9, 16, "", "w1a8", "w4a2", "w4", "w44a8", "W4A8", True, None, 4.0, "٤"])
 def test_bits_that_no_kernel_has_are_refused_with_those_that_it_has(bits):
-    with pytest.raises(UsageError, match=r"no widths are called that; pass 8, 6 or 4 for .* as in \"w4a8\""):
+    with pytest.raises(UsageError, match=r"no widths are called that; pass 3 to 8 for .* as in \"w4a8\""):
         Precision.of(bits)
 
 

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tvmq.cli_options import (
     Artifact,
+    Batch,
     Bits,
     CalibrationData,
     Effort,
@@ -45,6 +43,7 @@ from tvmq.cli_options import (
     Target,
     Threads,
 )
+from tvmq.cli_process import leave, noted
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
@@ -82,6 +81,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     observer: Ranges = Observer.MSE,
     preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
+    batch: Batch = None,
     mean: Mean = "",
     std: Std = "",
     strict: Strict = False,
@@ -92,7 +92,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     from tvmq import cli_compile
 
     options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
-    data = cli_compile.Data(calibration, samples, mean, std)
+    data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
 
@@ -116,6 +116,7 @@ def tune(
     observer: Ranges = Observer.MSE,
     preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
+    batch: Batch = None,
     mean: Mean = "",
     std: Std = "",
     strict: Strict = False,
@@ -132,7 +133,7 @@ def tune(
 
     options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
     options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
-    data = cli_compile.Data(calibration, samples, mean, std)
+    data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
 
@@ -153,6 +154,7 @@ def analyze(
     observer: Ranges = Observer.MSE,
     preset: Effort = Preset.DEFAULT,
     samples: Samples = 128,
+    batch: Batch = None,
     mean: Mean = "",
     std: Std = "",
     seed: Seed = 0,
@@ -162,7 +164,7 @@ def analyze(
     from tvmq import cli_analyze, cli_compile
 
     options = _quantizer(bits, ignore, requantize, observer, preset, seed)
-    data = cli_compile.Data(calibration, samples, mean, std)
+    data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_analyze.analyze_model(model, data, held_out, html, options, as_json=as_json)
 
 
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = TRIALS_KEPT if given[0] == "tune" else NOTHING_WRITTEN
     interrupts: list[int] = []
     try:
-        with _noted(interrupts):
+        with noted(interrupts):
             code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
     except TvmqError as error:
         return _refuse(given, type(error).__name__, str(error), error.exit_code)
@@ -313,28 +315,9 @@ def _command_of(error: typer.TyperException) -> str:
     return str(context.command_path) if context is not None else "tvmq"
 
 
-def run_and_exit() -> None:
+def run_and_exit() -> NoReturn:
     """Be the console script."""
-    sys.exit(main())
-
-
-@contextmanager
-def _noted(interrupts: list[int]) -> Iterator[None]:
-    """Append to interrupts at Ctrl-C, which a pass of TVM turns into a RuntimeError that says nothing."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    leave(main())
 
 
 def _options(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 import tvmq
-from tvmq.cli_compile import Data, calibration_warnings, check_paths
+from tvmq.cli_compile import Data, calibration_warnings, check_paths, opened_model
 from tvmq.cli_output import StageDisplay, show
-from tvmq.images import load_calibration, preprocessing_from_text
-from tvmq.model_file import open_model
+from tvmq.images import load_calibration
 
 if TYPE_CHECKING:
     from tvmq.analysis.records import Analysis
@@ -29,18 +28,23 @@ def analyze_model(
 ) -> int:
     """Analyse the model at path; options go to tvmq.analyze."""
     check_paths(path, html or path.with_suffix(".html"))
-    preprocessing = preprocessing_from_text(data.mean, data.std)
+    preprocessing = data.preprocessing()
     with StageDisplay() as display, calibration_warnings(display):
         display("start", 0, 1)  # seconds, for the compiler's packages
-        model, inputs = open_model(path)
+        opened = opened_model(path, data.batch, display)
         calibration, others = (
-            load_calibration(where, inputs, preprocessing=preprocessing, limit=data.samples)
+            load_calibration(where, opened.inputs, preprocessing=preprocessing, limit=data.samples)
             if where
             else None
             for where in (data.path, held_out)
         )
         found: Analysis = tvmq.analyze(
-            model, calibration=calibration, held_out=others or None, progress=display, **options
+            opened.model,
+            example_inputs=opened.examples(),
+            calibration=calibration,
+            held_out=others or None,
+            progress=display,
+            **options,
         )
     from tvmq.analysis import terminal
 

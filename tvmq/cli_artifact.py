@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -19,7 +18,9 @@ from tvmq.errors import UsageError, VerificationError
 from tvmq.images import (
     ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
+    IMAGENET,
     Batch,
+    Preprocessing,
     by_input,
     load_arrays,
     load_image,
@@ -27,7 +28,10 @@ from tvmq.images import (
     save_outputs,
 )
 from tvmq.manifest import Manifest
-from tvmq.spec import Array, TensorSpec
+from tvmq.spec import Array
+
+if TYPE_CHECKING:
+    from tvmq.compiled import CompiledModel
 
 TOP = 5
 CLASSES = range(2, 100_000)  # widths of an output that is read as scores of classes
@@ -44,7 +48,7 @@ def run(
 ) -> int:
     """Run the model once; write or summarise its outputs."""
     model = tvmq.load(path, threads=threads)
-    inputs = read_inputs(input_file, model.inputs, scaling)
+    inputs = read_inputs(input_file, model, scaling)
     began = time.perf_counter()
     answer = model(*inputs)
     spent_ms = 1e3 * (time.perf_counter() - began)
@@ -77,7 +81,7 @@ def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_jso
 def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_json: bool) -> int:
     """Compare bit for bit; the exit code tells the verdict."""
     model = tvmq.load(path)
-    inputs = read_inputs(input_file, model.inputs, scaling) if input_file else None
+    inputs = read_inputs(input_file, model, scaling) if input_file else None
     result = model.verify(inputs)
     show({"ok": result.ok, **result.to_json()}, report.verification(result), as_json=as_json)
     try:
@@ -106,9 +110,9 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     return 0
 
 
-def read_inputs(path: Path, specs: Sequence[TensorSpec], scaling: tuple[str, str]) -> Batch:
+def read_inputs(path: Path, model: CompiledModel, scaling: tuple[str, str]) -> Batch:
     """Return one array per input from an .npy, an .npz or a photo."""
-    suffix = path.suffix.lower()
+    suffix, specs = path.suffix.lower(), model.inputs
     if suffix in ARRAY_SUFFIXES:
         return by_input(load_arrays(path), specs, str(path))
     if suffix not in IMAGE_SUFFIXES:
@@ -117,7 +121,20 @@ def read_inputs(path: Path, specs: Sequence[TensorSpec], scaling: tuple[str, str
     if len(specs) != 1 or len(spec.shape) != 4 or spec.shape[1] not in (1, 3):
         takes = ", ".join(str(s) for s in specs)
         raise UsageError(f"{path}: a photo cannot feed a model that takes {takes}; give an .npy or .npz file")
-    return (load_image(path, spec, preprocessing_from_text(*scaling))[None],)
+    return (load_image(path, spec, photo_preprocessing(model, scaling))[None],)
+
+
+def photo_preprocessing(model: CompiledModel, scaling: tuple[str, str]) -> Preprocessing:
+    """Return how photos become inputs: as said, else as in calibration; say on stderr what may be wrong."""
+    stored = model.preprocessing
+    chosen = preprocessing_from_text(*scaling, default=stored or IMAGENET)
+    if stored is None and not any(scaling):
+        said = "the artifact was calibrated on arrays and does not say how photos are prepared; ImageNet's"
+        print(f"tvmq: {said} mean and std are taken, --mean and --std are others", file=sys.stderr)
+    elif stored is not None and chosen != stored:
+        said = f"warning: photos are prepared with {chosen}, those of the calibration were with {stored}"
+        print(f"tvmq: {said}", file=sys.stderr)
+    return chosen
 
 
 def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -139,6 +156,8 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
+    if value is None:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value

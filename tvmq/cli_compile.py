@@ -13,8 +13,8 @@ import tvmq
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
 from tvmq.errors import InterruptedRunError, TvmqWarning, UsageError
-from tvmq.images import load_calibration, preprocessing_from_text
-from tvmq.model_file import open_model
+from tvmq.images import Preprocessing, load_calibration, preprocessing_from_text
+from tvmq.model_file import ModelFile, open_model
 from tvmq.progress import StageClock
 from tvmq.target import load_profile
 from tvmq.tune.results import TunedKernel, TuningInterrupted
@@ -29,8 +29,13 @@ class Data:
 
     path: str
     samples: int
+    batch: int | None  # None: as the model says, 1 where it leaves it open
     mean: str
     std: str
+
+    def preprocessing(self) -> Preprocessing | None:
+        """Return how photos become inputs, None where nothing was said."""
+        return preprocessing_from_text(self.mean, self.std) if self.mean or self.std else None
 
 
 def compile_model(
@@ -40,14 +45,20 @@ def compile_model(
     output = output or path.with_suffix(".tvmq")
     check_paths(path, output)
     profile = load_profile(options["target"])
-    preprocessing = preprocessing_from_text(data.mean, data.std)
+    preprocessing = data.preprocessing()
     with StageDisplay() as display, calibration_warnings(display) as said:
         clock = StageClock(display)
         clock("start", 0, 1)  # seconds, for the compiler's packages
-        model, inputs = open_model(path)
-        batches = load_calibration(data.path, inputs, preprocessing=preprocessing, limit=data.samples)
+        opened = opened_model(path, data.batch, display)
+        batches = load_calibration(data.path, opened.inputs, preprocessing=preprocessing, limit=data.samples)
         try:
-            compiled = tvmq.compile(model, calibration=batches, progress=clock, **options)
+            compiled = tvmq.compile(
+                opened.model,
+                example_inputs=opened.examples(),
+                calibration=batches,
+                progress=clock,
+                **options,
+            )
         except TuningInterrupted as error:
             raise InterruptedRunError(str(error)) from None
         clock("save", 0, 1)
@@ -58,13 +69,14 @@ def compile_model(
         "artifact": output,
         "size": report.size(output.stat().st_size),
         "target": profile.name,
-        "calibrated on": f"{batches.samples} samples of {data.path}",
+        "calibrated on": f"{batches}, from {data.path}",
     }
     numbers = {
         "artifact": str(output),
         "bytes": output.stat().st_size,
         "target": profile.name,
         "calibration_samples": batches.samples,
+        "calibration_samples_left_out": batches.found - batches.samples,
         "warnings": said,
     }
     _show(compiled, clock.seconds, facts, numbers, as_json=as_json)
@@ -90,6 +102,14 @@ def _show(
         report.facts("Compiled", facts),
         as_json=as_json,
     )
+
+
+def opened_model(path: Path, batch: int | None, display: StageDisplay) -> ModelFile:
+    """Return the model at path; say so where its open batch becomes 1 unasked."""
+    opened = open_model(path, batch)
+    if opened.batch is not None and batch is None:
+        display.say(f"{path} leaves the batch open, so it is compiled for {opened.batch}; --batch is another")
+    return opened
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import tvmq
 from tvmq import report
+from tvmq.cli_artifact import photo_preprocessing
 from tvmq.cli_output import StageDisplay, show
 from tvmq.evaluation import Evaluation, evaluate
-from tvmq.images import preprocessing_from_text
 from tvmq.model_file import open_model
+from tvmq.progress import step
 from tvmq.spec import Array, TensorSpec
 
 
@@ -25,10 +26,11 @@ def evaluate_artifact(
     as_json: bool,
 ) -> int:
     """Tell how many photos an artifact names right, and how far from float it is if that model is given."""
-    preprocessing = preprocessing_from_text(*scaling)
     model = tvmq.load(path, threads=threads)
-    exact = float_function(float_model, model.inputs) if float_model else None
+    preprocessing = photo_preprocessing(model, scaling)
     with StageDisplay() as display:
+        with step(display, "import"):
+            exact = float_function(float_model, model.inputs) if float_model else None
         found = evaluate(
             model, images, labels=labels, exact=exact, preprocessing=preprocessing, progress=display
         )
@@ -44,8 +46,8 @@ def float_function(path: Path, inputs: tuple[TensorSpec, ...]) -> Callable[[Arra
     from tvmq import reference
     from tvmq.pipeline import canonical
 
-    model, _ = open_model(path)
-    mod = canonical(model, tuple(np.zeros(spec.shape, spec.dtype) for spec in inputs))
+    opened = open_model(path)
+    mod = canonical(opened.model, tuple(np.zeros(spec.shape, spec.dtype) for spec in inputs))
     reference.require_operators(mod)
 
     def run(batch: Array) -> Array:
@@ -57,14 +59,20 @@ def float_function(path: Path, inputs: tuple[TensorSpec, ...]) -> Callable[[Arra
 
 def described(found: Evaluation) -> dict[str, str]:
     """Return the lines of the table."""
-    lines = {"photos": f"{found.photos:,} of {found.classes:,} classes", "top-1": f"{found.top1:.2f} %"}
+    labels = f" of {found.classes:,} classes" if found.classes else ", not labelled"
+    lines = {"photos": f"{found.photos:,}{labels}"}
+    if found.top1 is not None:
+        lines["top-1"] = f"{found.top1:.2f} %"
     if found.top5 is not None:
         lines["top-5"] = f"{found.top5:.2f} %"
     c = found.comparison
     if c is not None:
+        if c.drop is not None:
+            lines |= {
+                "float top-1": f"{found.float_top1:.2f} %",
+                "drop, 95 % interval": f"{c.drop:.2f} points, {c.low:.2f} to {c.high:.2f}",
+            }
         lines |= {
-            "float top-1": f"{found.float_top1:.2f} %",
-            "drop, 95 % interval": f"{c.drop:.2f} points, {c.low:.2f} to {c.high:.2f}",
             "same class as float": f"{c.agreement:.2f} %",
             "cosine to float's scores": f"{c.cosine:.5f}",
         }

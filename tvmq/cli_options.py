@@ -44,16 +44,20 @@ Artifact = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
 Mean = Annotated[
-    str, typer.Option(help="Mean of each channel of a photo, pixels in 0..1. Default: ImageNet's.")
+    str,
+    typer.Option(
+        help="Mean of each channel of a photo, pixels in 0..1. Default: the artifact's own, else ImageNet's."
+    ),
 ]
-Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: ImageNet's.")]
+Std = Annotated[str, typer.Option(help="Standard deviation of each channel. Default: as for --mean.")]
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .onnx file, or a .pt2 of torch.export.save.")]
 CalibrationData = Annotated[
     str,
     typer.Option(
         "--calibration",
-        help="Typical inputs: a folder or glob of photos, or an .npy or .npz of samples [N, ...].",
+        help="Typical inputs: a folder or glob of photos (shorter side to size / 0.875, centre cut out), or "
+        "an .npy or .npz of samples [N, ...].",
     ),
 ]
 Output = Annotated[
@@ -63,7 +67,7 @@ Target = Annotated[
     str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
 ]
 Bits = Annotated[
-    str, typer.Option(help="Bits of weights and activations: 8, 6, 4, or both as in w4a8. Ends keep 8.")
+    str, typer.Option(help="Bits of weights and activations: 3 to 8, or both as in w4a8. Ends keep 8.")
 ]
 Ignore = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
@@ -73,6 +77,9 @@ Effort = Annotated[Preset, typer.Option(help="Work on accuracy: seconds, minutes
 Ranges = Annotated[Observer, typer.Option(help="How activation ranges are chosen.")]
 Samples = Annotated[
     int, typer.Option(min=2, help="Use at most this many calibration samples; 32 or more are good.")
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Samples in one call, of a model that leaves it open. Default: 1.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]

@@ -21,6 +21,7 @@ from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Pl
 
 if TYPE_CHECKING:  # 15 ms that running a model need not spend
     from tvmq.breakdown import Benchmark
+    from tvmq.images import Preprocessing
     from tvmq.verification import Verification
 
 
@@ -77,6 +78,14 @@ class CompiledModel:
     def plan(self) -> Plan:
         """Return the precision of each site."""
         return self._description.plan
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """Return how photos became the inputs of calibration; None where these were arrays."""
+        from tvmq.images import Preprocessing
+
+        stored = self._description.recipe.get("photos")
+        return Preprocessing.from_json(stored, "the artifact's recipe, photos") if stored else None
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -32,8 +32,22 @@ class State(StrEnum):
     """What a finding means."""
 
     OK = "ok"
+    NO_PHOTOS = "no photos"  # arrays are read, photos are not
     NO_COMPILE = "no compile"  # artifacts run, models cannot be compiled
     NO_RUN = "no run"  # nothing works
+
+
+PHOTOS = "pillow"
+MISSING = {
+    "": State.NO_RUN,
+    "images": State.NO_PHOTOS,
+    "compile": State.NO_COMPILE,
+}  # packages, by their extra
+INSTALLS = {
+    State.NO_RUN: environment.INSTALL,
+    State.NO_PHOTOS: environment.INSTALL_PHOTOS,
+    State.NO_COMPILE: environment.INSTALL_COMPILER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class Diagnosis(Record):
     @property
     def can_compile(self) -> bool:
         """Tell whether models can be compiled here."""
-        return all(check.state is State.OK for check in self.checks)
+        return all(check.state in (State.OK, State.NO_PHOTOS) for check in self.checks)
 
 
 def examine() -> Diagnosis:
@@ -86,13 +100,19 @@ def _packages() -> Iterator[Check]:
             f"apache-tvm-ffi=={environment.FFI_VERSION}",
         ]
     for requirement in requirements:
-        extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", requirement)
-        if extra is None or extra[1] == "compile":
-            yield check_package(requirement, needed_to_run=extra is None)
+        found = re.search(r"extra\s*==\s*['\"](\w+)['\"]", requirement)
+        extra = found[1] if found else ""
+        # Of the extra compile too; but what compiles without photos does so without it.
+        photos = requirement.startswith(PHOTOS)
+        if extra in ("", "images") or (extra == "compile" and not photos):
+            yield check_package(requirement, MISSING[extra])
 
 
-def check_package(requirement: str, *, needed_to_run: bool) -> Check:
-    """Compare what is installed with a requirement; only exact pins (==) are compared by version."""
+def check_package(requirement: str, missing: State) -> Check:
+    """Compare what is installed with a requirement; only exact pins (==) are compared by version.
+
+    missing: what it means if it is not there.
+    """
     name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
     pin = re.search(r"==([\w.]+)", requirement.partition(";")[0])
     try:
@@ -101,11 +121,9 @@ def check_package(requirement: str, *, needed_to_run: bool) -> Check:
         found = ""
     if found and (pin is None or found.partition("+")[0] == pin[1]):
         return Check(name, found, State.OK)
-    state = State.NO_RUN if needed_to_run else State.NO_COMPILE
-    way_out = f"run {environment.INSTALL if needed_to_run else environment.INSTALL_COMPILER}"
     if found and pin:
-        return Check(name, f"{found}, {pin[1]} is wanted", state, f"pip install {name}=={pin[1]}")
-    return Check(name, "not installed", state, way_out)
+        return Check(name, f"{found}, {pin[1]} is wanted", missing, f"pip install {name}=={pin[1]}")
+    return Check(name, "not installed", missing, f"run {INSTALLS[missing]}")
 
 
 def _cpu() -> Iterator[Check]:

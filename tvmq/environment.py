@@ -26,6 +26,7 @@ PIP_COMMAND = f"pip install apache-tvm=={TVM_VERSION} apache-tvm-ffi=={FFI_VERSI
 # What the extra `compile` brings for every model; running an artifact needs none of it.
 COMPILER_PACKAGES = ("onnx", "psutil", "scipy", "torch")
 INSTALL = "`pip install -c requirements/tested.txt .` in a clone of tvmq"
+INSTALL_PHOTOS = """`pip install -c requirements/tested.txt ".[images]"` in a clone of tvmq"""
 INSTALL_COMPILER = """`pip install -c requirements/tested.txt ".[compile]"` in a clone of tvmq"""
 
 HOST_COMPILERS = ("c++", "g++", "clang++")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmq.errors import UsageError
-from tvmq.images import Preprocessing, load_image, photos_in
+from tvmq.images import IMAGENET, Preprocessing, load_image, photos_in
 from tvmq.progress import Progress, silent
 from tvmq.record import Record
 from tvmq.spec import Array, TensorSpec
@@ -31,12 +31,12 @@ TOP = 5
 class Comparison(Record):
     """A model's answers beside the float model's on the same inputs; percent or points, but the cosine."""
 
-    accuracy: float
-    drop: float  # of the accuracy against float
-    low: float  # 95 % interval of the drop, from the paired differences
-    high: float
     agreement: float  # inputs whose class is the one that float finds
     cosine: float  # of the scores of all classes, mean over the inputs
+    accuracy: float | None = None  # None, as the next three: the inputs have no labels
+    drop: float | None = None  # of the accuracy against float
+    low: float | None = None  # 95 % interval of the drop, from the paired differences
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,19 @@ class Evaluation(Record):
     """What evaluate found, in percent of the photos."""
 
     photos: int
-    classes: int  # that have photos
-    top1: float
-    top5: float | None  # None: the model tells fewer than 6 classes apart
+    classes: int  # that have photos; 0: the photos have no labels
+    top1: float | None
+    top5: float | None  # None: no labels, or the model tells fewer than 6 classes apart
     float_top1: float | None = None
     comparison: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledPhotos:
+class Photos:
     """Photos and the number of each one's class."""
 
     files: tuple[Path, ...]
-    labels: Array  # int64 [N]
+    labels: Array | None  # int64 [N]; None: nobody knows
 
     def inputs(self, spec: TensorSpec, preprocessing: Preprocessing) -> Iterator[tuple[int, Array]]:
         """Yield how many photos a batch holds, and it in spec's shape, filled up with the last photo."""
@@ -66,22 +66,35 @@ class LabelledPhotos:
             yield len(batch), np.stack(batch + batch[-1:] * (size - len(batch)))
 
 
-def compare(scores: Array, exact: Array, labels: Array) -> Comparison:
+def compare(scores: Array, exact: Array, labels: Array | None) -> Comparison:
     """Return how scores [N, classes] compare with those of the float model; labels: int64 [N]."""
     found, wanted = scores.argmax(1), exact.argmax(1)
-    lost = (wanted == labels).astype(np.float64) - (found == labels)
-    spread = NORMAL_95 * float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else 1.0
     x, y = scores.astype(np.float64), exact.astype(np.float64)
     cosines = (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-30)
-    drop = float(lost.mean())
-    return Comparison(
+    close = Comparison(agreement=100 * float((found == wanted).mean()), cosine=float(cosines.mean()))
+    if labels is None:
+        return close
+    lost = int(((wanted == labels) & (found != labels)).sum())
+    won = int(((wanted != labels) & (found == labels)).sum())
+    low, high = paired_interval(lost, won, len(labels))
+    return replace(
+        close,
         accuracy=100 * float((found == labels).mean()),
-        drop=100 * drop,
-        low=100 * (drop - spread),
-        high=100 * (drop + spread),
-        agreement=100 * float((found == wanted).mean()),
-        cosine=float(cosines.mean()),
+        drop=100 * (lost - won) / len(labels),
+        low=100 * low,
+        high=100 * high,
     )
+
+
+def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two shares of the same n inputs [Bonett & Price 2012].
+
+    One input is counted as lost and one as won besides: where none is, few inputs still prove little.
+    """
+    lost_share, won_share = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    middle = lost_share - won_share
+    spread = NORMAL_95 * math.sqrt((lost_share + won_share - middle**2) / (n + 2))
+    return max(middle - spread, -1.0), min(middle + spread, 1.0)
 
 
 def evaluate(
@@ -95,24 +108,25 @@ def evaluate(
 ) -> Evaluation:
     """Return how many photos a compiled model names right.
 
-    images: a folder with one folder of photos per class, or, with labels, any folder.
+    images: a folder with one folder of photos per class, or, with labels, any folder. Beside exact it may
+    also hold the photos themselves, which then have no labels.
     labels: a file of lines `NAME CLASS`: a photo's path in the folder and the number of its class.
     exact: the float model, for the same batches, to be compared with.
+    preprocessing: of the photos; by default that of the calibration, or else ImageNet's.
 
     Raises UsageError for a model that takes no photos or gives no scores, and for labels that do not fit.
     """
     spec, classes = _photo_input(model.inputs), _scores(model.outputs)
-    photos = _listed_photos(Path(images), Path(labels)) if labels else _sorted_photos(Path(images), classes)
-    if not 0 <= photos.labels.min() <= photos.labels.max() < classes:
-        raise UsageError(
-            f"{labels or images}: classes {photos.labels.min()} to {photos.labels.max()}, the model tells 0 "
-            f"to {classes - 1}; number them from 0 as the model does"
-        )
+    if labels:
+        photos = _listed_photos(Path(images), Path(labels))
+    else:
+        photos = (exact and _bare_photos(Path(images))) or _sorted_photos(Path(images), classes)
+    _check_labels(photos, classes, labels or images)
     found: list[Array] = []
     wanted: list[Array] = []
     done, total = 0, len(photos.files)
     progress("evaluate", 0, total)
-    for count, batch in photos.inputs(spec, preprocessing or Preprocessing()):
+    for count, batch in photos.inputs(spec, preprocessing or model.preprocessing or IMAGENET):
         found.append(np.asarray(model(batch))[:count])
         if exact is not None:
             wanted.append(np.asarray(exact(batch))[:count])
@@ -121,7 +135,21 @@ def evaluate(
     return _evaluation(np.concatenate(found), np.concatenate(wanted) if wanted else None, photos.labels)
 
 
-def _evaluation(scores: Array, exact: Array | None, labels: Array) -> Evaluation:
+def _check_labels(photos: Photos, classes: int, where: str | Path) -> None:
+    if photos.labels is None:
+        return
+    first, last = photos.labels.min(), photos.labels.max()
+    if not 0 <= first <= last < classes:
+        raise UsageError(
+            f"{where}: classes {first} to {last}, the model tells 0 to {classes - 1}; number them from 0 as "
+            "the model does"
+        )
+
+
+def _evaluation(scores: Array, exact: Array | None, labels: Array | None) -> Evaluation:
+    comparison = None if exact is None else compare(scores, exact, labels)
+    if labels is None:
+        return Evaluation(photos=len(scores), classes=0, top1=None, top5=None, comparison=comparison)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     few = scores.shape[1] <= TOP
     return Evaluation(
@@ -130,11 +158,19 @@ def _evaluation(scores: Array, exact: Array | None, labels: Array) -> Evaluation
         top1=100 * float((best[:, 0] == labels).mean()),
         top5=None if few else 100 * float((best == labels[:, None]).any(1).mean()),
         float_top1=None if exact is None else 100 * float((exact.argmax(1) == labels).mean()),
-        comparison=None if exact is None else compare(scores, exact, labels),
+        comparison=comparison,
     )
 
 
-def _sorted_photos(folder: Path, classes: int) -> LabelledPhotos:
+def _bare_photos(folder: Path) -> Photos | None:
+    """Return the photos of a folder without folders."""
+    if not folder.is_dir() or any(path.is_dir() and path.name[0] != "." for path in folder.iterdir()):
+        return None
+    files = photos_in(folder)
+    return Photos(tuple(files), None) if files else None
+
+
+def _sorted_photos(folder: Path, classes: int) -> Photos:
     """Return the photos of a folder of folders."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; one with a folder of photos per class is wanted")
@@ -143,7 +179,8 @@ def _sorted_photos(folder: Path, classes: int) -> LabelledPhotos:
     if not numbered and len(names) != classes:
         raise UsageError(
             f"{folder}: {len(names)} folders, the model tells {classes} classes apart; a folder per class is "
-            "wanted, or folders named by the classes' numbers, or a file of labels"
+            "wanted, or folders named by the classes' numbers, or a file of labels; beside the float model "
+            "(--float) a folder of photos alone will do"
         )
     files, labels = [], []
     for place, name in enumerate(names):
@@ -152,10 +189,10 @@ def _sorted_photos(folder: Path, classes: int) -> LabelledPhotos:
         labels += [int(name) if numbered else place] * len(mine)
     if not files:
         raise UsageError(f"{folder}: no photo in any of its folders; one with photos per class is wanted")
-    return LabelledPhotos(tuple(files), np.array(labels, np.int64))
+    return Photos(tuple(files), np.array(labels, np.int64))
 
 
-def _listed_photos(folder: Path, labels: Path) -> LabelledPhotos:
+def _listed_photos(folder: Path, labels: Path) -> Photos:
     """Return the photos that a file of labels names."""
     files, numbers = [], []
     for number, line in enumerate(labels.read_text("utf-8").splitlines(), start=1):
@@ -168,7 +205,7 @@ def _listed_photos(folder: Path, labels: Path) -> LabelledPhotos:
         numbers.append(int(word))
     if not files:
         raise UsageError(f"{labels}: names no photo; one line `NAME CLASS` for each is wanted")
-    return LabelledPhotos(tuple(files), np.array(numbers, np.int64))
+    return Photos(tuple(files), np.array(numbers, np.int64))
 
 
 def _photo_input(inputs: Sequence[TensorSpec]) -> TensorSpec:

@@ -1,7 +1,7 @@
 """Model inputs from files: photos, or arrays saved by NumPy; outputs back to files.
 
 A photo becomes an input as timm's evaluation does it: the shorter side to size / 0.875 (bicubic), the
-centre cut out, pixels / 255, minus mean, divided by std, channels first.
+centre cut out, pixels / 255, minus mean, divided by std, channels first. Orientation tags are not followed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from tvmq.environment import INSTALL_PHOTOS
 from tvmq.errors import CalibrationError, EnvironmentMismatchError, UsageError
+from tvmq.record import Record
 from tvmq.spec import Array, TensorSpec
 
 Batch = tuple[Array, ...]  # one array per model input, in order
@@ -30,7 +32,7 @@ ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocessing:
+class Preprocessing(Record):
     """How pixels in [0, 1] become a model's numbers: (pixel - mean) / std, per channel."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -48,12 +50,15 @@ class Preprocessing:
         return f"--mean {mean} --std {std}"
 
 
-def preprocessing_from_text(mean: str, std: str) -> Preprocessing:
-    """Return what "0.5,0.5,0.5" means as mean and std; an empty one is ImageNet's."""
+IMAGENET = Preprocessing()
+
+
+def preprocessing_from_text(mean: str, std: str, default: Preprocessing = IMAGENET) -> Preprocessing:
+    """Return what "0.5,0.5,0.5" means as mean and std; an empty one is the default's."""
     values = []
-    for name, text, default in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
+    for name, text, otherwise in (("mean", mean, default.mean), ("std", std, default.std)):
         try:
-            values.append(tuple(float(part) for part in text.split(",")) if text else default)
+            values.append(tuple(float(part) for part in text.split(",")) if text else otherwise)
         except ValueError:
             raise UsageError(
                 f"--{name}: {text!r} is not a list of numbers; one per channel is wanted, e.g. 0.5,0.5,0.5"
@@ -66,12 +71,23 @@ class CalibrationFiles:
     """Batches read from files anew at every iteration, so that memory holds one batch."""
 
     inputs: tuple[TensorSpec, ...]
-    samples: int
+    found: int
+    samples: int  # of those found, in full batches
     read: Callable[[int], Batch]  # sample number -> one array without batch axis per input
     prepared: str = ""  # how the inputs are made of photos
+    preprocessing: Preprocessing | None = None  # of photos, kept in the artifact; None: the data is arrays
 
     def __len__(self) -> int:
         return self.samples // self.inputs[0].shape[0]
+
+    def __str__(self) -> str:
+        """Return how many samples are used, and what becomes of others."""
+        left = self.found - self.samples
+        if not left:
+            return f"{self.samples} samples"
+        does = "does" if left == 1 else "do"
+        size = self.inputs[0].shape[0]
+        return f"{self.samples} of {self.found} samples; {left} {does} not fill a batch of {size}"
 
     def __iter__(self) -> Iterator[Batch]:
         size = self.inputs[0].shape[0]
@@ -91,8 +107,8 @@ def load_calibration(
 
     Photos are a folder (searched through), a glob pattern or one file. With more than `limit` samples
     that many are taken at even distances; what does not fill a last batch is left out.
+    preprocessing: of photos, ImageNet's by default; with arrays it is passed on, for photos to come.
     """
-    preprocessing = preprocessing or Preprocessing()
     if Path(path).suffix.lower() in ARRAY_SUFFIXES:
         count, read_sample = _array_samples(Path(path), inputs)
         prepared = ""
@@ -100,19 +116,26 @@ def load_calibration(
         files = image_files(path)
         spec = _image_input(inputs, str(path))
         count = len(files)
+        preprocessing = scaling = preprocessing or IMAGENET
 
         def read_sample(index: int) -> Batch:
-            return (load_image(files[index], spec, preprocessing),)
+            return (load_image(files[index], spec, scaling),)
 
         prepared = str(preprocessing)
+    size = inputs[0].shape[0]
     taken = _spread(count, limit)
-    if len(taken) < inputs[0].shape[0]:
+    if len(taken) < size:
         raise CalibrationError(
-            f"{path}: {count} samples do not fill one batch of {inputs[0].shape[0]}; "
+            f"{path}: {count} samples do not fill one batch of {size}; "
             "give more samples, or a model with a smaller batch"
         )
     return CalibrationFiles(
-        tuple(inputs), len(taken), lambda i: _finite(read_sample(taken[i]), path, taken[i]), prepared
+        tuple(inputs),
+        len(taken),
+        len(taken) // size * size,
+        lambda i: _finite(read_sample(taken[i]), path, taken[i]),
+        prepared,
+        preprocessing,
     )
 
 
@@ -151,6 +174,7 @@ def load_image(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Ar
             f"{path}: the model takes {channels} channels but mean has {len(preprocessing.mean)} values; "
             f"give {channels} of mean and std"
         )
+    require_file(path)
     try:
         with image_module.open(path) as photo:
             image = photo.convert("RGB" if channels == 3 else "L")
@@ -166,6 +190,7 @@ def load_image(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Ar
 
 def load_arrays(path: Path) -> Mapping[str, Array]:
     """Return the arrays of an .npz by name, or the one of an .npy under ""; large ones stay on disk."""
+    require_file(path)
     try:
         if path.suffix.lower() == ".npy":
             return {"": np.lib.format.open_memmap(path, mode="r")}
@@ -175,6 +200,13 @@ def load_arrays(path: Path) -> Mapping[str, Array]:
         raise UsageError(
             f"{path}: cannot be read as a NumPy file ({error}); write it with numpy.save"
         ) from error
+
+
+def require_file(path: Path) -> None:
+    """Raise UsageError where there is no file."""
+    if not path.is_file():
+        what = "is a folder, a file is wanted" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {what}; check the path")
 
 
 def by_input(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], where: str) -> Batch:
@@ -287,7 +319,7 @@ def _pillow() -> Any:
         from PIL import Image
     except ImportError as error:
         raise EnvironmentMismatchError(
-            "photos: Pillow is not installed; run `pip install pillow`, or give an .npy file"
+            f"photos: Pillow is not installed; run {INSTALL_PHOTOS}, or give an .npy file"
         ) from error
     return Image
 

@@ -81,7 +81,7 @@ def _shape_hint(spec: TensorSpec, array: Array) -> str:
     if array.shape == spec.shape[1:]:
         return "add the batch dimension with x[None]"
     if array.shape[1:] == spec.shape[1:]:
-        return f"give it {spec.shape[0]} at a time, or compile the model with this batch"
+        return f"give it {spec.shape[0]} at a time, or compile the model with this batch (--batch)"
     return "a compiled model takes one shape; resize the input, or compile the model with this shape"
 
 

@@ -139,6 +139,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
     tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
     built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
+    photos = getattr(calibration, "preprocessing", None)
     options = {
         "bits": precision.option,
         "ignored": list(_patterns(ignored)),
@@ -148,6 +149,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         "seed": seed,
         "threads": threads,
         "tuned": [kernel.to_json() for kernel in tuned],
+        "photos": photos.to_json() if photos else None,
     }
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, options)
     return CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))

@@ -23,7 +23,7 @@ BAR_WIDTH = 24
 SMALL_US = 10  # times under it are shown with two digits after the point
 KERNEL_WIDTH = 28  # columns; names of fused operations are long
 EIGHTHS = " ▏▎▍▌▋▊▉"
-STATE_STYLE = {State.OK: "green", State.NO_COMPILE: "yellow", State.NO_RUN: "red"}
+STATE_STYLE = {State.OK: "green", State.NO_PHOTOS: "yellow", State.NO_COMPILE: "yellow", State.NO_RUN: "red"}
 
 
 def facts(title: str, values: Mapping[str, object]) -> Table:
@@ -226,6 +226,8 @@ def verdict(found: Diagnosis) -> str:
         return "tvmq does not work here; see the lines marked 'no run'."
     if not found.can_compile:
         return "Artifacts run here, models cannot be compiled; see the lines marked 'no compile'."
+    if any(check.state is State.NO_PHOTOS for check in found.checks):
+        return "Models compile and run here, but photos cannot be read; see the line marked 'no photos'."
     return "Everything that tvmq needs is here."
 
 

@@ -37,7 +37,7 @@ class Precision(Record):
         found = re.fullmatch(r"w([2-8])a([3-8])", f"w{bits}a{bits}" if len(str(bits)) == 1 else str(bits))
         if found is None:
             raise UsageError(
-                f"bits={bits!r}: no widths are called that; pass 8, 6 or 4 for weights and activations, or "
+                f"bits={bits!r}: no widths are called that; pass 3 to 8 for weights and activations, or "
                 'both as in "w4a8": weights of 2 to 8 bits, activations of 3 to 8'
             )
         weights, activations = found.groups()

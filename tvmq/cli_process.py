@@ -1,0 +1,45 @@
+"""The command as a process: its Ctrl-C, and its end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+
+@contextmanager
+def noted(interrupts: list[int]) -> Iterator[None]:
+    """Append to interrupts at Ctrl-C, which a pass of TVM turns into a RuntimeError that says nothing."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, its output written and its exit functions run.
+
+    Taking apart what TVM and torch hold takes seconds, on a busy machine half a minute, after all was said.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # whoever read it is gone
+            code = code or 1
+    os._exit(code)
