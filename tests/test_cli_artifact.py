@@ -100,6 +100,12 @@ def test_inspect_lists_sites_and_scales(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "0.01 to 0.5" in shown
     assert "linear" in shown
+    assert "made with" not in shown
+    assert main(["inspect", artifact]) == 0
+    shown = capsys.readouterr().out
+    assert "made with" in shown
+    assert "Recipe" in shown
+    assert "recipe seed" not in shown
     assert main(["inspect", artifact, "--json"]) == 0
     (scale,) = json.loads(capsys.readouterr().out)["manifest"]["description"]["scales"]
     assert (scale["role"], scale["smallest"], scale["largest"]) == ("weight", 0.01, 0.5)

@@ -97,7 +97,9 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     manifest = read_manifest(path)
     coverage = manifest.description.coverage
     data = {"bytes": path.stat().st_size, "coverage": coverage.as_json(), "manifest": manifest.to_json()}
-    tables: list[RenderableType] = [report.facts(str(path), _facts(path, manifest))]
+    tables: list[RenderableType] = []
+    if not sites and not scales:
+        tables += [report.facts(str(path), _facts(path, manifest)), report.facts("Recipe", _recipe(manifest))]
     if scales:
         tables.append(report.scales(manifest.description.scales))
     if sites or not scales:
@@ -148,11 +150,14 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
         "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",
     }
-    recipe = dict(description.recipe)
-    tuned = recipe.pop("tuned", ())
+    tuned = description.recipe.get("tuned", ())
     chosen = sum(kernel["decisions"] is not None for kernel in tuned)
-    facts |= {f"recipe {name}": _listed(value) for name, value in recipe.items()}
     return facts | {"tuned kernels": f"{chosen} of {len(tuned)} not by default" if tuned else "none"}
+
+
+def _recipe(manifest: Manifest) -> dict[str, Any]:
+    recipe = manifest.description.recipe
+    return {name: _listed(value) for name, value in recipe.items() if name != "tuned"}
 
 
 def _listed(value: Any) -> Any:
