@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tvmq.breakdown import break_down
+from tvmq.breakdown import Benchmark, Breakdown, break_down
 from tvmq.runtime import KernelTime
 from tvmq.spec import Coverage, CoverageRow
 from tvmq.target import load_profile
@@ -51,3 +51,8 @@ def test_kernels_measured_longer_than_the_call_leave_nothing_outside():
 
 def test_no_kernels_are_no_division_by_zero():
     assert break_down((), 0.0, COVERAGE, PROFILE, threads=1).whole_us == 0.0
+
+
+def test_a_benchmark_is_printed_with_its_percentiles():
+    shown = str(Benchmark(1.5, 1.4, 1.9, 7, 2, Breakdown((), 1.0, 0.2, "a datasheet")))
+    assert shown.startswith("1.500 ms (p10 1.400, p90 1.900), 7 runs on 2 threads")

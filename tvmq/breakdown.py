@@ -55,7 +55,7 @@ class Benchmark(Record):
     disturbed: str = ""  # what that means, if the threads had to wait for a core
 
     def __str__(self) -> str:
-        spread = f"{self.median_ms:.3f} ms (10 % under {self.p10_ms:.3f}, 90 % under {self.p90_ms:.3f})"
+        spread = f"{self.median_ms:.3f} ms (p10 {self.p10_ms:.3f}, p90 {self.p90_ms:.3f})"
         ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
         slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"

@@ -29,7 +29,10 @@ def test_a_sound_site_needs_no_help():
     ("change", "said"),
     [
         ({"weights_db": 12.0}, "its weights dominate (12 dB alone, its inputs 42 dB)"),
-        ({"channels_after": WIDE, "channels_before": WIDE}, "balancing does not reach it"),
+        (
+            {"channels_after": WIDE, "channels_before": WIDE},
+            "balancing does not reach it: `ignored` keeps it in float",
+        ),
         ({"channels_after": WIDE, "channels_before": (900.0, 1.0, 1.0)}, "(before balancing 900 times)"),
         ({"reads": replace(FINE, outliers=9.0)}, "9 times the 99.9th percentile: try observer percentile"),
         ({"reads": replace(FINE, clipped=0.02, clipping=0.8)}, "clipping 2 % of what it reads makes 80 %"),

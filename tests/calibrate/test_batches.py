@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tvmq.calibrate.batches import as_batches
-from tvmq.errors import CalibrationError
+from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.spec import TensorSpec
 
 IMAGE = (TensorSpec("image", (1, 3, 4, 4), "float32"),)
@@ -100,6 +100,20 @@ def broken(value):
 def test_unusable_data_is_refused_in_a_sentence(data, specs, message):
     with pytest.raises(CalibrationError, match=re.escape(message)):
         list(as_batches(data, specs))
+
+
+@pytest.mark.parametrize("label", [(), (10,)])
+def test_labels_of_a_data_loader_are_left_out_and_that_is_said_once(label):
+    batches = [(images(2), torch.zeros(2, *label)), (images(2) + 1, torch.zeros(2, *label))]
+    with pytest.warns(TvmqWarning, match="taken for labels") as said:
+        found = list(as_batches(batches, IMAGE))
+    assert len(said) == 1
+    assert torch.equal(torch.cat([x for (x,) in found]), torch.cat([torch.tensor(x) for x, _ in batches]))
+
+
+def test_two_arrays_of_which_both_fit_are_refused():
+    with pytest.raises(CalibrationError, match="holds 2 arrays"):
+        list(as_batches([(images(2), images(2))], IMAGE))
 
 
 def test_integers_outside_the_models_range_are_refused():

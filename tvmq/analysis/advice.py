@@ -80,7 +80,7 @@ def _uneven(evidence: Evidence) -> list[str]:
     said = f"its widest channel is {after:.0f} times the median"
     if before and after < BALANCED * before:
         return [f"{said} (before balancing {before:.0f} times)"]
-    return [f"{said}, and balancing does not reach it: a fold of scales into the layer before would help"]
+    return [f"{said}, and balancing does not reach it: `ignored` keeps it in float"]
 
 
 def _stored(evidence: Evidence) -> list[str]:

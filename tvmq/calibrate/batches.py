@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import torch
 import tvm
 
-from tvmq.errors import CalibrationError
+from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.spec import TensorSpec
 
 Batch = tuple[torch.Tensor, ...]
 
 MINIMUM_SAMPLES, GOOD_SAMPLES = 2, 32
+LABELS_LEFT_OUT = (
+    "calibration: batches of two arrays for one input; the second is taken for labels and left out"
+)
 EXAMPLE = f"calibration=[(image,) for image in images[:{GOOD_SAMPLES}]]"
 
 
@@ -89,6 +93,10 @@ def _item(item: object, index: int, specs: Sequence[TensorSpec]) -> Batch:
         arrays = list(item)
     else:
         arrays = [item]
+    if _labelled(arrays, specs):
+        arrays = arrays[:1]
+        if index == 0:
+            warnings.warn(TvmqWarning(LABELS_LEFT_OUT), stacklevel=2)
     if len(arrays) != len(specs):
         raise CalibrationError(_wrong_number(where, len(arrays), specs))
     batched = _batch_size(specs) is not None
@@ -102,6 +110,15 @@ def _item(item: object, index: int, specs: Sequence[TensorSpec]) -> Batch:
             f"{where}: the inputs hold {_listed(sorted(sizes))} samples, one number is wanted in all"
         )
     return tensors
+
+
+def _labelled(arrays: Sequence[Any], specs: Sequence[TensorSpec]) -> bool:
+    """Tell whether arrays are the only input's batch, and labels [B] or [B, classes] that do not fit it."""
+    if len(specs) != 1 or len(arrays) != 2 or not all(hasattr(array, "shape") for array in arrays):
+        return False
+    wanted, (x, y) = specs[0].shape, (tuple(array.shape) for array in arrays)
+    fits = len(wanted) > 0 and _holds_samples(x, wanted) and not _holds_samples(y, wanted)
+    return fits and len(y) in (1, 2) and y[0] == x[0]
 
 
 def _by_name(item: Mapping[Any, Any], where: str, specs: Sequence[TensorSpec]) -> list[Any]:
