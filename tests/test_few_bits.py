@@ -13,9 +13,9 @@ from torch import nn
 import tvmq
 from tests import tiny_transformer
 from tvmq.formats import code_limits
-from tvmq.pipeline import canonical, formats_of
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import Nodes, index
+from tvmq.quantizer import canonical, formats_of
 from tvmq.spec import COPY, W8A8, Precision
 
 

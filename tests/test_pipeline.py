@@ -24,7 +24,7 @@ from tests.tiny_transformer import compiled, inputs, model
 from tests.torch_threads import torch_threads
 from tvmq.errors import CalibrationError, EnvironmentMismatchError, UnsupportedModelError, UsageError
 from tvmq.images import Preprocessing, load_calibration
-from tvmq.pipeline import REQUANTIZE
+from tvmq.quantizer import REQUANTIZE
 from tvmq.spec import Coverage, Plan, TensorSpec
 from tvmq.tune import tuner
 

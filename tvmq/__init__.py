@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tvmq.errors import TvmqWarning as TvmqWarning
     from tvmq.evaluation import Evaluation as Evaluation
     from tvmq.evaluation import evaluate as evaluate
+    from tvmq.plan.recipe import Recipe as Recipe
     from tvmq.tune.options import Tune as Tune
 
 __version__ = "0.1.0"
@@ -38,6 +39,8 @@ _HOME = {
     "Coverage": "tvmq.spec",
     "Plan": "tvmq.spec",
     "Tune": "tvmq.tune.options",
+    "Recipe": "tvmq.plan.recipe",
+    "draw_plan": "tvmq.analysis.plan_pictures",
     "TvmqError": "tvmq.errors",
     "TvmqWarning": "tvmq.errors",
     "BusyMachineWarning": "tvmq.errors",

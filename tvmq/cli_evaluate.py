@@ -44,7 +44,7 @@ def float_function(path: Path, inputs: tuple[TensorSpec, ...]) -> Callable[[Arra
     import torch
 
     from tvmq import reference
-    from tvmq.pipeline import canonical
+    from tvmq.quantizer import canonical
 
     opened = open_model(path)
     mod = canonical(opened.model, tuple(np.zeros(spec.shape, spec.dtype) for spec in inputs))

@@ -22,6 +22,8 @@ from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Pl
 if TYPE_CHECKING:  # 15 ms that running a model need not spend
     from tvmq.breakdown import Benchmark
     from tvmq.images import Preprocessing
+    from tvmq.plan.recipe import Recipe
+    from tvmq.plan.records import PlanReport
     from tvmq.verification import Verification
 
 
@@ -47,6 +49,7 @@ class CompiledModel:
         self._built = built
         self._description = description
         self._known = golden
+        self.search: PlanReport | None = None  # what bits="auto" chose from; no part of the artifact
         if golden is not None:
             self._samples = golden.inputs
         elif samples is not None:
@@ -86,6 +89,13 @@ class CompiledModel:
 
         stored = self._description.recipe.get("photos")
         return Preprocessing.from_json(stored, "the artifact's recipe, photos") if stored else None
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the bits of every site and the options, to `save`, edit and pass to `tvmq.compile`."""
+        from tvmq.plan.recipe import Recipe
+
+        return Recipe.of(self.plan, self._description.recipe)
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -9,7 +9,7 @@ import torch
 from tests.analysis.nets import WIDTH, samples, site, small, two
 from tvmq.analysis.measure import Clipping, Sums
 from tvmq.analysis.records import BEST_DB
-from tvmq.pipeline import quantized
+from tvmq.quantizer import quantized
 
 
 def decibel(wanted: np.ndarray, given: np.ndarray) -> float:

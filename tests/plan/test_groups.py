@@ -7,7 +7,8 @@ from tvmq.errors import UsageError
 from tvmq.frontend import import_model
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.plan.assign import assign_precisions
-from tvmq.plan.groups import SiteGroup, precision_of, site_groups
+from tvmq.plan.cost_table import precision_of
+from tvmq.plan.groups import SiteGroup, site_groups
 from tvmq.plan.nodes import Nodes, index
 from tvmq.spec import W8A8, Precision
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from tvmq.analysis import charts
+from tvmq.analysis.plan_pictures import drawing
 from tvmq.analysis.records import Analysis, SiteError
 from tvmq.analysis.terminal import ADVISED, style
 from tvmq.images import write_atomically
+from tvmq.plan.records import PlanReport
 
 TEMPLATE = "page.html.j2"
 
 
-def save(found: Analysis, path: str | Path) -> None:
+def save(found: Analysis, path: str | Path, plan: PlanReport | None = None) -> None:
     """Write the page; a file that was there is replaced only by a whole one."""
-    text = render(found).encode("utf-8")
+    text = render(found, plan).encode("utf-8")
 
     def write(file: IO[bytes]) -> None:
         file.write(text)
@@ -24,7 +26,7 @@ def save(found: Analysis, path: str | Path) -> None:
     write_atomically(Path(path), write)
 
 
-def render(found: Analysis) -> str:
+def render(found: Analysis, plan: PlanReport | None = None) -> str:
     """Return the page: style, plots and numbers in one text, and nothing to load."""
     import jinja2
 
@@ -43,6 +45,7 @@ def render(found: Analysis) -> str:
         size=(charts.WIDTH, charts.HEIGHT, charts.OVERVIEW_HEIGHT),
         full=charts.FULL_DB,
         style=style,
+        plan="" if plan is None else drawing(plan).svg(),
     )
 
 

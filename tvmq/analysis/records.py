@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmq.calibrate.findings import Finding
+from tvmq.plan.records import PlanReport
 from tvmq.record import Record
 
 LISTED = 10  # sites that str() shows
@@ -90,11 +91,14 @@ class Analysis(Record):
         """Return the sites by what they do alone, the worst first."""
         return tuple(sorted(self.sites, key=lambda site: site.rank))
 
-    def save_html(self, path: Any) -> None:
-        """Write one page that needs nothing else: no script, and nothing from the network."""
+    def save_html(self, path: Any, plan: PlanReport | None = None) -> None:
+        """Write one page that needs nothing else: no script, and nothing from the network.
+
+        plan: what bits="auto" chose from (`compiled.search`), drawn at the end.
+        """
         from tvmq.analysis.page import save
 
-        save(self, path)
+        save(self, path, plan)
 
     def __str__(self) -> str:
         lines = [

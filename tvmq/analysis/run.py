@@ -24,10 +24,10 @@ from tvmq.calibrate.histogram import Histogram
 from tvmq.environment import require_tvm
 from tvmq.errors import CalibrationError, UsageError
 from tvmq.formats import QuantParams
-from tvmq.pipeline import NO_CALIBRATION, Quantized, check_quantization, quantized
 from tvmq.plan.nodes import Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.presets import DEFAULT
+from tvmq.quantizer import NO_CALIBRATION, Quantized, check_quantization, quantized, told_bits
 
 SAMPLES = 16
 BINS = 60  # of the histograms that are kept
@@ -40,7 +40,7 @@ def analyze(
     calibration: Any = None,
     held_out: Any = None,
     example_inputs: Any = None,
-    bits: int | str = 8,
+    bits: int | str | Mapping[str, Any] = 8,
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
     observer: str = "mse",
@@ -60,7 +60,7 @@ def analyze(
     precision = check_quantization(bits, requantize, observer, preset)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
-    options = {"bits": precision.option, "requantize": requantize, "observer": observer, "preset": preset}
+    options = {"bits": told_bits(precision), "requantize": requantize, "observer": observer, "preset": preset}
     options["seed"] = seed
     chosen = quantized(
         model,

@@ -32,6 +32,7 @@ POOL_REASON = (
 COARSE = "8 bits would be too coarse for its result, which no product reads in 8 bits anyway"
 INTEGER = "integer kernel"
 CHOSEN_FLOAT = "its bits are given as float"
+Bits = Precision | Mapping[str, Precision | None]  # of all sites, or by glob pattern; None: float
 NO_REASONS: Mapping[str, str] = MappingProxyType({})
 # Why lowering left a planned site in float: other uses of its values decided how they are stored.
 STORAGE = {
@@ -47,7 +48,7 @@ def assign_precisions(
     module_hash: str,
     *,
     ignored: Sequence[str] = (),
-    bits: Precision | Mapping[str, Precision | None] = W8A8,
+    bits: Bits = W8A8,
     reasons: Mapping[str, str] = NO_REASONS,
 ) -> Plan:
     """Return the plan: bits for every site that has an integer form and matches no ignored pattern.
@@ -60,7 +61,8 @@ def assign_precisions(
     """
     names = [name for name, node in nodes.by_name.items() if node.kind in SITE_KINDS]
     left_out = match_sites(tuple(ignored), names) if ignored else frozenset()
-    wanted = by_site(bits, names)
+    others = _without_integer_form(nodes)
+    wanted = by_site(bits, [*names, *(name for name, _, _ in others)])
     edges = edge_sites(nodes) if any(own not in (W8A8, None) for own in wanted.values()) else {}
     plans = []
     for name in names:
@@ -73,13 +75,11 @@ def assign_precisions(
         own = own if node.kind in NARROWED and name not in edges else W8A8
         said = INTEGER + EDGE_REASONS.get(edges.get(name, ""), "")
         plans.append(SitePlan(name, kind, own, reasons.get(name, said)))
-    plans += [SitePlan(name, op, None, why) for name, op, why in _without_integer_form(nodes)]
+    plans += [SitePlan(name, op, None, why) for name, op, why in others]
     return Plan(module_hash, tuple(plans))
 
 
-def by_site(
-    bits: Precision | Mapping[str, Precision | None], names: Sequence[str]
-) -> dict[str, Precision | None]:
+def by_site(bits: Bits, names: Sequence[str]) -> dict[str, Precision | None]:
     """Return what each site is to have; bits as for assign_precisions."""
     if isinstance(bits, Precision):
         return dict.fromkeys(names, bits)
@@ -214,6 +214,19 @@ def achieved(coverage: Coverage, integer: tvm.IRModule, *, strict: bool = False)
         reason = STORAGE["unary"] if plain else STORAGE.get(row.kind, STORAGE[""])
         rows.append(replace(row, integer=False, reason=reason) if row.integer and not done else row)
     return _accepted(Coverage(tuple(rows)), strict)
+
+
+def require_share(coverage: Coverage, least: float | None) -> None:
+    """Raise UnsupportedModelError if a smaller share of the multiplications than this is done in integers."""
+    share = coverage.macs_integer_fraction
+    if least is None or share >= least:
+        return
+    left = sorted((row for row in coverage.rows if not row.integer), key=lambda row: -row.macs)
+    listed = ", ".join(f"{row.site} ({row.reason})" for row in left[:5])
+    raise UnsupportedModelError(
+        f"min_coverage={least:g}: {share:.4g} of the multiplications would be done in integers, the rest by "
+        f"{listed}; ask for less to accept that"
+    )
 
 
 def _is_float(var: tvm.relax.Var) -> bool:

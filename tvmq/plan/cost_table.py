@@ -18,6 +18,11 @@ def precision_name(precision: Precision | None) -> str:
     return FLOAT if precision is None else str(precision)
 
 
+def precision_of(name: str) -> Precision | None:
+    """Return what precision_name was made of; UsageError for what names none."""
+    return None if name == FLOAT else Precision.of(name)
+
+
 @dataclass(frozen=True, slots=True)
 class SiteCost(Record):
     """One site in one precision, its epilogue included, dtype changes of its inputs and outputs left out."""

@@ -28,11 +28,6 @@ class SiteGroup(Record):
     choices: tuple[str, ...]
 
 
-def precision_of(name: str) -> Precision | None:
-    """Return what precision_name was made of; UsageError for what names none."""
-    return None if name == FLOAT else Precision.of(name)
-
-
 def site_groups(nodes: Nodes, plan: Plan, precisions: Sequence[Precision]) -> tuple[SiteGroup, ...]:
     """Return the groups of all sites that a plan for integers has not left in float.
 

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_transformer
+from tvmq.compile_options import Held, Options, check_budget, check_build
+from tvmq.errors import UnsupportedModelError, UsageError
+from tvmq.plan.options import Budget
+from tvmq.plan.recipe import Recipe
+from tvmq.spec import W8A8, Precision
+
+
+def options(bits=8, recipe=None) -> Options:
+    return Options.of(bits, "norm", "pot", "mse", "fast", 0, 1, recipe)
+
+
+def test_bits_may_be_one_number_or_one_by_pattern_or_automatic():
+    assert options("w4a8").given == Precision(4, 8)
+    assert options({"*": 6, "head": "float", "fc": None}).given == {
+        "*": Precision(6, 6),
+        "head": None,
+        "fc": None,
+    }
+    assert options("auto").bits == "auto"
+    with pytest.raises(UsageError, match="bits='w9': no widths"):
+        options({"*": "w9"})
+
+
+def test_a_recipe_takes_the_place_of_options_and_has_bits_of_its_own():
+    recipe = Recipe({"*": W8A8}, options={"seed": 5, "preset": "best", "ignored": ["head"]})
+    found = options(recipe=recipe)
+    assert (found.seed, found.preset, found.ignored, found.requantize) == (5, "best", ("head",), "pot")
+    with pytest.raises(UsageError, match="recipe: has bits of its own; leave out bits='auto'"):
+        options("auto", recipe)
+
+
+def test_a_budget_wants_automatic_bits():
+    check_budget(options("auto"), Budget(max_size_mb=1), print)
+    with pytest.raises(UsageError, match='a budget and validation are for bits="auto" alone'):
+        check_budget(options(), Budget(max_size_mb=1), None)
+    with pytest.raises(UsageError, match="validation=3: a function of a model is wanted"):
+        check_budget(options("auto"), Budget(), 3)
+    with pytest.raises(UsageError, match=r"min_coverage=80: a share from 0 to 1 is wanted"):
+        check_build(1, None, 80)
+
+
+def test_data_that_comes_once_is_held():
+    assert Held.of([1]) == [1]
+    held = Held.of(iter([1, 2]))
+    assert (list(held), list(held)) == ([1, 2], [1, 2])
+
+
+def test_a_recipe_compiles_to_the_same_bytes_and_to_others_once_edited(tmp_path: Path):
+    bits = {"*": "w4a8", "blocks.1.*": 8, "blocks.0.norm2": "float"}
+    first = tiny_transformer.compiled(bits=bits, preset="fast")
+    first.save(tmp_path / "first.tvmq")
+    first.recipe.save(tmp_path / "r.toml")
+    tiny_transformer.compiled(recipe=tmp_path / "r.toml").save(tmp_path / "again.tvmq")
+    assert (tmp_path / "again.tvmq").read_bytes() == (tmp_path / "first.tvmq").read_bytes()
+    recipe = Recipe.load(tmp_path / "r.toml")
+    assert recipe.reasons["blocks.0.norm2"] == "its bits are given as float"
+    assert recipe.bits["blocks.0.fc1"] == Precision(4, 8)
+    other = Recipe(recipe.bits, options=recipe.options, model="0" * 16)
+    with pytest.raises(UsageError, match=r"recipe: is for another model \(hash 0000"):
+        tiny_transformer.compiled(recipe=other)
+    with pytest.raises(UnsupportedModelError, match=r"min_coverage=0.99: 0\.\d+ of the multiplications"):
+        tiny_transformer.compiled(bits={"blocks.*.fc1": "float"}, preset="fast", min_coverage=0.99)

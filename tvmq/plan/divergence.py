@@ -1,0 +1,54 @@
+"""How far a model's outputs are from float, and losses whose gradients tell that of small errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Tensor = torch.Tensor
+NOTHING = 1e-30  # stands for the square of an output of zeros
+
+
+def names_classes(outputs: Sequence[Tensor]) -> bool:
+    """Tell whether outputs look like the scores of classes: one matrix [N, classes]."""
+    return len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1
+
+
+def divergence(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the sum over samples of KL(wanted || found) of classes, or of the relative squared error."""
+    if names_classes(wanted):
+        p, q = (values[0].double().log_softmax(1) for values in (wanted, found))
+        return float((p.exp() * (p - q)).sum())
+    total = 0.0
+    for exact, other in zip(wanted, found, strict=True):
+        exact, other = exact.double(), other.double()
+        finite = torch.isfinite(exact)
+        error = (other - exact)[finite].square().sum()
+        total += float(len(exact) * error / exact[finite].square().sum().clamp_min(NOTHING))
+    return total / max(len(wanted), 1)
+
+
+def random_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
+    """Return a loss whose gradients' outer product is, in the mean, the metric that divergence has."""
+    if names_classes(outputs):
+        scores = outputs[0].log_softmax(1)
+        drawn = torch.multinomial(scores.detach().exp(), 1, generator=random)
+        return scores.gather(1, drawn).sum()
+    parts = []
+    for value in outputs:
+        signs = torch.randint(0, 2, value.shape, generator=random) * 2.0 - 1
+        size = value.detach().square().sum().clamp_min(NOTHING) * len(outputs) / (2 * len(value))
+        parts.append((value * signs).sum() / size.sqrt())
+    return torch.stack(parts).sum()
+
+
+def agreement(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the sum over samples of a likeness that is 1 for equal outputs.
+
+    Of classes: the share of probability that both give to the same ones. Otherwise 1 less the relative error.
+    """
+    if not names_classes(wanted):
+        return len(wanted[0]) - divergence(wanted, found)
+    p, q = (values[0].double().softmax(1) for values in (wanted, found))
+    return float(torch.minimum(p, q).sum())
