@@ -257,7 +257,7 @@ def test_unusable_calibration_data_is_a_sentence(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": "4 bits"}, "bits='4 bits': no widths are called that; pass 8, 6 or 4 for"),
+        ({"bits": "4 bits"}, "bits='4 bits': no widths are called that; pass 3 to 8 for"),
         ({"requantize": "dyadic"}, "requantize='dyadic' is unknown; choose one of"),
         ({"observer": "median"}, "observer='median' is unknown; choose one of"),
         ({"threads": 0}, "threads=0: at least 1 is wanted"),
