@@ -30,6 +30,7 @@ _HOME = {
     "compile": "tvmq.pipeline",
     "evaluate": "tvmq.evaluation",
     "analyze": "tvmq.analysis.run",
+    "costs": "tvmq.costing",
     "load": "tvmq.compiled",
     "CompiledModel": "tvmq.compiled",
     "Benchmark": "tvmq.breakdown",
@@ -48,7 +49,7 @@ _HOME = {
     "mend_torchvision": "tvmq.frontend.torch",
 }
 
-_COMPILING = ("analyze", "compile", "mend_torchvision")
+_COMPILING = ("analyze", "compile", "costs", "mend_torchvision")
 
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -91,6 +91,24 @@ def lowering_passes(target: Any) -> list[Any]:
     """Return the passes from kernel calls and plain integer ops to the Relax VM."""
     transform = relax.transform
     return [
+        *loop_passes(target),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+def loop_passes(target: Any) -> list[Any]:
+    """Return the passes after which every call that computes is a call_tir of a scheduled PrimFunc."""
+    transform = relax.transform
+    return [
         ClipTakes(),  # inlining would leave it no dataflow blocks to work on
         transform.InlinePrivateFunctions(),
         # Inlining cuts main into several blocks, and FuseOps loses what one of them reads from another.
@@ -103,16 +121,6 @@ def lowering_passes(target: Any) -> list[Any]:
         transform.FuseTIR(),
         ScheduleLeftovers(target),
         transform.RewriteDataflowReshape(),
-        transform.ToNonDataflow(),
-        transform.RemovePurityChecking(),
-        transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
-        transform.LowerAllocTensor(),
-        transform.KillAfterLastUse(),
-        transform.LowerRuntimeBuiltin(),
-        transform.ComputePrimValue(),
-        transform.VMShapeLower(),
-        transform.AttachGlobalSymbol(),
     ]
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -42,12 +42,15 @@ from tvmq.cli_options import (
     Strict,
     Target,
     Threads,
+    options_of,
+    quantizer_of,
 )
 from tvmq.cli_process import leave, noted
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
 NOTHING_WRITTEN = "interrupted; nothing was written"
+COSTS_KEPT = "interrupted; what was measured is kept, the same command goes on from there"
 TRIALS_KEPT = "interrupted; no artifact was written, what was measured is kept in the tuning database"
 
 app = typer.Typer(
@@ -91,7 +94,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     """Calibrate, quantize and compile a model into one file."""
     from tvmq import cli_compile
 
-    options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
+    options = options_of(target, bits, ignore, requantize, observer, preset, strict, seed)
     data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
@@ -131,10 +134,44 @@ def tune(
     from tvmq import cli_compile
     from tvmq.tune.options import Tune
 
-    options = _options(target, bits, ignore, requantize, observer, preset, strict, seed)
+    options = options_of(target, bits, ignore, requantize, observer, preset, strict, seed)
     options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
     data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
+
+
+@app.command()
+def cost(
+    model: Model,
+    calibration: CalibrationData,
+    target: Target = "native",
+    bits: Annotated[
+        str, typer.Option(help="Widths to price besides float and w8a8, with commas: w4a8,w3a8.")
+    ] = "w4a8",
+    threads: Threads = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="File of what was measured. Default: tvmq/costs.jsonl in the cache folder."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Measure nothing: use the store, predict or estimate the rest.")
+    ] = False,
+    samples: Samples = 16,
+    batch: Batch = None,
+    mean: Mean = "",
+    std: Std = "",
+    as_json: Json = False,
+) -> int:
+    """Show what every site would cost in float and in each width: ms, bytes, and where that is known from.
+
+    Each kernel is timed once on this machine; all models share what was measured. Costs of a target that this
+    machine cannot run are estimated from its profile.
+    """
+    from tvmq import cli_compile, cli_cost
+
+    options = {"target": target, "bits": bits.split(","), "threads": threads, "store": store}
+    data = cli_compile.Data(calibration, samples, batch, mean, std)
+    return cli_cost.cost_model(model, data, options | {"measure": not estimate}, as_json=as_json)
 
 
 @app.command()
@@ -163,7 +200,7 @@ def analyze(
     """Show which sites lose most by quantization, and what would help; nothing is compiled."""
     from tvmq import cli_analyze, cli_compile
 
-    options = _quantizer(bits, ignore, requantize, observer, preset, seed)
+    options = quantizer_of(bits, ignore, requantize, observer, preset, seed)
     data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_analyze.analyze_model(model, data, held_out, html, options, as_json=as_json)
 
@@ -281,7 +318,7 @@ def doctor(as_json: Json = False) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong becomes one sentence on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    kept = TRIALS_KEPT if given[0] == "tune" else NOTHING_WRITTEN
+    kept = {"tune": TRIALS_KEPT, "cost": COSTS_KEPT}.get(given[0], NOTHING_WRITTEN)
     interrupts: list[int] = []
     try:
         with noted(interrupts):
@@ -318,44 +355,6 @@ def _command_of(error: typer.TyperException) -> str:
 def run_and_exit() -> NoReturn:
     """Be the console script."""
     leave(main())
-
-
-def _options(
-    target: str,
-    bits: str,
-    ignore: list[str] | None,
-    requantize: Requantize,
-    observer: Observer,
-    preset: Preset,
-    strict: bool,
-    seed: int,
-) -> dict[str, Any]:
-    return {
-        "target": target,
-        "strict": strict,
-        **_quantizer(bits, ignore, requantize, observer, preset, seed),
-    }
-
-
-def _quantizer(
-    bits: str,
-    ignore: list[str] | None,
-    requantize: Requantize,
-    observer: Observer,
-    preset: Preset,
-    seed: int,
-) -> dict[str, Any]:
-    from tvmq.spec import Precision
-
-    Precision.of(bits)  # what it refuses is said before any work
-    return {
-        "bits": bits,
-        "ignored": tuple(ignore or ()),
-        "requantize": requantize.value,
-        "observer": observer.value,
-        "preset": preset.value,
-        "seed": seed,
-    }
 
 
 def _refuse(given: Sequence[str], kind: str, message: str, code: int) -> int:

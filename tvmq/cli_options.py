@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,3 +83,43 @@ Batch = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model that would stay float in part.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def options_of(
+    target: str,
+    bits: str,
+    ignore: list[str] | None,
+    requantize: Requantize,
+    observer: Observer,
+    preset: Preset,
+    strict: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what tvmq.compile takes."""
+    return {
+        "target": target,
+        "strict": strict,
+        **quantizer_of(bits, ignore, requantize, observer, preset, seed),
+    }
+
+
+def quantizer_of(
+    bits: str,
+    ignore: list[str] | None,
+    requantize: Requantize,
+    observer: Observer,
+    preset: Preset,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what tvmq.compile and tvmq.analyze take."""
+    from tvmq.spec import Precision
+
+    Precision.of(bits)  # what it refuses is said before any work
+    return {
+        "bits": bits,
+        "ignored": tuple(ignore or ()),
+        "requantize": requantize.value,
+        "observer": observer.value,
+        "preset": preset.value,
+        "seed": seed,
+    }

@@ -52,6 +52,10 @@ class Machine:
     dram_gb_per_s: float
     l2_bytes: int
     source: str
+    l3_bytes: int | None = None  # shared by cores; the rest as `scripts/machine.sh` measures it, on one core
+    l1_gb_per_s: float | None = None
+    l2_gb_per_s: float | None = None
+    l3_gb_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,7 @@ class TargetProfile:
             "automatic": self.automatic,
             "requires": sorted(self.features),
             "tvm_target": {k: list(v) if isinstance(v, tuple) else v for k, v in self.tvm_target.items()},
-            "machine": asdict(self.machine),
+            "machine": {k: v for k, v in asdict(self.machine).items() if v is not None},
             "kernel": kernels,
         }
 
@@ -221,6 +225,10 @@ _MACHINE_KEYS: _Keys = {
     "dram_gb_per_s": ((int, float), True),
     "l2_bytes": (int, True),
     "source": (str, True),
+    "l3_bytes": (int, False),
+    "l1_gb_per_s": ((int, float), False),
+    "l2_gb_per_s": ((int, float), False),
+    "l3_gb_per_s": ((int, float), False),
 }
 _KERNEL_KEYS: _Keys = {
     "activation": (str, True),

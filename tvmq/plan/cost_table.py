@@ -63,3 +63,18 @@ class CostTable(Record):
     def of(self) -> Mapping[tuple[str, str], SiteCost]:
         """Return the costs by (site, precision's name)."""
         return {(cost.site, cost.precision): cost for cost in self.sites}
+
+    def ms(self, chosen: Mapping[str, str]) -> float:
+        """Return the latency of a plan, site -> precision's name for all sites; KeyError if not offered.
+
+        A value that several sites read in the other form is converted for each of them: the model does that
+        once, so such plans are a little faster.
+        """
+        total = self.fixed_ms + sum(self.of[site, name].ms for site, name in chosen.items())
+        for edge in self.edges:
+            writes, reads = (chosen.get(site, FLOAT) == FLOAT for site in (edge.writer, edge.reader))
+            if writes and not reads:
+                total += edge.from_float
+            elif reads and not writes:
+                total += edge.to_float
+        return total

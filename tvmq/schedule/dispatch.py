@@ -31,6 +31,15 @@ class Packed:
     layout: str
 
 
+@dataclass(frozen=True, slots=True)
+class SiteCall:
+    """One call of a kernel, by the site that it computes; arguments as the kernel reads them."""
+
+    site: str
+    kernel: kernels.Kernel
+    arguments: tuple[Any, ...]
+
+
 @tvm.ir.transform.module_pass(opt_level=0, name="DispatchKernels")
 class DispatchKernels:
     """The pass.
@@ -46,9 +55,11 @@ class DispatchKernels:
         self.decisions = decisions
         self.packed: dict[Any, Packed] = {}  # the constants it replaced
         self.uses: Mapping[str, Use] = {}  # by semantics, the kernels of the last module
+        self.calls: list[SiteCall] = []  # of the last module, in its order
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod with kernel calls; functions that nobody calls any more are gone."""
+        self.calls = []
         dispatcher = _Dispatcher(mod, self)
         self.uses = dispatcher.table.uses
         return dispatcher.run()
@@ -106,6 +117,7 @@ class _Dispatcher:
         args = [self._pack(a, p) for a, p in zip(call.args, kernel.packing, strict=True)]
         if any(arg is None for arg in args):
             return binding
+        self.owner.calls.append(SiteCall(str(attrs["site"]), kernel, tuple(args)))
         out = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty
         replaced = relax.op.call_tir(self.table.call(kernel, args), relax.Tuple(args), out)
         return relax.VarBinding(binding.var, self.builder.normalize(replaced))

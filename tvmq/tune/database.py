@@ -1,8 +1,7 @@
 """What was measured, one JSON line each, in a file that is only ever appended to.
 
 Every line holds all that its number depends on, so files of several machines may be joined by `cat`, and
-lines of another kernel, target, CPU, thread count or version are never used. A line is on the disk before
-the next trial begins; one that was torn by a crash is skipped.
+lines of another kernel, target, CPU, thread count or version are never used.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -20,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tvmq.environment import cpu_name, versions
-from tvmq.errors import UsageError
 from tvmq.record import Record
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
+from tvmq.tune.line_file import LineFile
 
 START = b'{"event": "'  # of every line
 CRASHES = 2  # a trial that was begun so often and never ended took its process with it
@@ -141,8 +138,9 @@ class Database:
     def __init__(self, path: Path, setting: Setting) -> None:
         self.path = path
         self.setting = setting
+        self._file = LineFile(path, START, "tuning")
         self._histories: dict[str, History] = {}
-        for line in self._read():
+        for line in self._file.read(Line.from_json):
             if line.setting == setting:
                 self.history(line.kernel).add(line)
 
@@ -153,57 +151,12 @@ class Database:
     def append(self, event: Event, kernel: str, decisions: Decisions, **facts: Any) -> None:
         """Write one line and wait until it is on the disk."""
         line = Line(event, kernel, self.setting, dict(decisions), **facts)
-        text = json.dumps(line.to_json(), ensure_ascii=False, allow_nan=False)
-        with self._opened() as handle:
-            size = os.fstat(handle).st_size
-            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            rest = b"\n" * torn + text.encode() + b"\n"
-            # One write per line, as several processes may append to one file; but a disk that fills up
-            # takes a part of it, and refuses the rest.
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
+        self._file.append(line)
         self.history(kernel).add(line)
 
     def require_writable(self) -> None:
         """Make the file, empty if there is none; raise UsageError where it cannot be written."""
-        with self._opened():
-            pass
-
-    @contextmanager
-    def _opened(self) -> Iterator[int]:
-        try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                yield handle
-            finally:
-                os.close(handle)
-        except FileNotFoundError as error:
-            folder = str(self.path.parent)
-            raise UsageError(f"{self.path}: folder {folder!r} does not exist; create it first") from error
-        except OSError as error:
-            raise UsageError(
-                f"{self.path}: cannot be written ({error.strerror}); give another database"
-            ) from error
-
-    def _read(self) -> Iterator[Line]:
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise UsageError(
-                f"{self.path}: cannot be read as a tuning database ({error.strerror})"
-            ) from error
-        readable = 0
-        for text in content.splitlines():
-            try:
-                yield Line.from_json(json.loads(text))
-                readable += 1
-            except (UsageError, ValueError, RecursionError):  # torn, or of another version
-                continue
-        if not readable and content[: len(START)] != START[: len(content)]:
-            raise UsageError(f"{self.path}: not one line of it is a tuning record; give another database")
+        self._file.require_writable()
 
 
 def setting_of(profile: TargetProfile, threads: int) -> Setting:

@@ -58,17 +58,9 @@ class KernelBench:
         self._kernel = use.kernel
         self._target = profile.tvm()
         default = use.kernel.function()
-        shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in default.params]
-        inputs, outputs = shapes[: len(use.arguments)], shapes[len(use.arguments) :]
-        self._default = self._compiled(default)
-        arguments = _arguments(use, inputs, np.random.default_rng(seed))
-        constant = sum(c.nbytes for c in use.arguments if c is not None)
-        copies = math.ceil(EVICTING_CACHES * profile.machine.l2_bytes / max(constant, 1))
-        self._sets = [
-            [tvm.runtime.from_dlpack(a) for a in copied]
-            for copied in _copies(arguments, use.arguments, min(max(copies, 2), MAX_COPIES))
-        ]
-        self._outputs = [aligned_empty(*output) for output in outputs]
+        self._default = compiled(default, self._target)
+        evicting = EVICTING_CACHES * profile.machine.l2_bytes
+        self._sets, _, self._outputs = operands(use, default, evicting, MAX_COPIES, seed)
         self._results = [tvm.runtime.from_dlpack(output) for output in self._outputs]
         self._expected = self._run(self._default)
 
@@ -82,14 +74,9 @@ class KernelBench:
         functions = [self._default, *(self._checked(decisions) for decisions in finalists)]
         return [settled(times) for times in self._timed(functions, BLOCKS * SECONDS)]
 
-    def _compiled(self, func: Any) -> Callable[..., None]:
-        module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
-        compiled: Callable[..., None] = tvm.compile(module, self._target)["main"]
-        return compiled
-
     def _checked(self, decisions: Decisions) -> Callable[..., None]:
         try:
-            function = self._compiled(self._kernel.function(decisions))
+            function = compiled(self._kernel.function(decisions), self._target)
             found = self._run(function)
         except Exception as error:  # TVM and LLVM have no common class for what they refuse
             said = " ".join(str(error).split())
@@ -128,6 +115,33 @@ class KernelBench:
         return time.perf_counter() - began
 
 
+def compiled(func: Any, target: Any) -> Callable[..., None]:
+    """Return a PrimFunc as a function of tensors, outputs last."""
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    made: Callable[..., None] = tvm.compile(module, target)["main"]
+    return made
+
+
+def operands(
+    use: Use, func: Any, evicting: int, most: int, seed: int = 0
+) -> tuple[list[list[Any]], list[Array], list[Array]]:
+    """Return argument lists for a kernel's PrimFunc, the arrays of what a model computes, and its outputs.
+
+    Each list has constants of its own, so that by the time the first one's turn comes again, `evicting` bytes
+    of others were read, or `most` lists of them.
+    """
+    shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in func.params]
+    inputs, outputs = shapes[: len(use.arguments)], shapes[len(use.arguments) :]
+    arguments = _arguments(use, inputs, np.random.default_rng(seed))
+    constant = sum(c.nbytes for c in use.arguments if c is not None)
+    copies = min(max(math.ceil(evicting / max(constant, 1)), 2), most)
+    sets = [
+        [tvm.runtime.from_dlpack(a) for a in copied] for copied in _copies(arguments, use.arguments, copies)
+    ]
+    computed = [a for a, c in zip(arguments, use.arguments, strict=True) if c is None]
+    return sets, computed, [aligned_empty(*output) for output in outputs]
+
+
 def settled(times: Sequence[float]) -> float:
     """Return the middle one of the least times of BLOCKS parts: a lucky run counts once."""
     size = math.ceil(len(times) / BLOCKS)
@@ -144,6 +158,8 @@ def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: 
         array = aligned_empty(shape, dtype)
         if constant is not None:
             array[...] = constant
+        elif array.dtype == np.bool_:
+            array[...] = chance.integers(0, 2, shape)
         elif np.issubdtype(array.dtype, np.floating):
             array[...] = chance.standard_normal(shape)
         elif array.itemsize >= INDEX_BYTES:

@@ -51,7 +51,7 @@ def prepare(profile: TargetProfile, options: Tune, threads: int) -> Database:
     """
     database = Database(options.path, setting_of(profile, threads))
     if options.trials:
-        _require_machine(profile)
+        require_machine(profile, "tune")
         require_xgboost()
         use_threads(threads)
         if options.database is None:
@@ -67,12 +67,13 @@ def kernels_of(mod: tvm.IRModule, profile: TargetProfile, threads: int) -> Mappi
     return {**dispatch[0].uses, **dispatch[1].uses}
 
 
-def _require_machine(profile: TargetProfile) -> None:
+def require_machine(profile: TargetProfile, who: str) -> None:
+    """Raise UsageError, in the name of `who`, where this machine cannot run the profile's code."""
     lacking = profile.missing(cpu_features())
     if lacking:
         raise UsageError(
-            f"tune: this machine lacks {', '.join(lacking)}, which {profile.name!r} needs, and tuning "
-            f"measures here; tune on such a machine, or compile without tuning"
+            f"{who}: this machine lacks {', '.join(lacking)}, which {profile.name!r} needs, and {who} "
+            f"measures here; run it on such a machine, or go on without measuring"
         )
     if "amx_tile" in profile.features and not allow_amx_tiles():
-        raise UsageError("tune: Linux does not let this process use AMX tiles; 5.16 or later does")
+        raise UsageError(f"{who}: Linux does not let this process use AMX tiles; 5.16 or later does")

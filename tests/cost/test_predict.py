@@ -1,0 +1,49 @@
+import importlib.util
+
+import pytest
+
+from tests.tune.synthetic import HERE
+from tvmq.cost.predict import Predictor, held_out
+from tvmq.cost.roofline import roofline_us
+from tvmq.cost.store import Measured
+from tvmq.target import load_profile
+
+PROFILE = load_profile("x86_avx512_vbmi")
+
+
+def sizes(rows: int, inputs: int, outputs: int) -> dict[str, float]:
+    return {
+        "macs": float(rows * inputs * outputs), "constant_bytes": float(inputs * outputs),
+        "input_bytes": float(rows * inputs), "output_bytes": float(rows * outputs), "integer": 1.0,
+        "elements": float(rows * max(inputs, outputs)), "threads": 1.0, "from_dram": 0.0, "key0": float(rows),
+    }  # fmt: skip
+
+
+def line(rows: int, inputs: int, outputs: int) -> Measured:
+    found = sizes(rows, inputs, outputs)
+    waste = 1.2 if rows % 6 == 0 else 1.8  # tiles of 6 rows
+    return Measured(
+        f"{rows} {inputs} {outputs}", HERE, "linear", waste * roofline_us(found, PROFILE, "l3"), 0, 9, found
+    )
+
+
+LINES = [line(r, i, o) for r in (6, 7, 49, 96, 197, 198) for i in (64, 192, 384) for o in (64, 384, 1536)]
+
+
+def test_held_out_kernels_are_predicted_within_the_aim():
+    found = held_out(LINES, PROFILE)
+    assert found is not None
+    assert found.kernels == len(LINES)
+    assert (found.median < 0.1, found.p90 < 0.25) == (True, True)
+    assert "54 held-out kernels" in str(found)
+
+
+def test_nothing_is_said_of_kinds_of_which_too_little_is_known(monkeypatch: pytest.MonkeyPatch):
+    predictor = Predictor(LINES, PROFILE)
+    unseen = sizes(198, 192, 1000)
+    assert predictor.us("linear", unseen) == pytest.approx(1.2 * roofline_us(unseen, PROFILE, "l3"), rel=0.2)
+    assert predictor.us("conv2d", unseen) is None
+    assert Predictor(LINES[:7], PROFILE).us("linear", unseen) is None
+    assert held_out(LINES[:8], PROFILE) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert Predictor(LINES, PROFILE).us("linear", unseen) is None

@@ -1,0 +1,100 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cost.tiny import NATIVE, asked, store_in
+from tvmq.cost import table as module
+from tvmq.cost.measure import Times
+from tvmq.cost.store import Store
+from tvmq.cost.table import cost_table, fingerprint
+from tvmq.errors import UsageError
+from tvmq.plan.cost_table import CostTable
+from tvmq.spec import Precision
+from tvmq.target import load_profile
+
+W4A8 = Precision(4, 8)
+
+
+class Clock:
+    """A Timer that gives every kernel its place in the order of asking, and counts."""
+
+    asked = 0
+
+    def __init__(self, profile: Any, constants_from: str) -> None:
+        assert constants_from == "l3"
+
+    def times(self, works: Any) -> list[Times]:
+        Clock.asked += len(works)
+        return [Times(10.0, 0.1, 9) for _ in works]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    Clock.asked = 0
+    monkeypatch.setattr(module, "Timer", Clock)
+    return Clock
+
+
+def of(store: Store, **options: Any) -> CostTable:
+    return cost_table(asked(), NATIVE, [W4A8], store, threads=1, **options)
+
+
+def test_each_kernel_is_measured_once_and_found_again(tmp_path: Path, clock: type[Clock]):
+    first = of(store_in(tmp_path, measure=True))
+    measured = clock.asked
+    assert measured == len(store_in(tmp_path, measure=False).lines)
+    assert {cost.source for cost in first.sites} == {"measured"}
+    assert first.of["norm1", "w8a8"].ms == first.of["norm2", "w8a8"].ms == pytest.approx(0.01)
+    assert first.of["gelu.0", "w8a8"].ms == 0.0
+    again = of(store_in(tmp_path, measure=True))
+    assert (again, clock.asked) == (first, measured)
+    assert first.device == fingerprint(store_in(tmp_path, measure=False).setting)
+
+
+def test_only_what_was_measured_by_the_same_code_on_the_same_machine_counts(
+    tmp_path: Path, clock: type[Clock]
+):
+    store = store_in(tmp_path, measure=True)
+    of(store)
+    elsewhere = Store(store.path, replace(store.setting, cpu="another CPU"))
+    found = of(elsewhere, measure=False)
+    assert {cost.source for cost in found.sites} == {"roofline"}
+    assert found.device == ""
+
+
+def test_what_a_store_lacks_is_predicted_from_its_kind_else_estimated(tmp_path: Path, clock: type[Clock]):
+    store = store_in(tmp_path, measure=True)
+    of(store)
+    linear = next(line for line in store.lines if line.family == "linear")
+    partial = Store(tmp_path / "partial.jsonl", store.setting)
+    for number in range(9):
+        partial.append(replace(linear, cost=f"another product {number}"))
+    found = of(partial, measure=False)
+    assert {found.of[site, "w8a8"].source for site in ("fc1", "fc2", "head")} == {"predicted"}
+    assert {found.of[site, "w8a8"].source for site in ("norm1", "norm2", "gelu.0")} == {"roofline"}
+    assert found.of["fc1", "float"].source == "roofline"
+    assert found.of["fc1", "w8a8"].spread == 0.0
+    assert clock.asked == len(store.lines)  # nothing was measured for it
+
+
+def test_a_plan_costs_its_sites_and_the_changes_of_form_between_them(tmp_path: Path, clock: type[Clock]):
+    table = of(store_in(tmp_path, measure=True))
+    names = dict.fromkeys([cost.site for cost in table.sites], "w8a8")
+    integer = table.ms(names)
+    edges = {(edge.writer, edge.reader): edge for edge in table.edges}
+    ends = edges["", "norm1"].from_float + edges["", "norm2"].from_float + edges["head", ""].to_float
+    assert integer == pytest.approx(table.fixed_ms + ends + sum(table.of[n, "w8a8"].ms for n in names))
+    mixed = table.ms(names | {"fc1": "float"})
+    change = table.of["fc1", "float"].ms - table.of["fc1", "w8a8"].ms
+    between = edges["norm1", "fc1"].to_float + edges["fc1", "gelu.0"].from_float
+    assert mixed == pytest.approx(integer + change + between)
+
+
+def test_a_machine_that_cannot_run_the_code_measures_nothing(tmp_path: Path):
+    other = load_profile("arm_dotprod")
+    with pytest.raises(UsageError, match=r"cost: this machine lacks .*which 'arm_dotprod' needs"):
+        module.open_store(tmp_path / "costs", other, 1, measure=True)
+    store = module.open_store(tmp_path / "costs", other, 1, measure=False)
+    assert not store.path.exists()

@@ -1,0 +1,225 @@
+"""The costs of a model's sites: from a store, measured here, learned from a store, or from a profile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvmq.cost.measure import Timer
+from tvmq.cost.model_works import Collector, ModelWorks, Subject
+from tvmq.cost.predict import Predictor, features_of
+from tvmq.cost.roofline import CALL_US, RUN_US, constants_from, roofline_us
+from tvmq.cost.store import Measured, Store, default_store
+from tvmq.cost.works import Parts, Work
+from tvmq.plan.assign import assign_precisions
+from tvmq.plan.cost_table import (
+    FLOAT,
+    MEASURED,
+    PREDICTED,
+    ROOFLINE,
+    SOURCES,
+    CostTable,
+    EdgeCost,
+    SiteCost,
+    precision_name,
+)
+from tvmq.progress import Progress, silent
+from tvmq.runtime import use_threads
+from tvmq.schedule.kernel_table import NO_DECISIONS
+from tvmq.schedule.space import Decisions
+from tvmq.spec import W8A8, Precision
+from tvmq.target import TargetProfile
+from tvmq.tune.database import Setting, setting_of
+from tvmq.tune.options import make_default_folder
+from tvmq.tune.tuner import require_machine
+
+GROUP = 6  # kernels that are timed in turns
+NAME = precision_name(W8A8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    us: float
+    spread: float
+    source: str
+
+
+def open_store(
+    path: str | os.PathLike[str] | None, profile: TargetProfile, threads: int, *, measure: bool
+) -> Store:
+    """Return the store at path, None for the default one, once all that measuring needs is there.
+
+    Raises UsageError for a file that cannot be read or written, and for a machine that cannot run the
+    profile's code or so many threads.
+    """
+    store = Store(Path(path) if path else default_store(), setting_of(profile, threads))
+    if measure:
+        require_machine(profile, "cost")
+        use_threads(threads)
+        if not path:
+            make_default_folder()
+        store.require_writable()
+    return store
+
+
+def cost_table(
+    subject: Subject,
+    profile: TargetProfile,
+    precisions: Iterable[Precision],
+    store: Store,
+    *,
+    threads: int,
+    measure: bool = True,
+    decisions: Mapping[str, Decisions] = NO_DECISIONS,
+    progress: Progress = silent,
+) -> CostTable:
+    """Return what each site costs in float, in W8A8 and in each of the precisions that it may take.
+
+    measure: time on this machine what the store does not hold. Without, what is missing is predicted where
+    the store holds enough kernels of its kind, else it is the roofline of the profile.
+    decisions: by kernel, what tuning found. store, threads: open_store makes the one for these threads.
+    """
+    wanted = [W8A8, *(p for p in dict.fromkeys(precisions) if p != W8A8)]
+    works = _collected(subject, profile, wanted, threads, decisions, progress)
+    levels = _levels(works, profile)
+    times = _Times(profile, store, threads)
+    if measure:
+        times.measure(_all(works, levels), progress)
+    sites = tuple(
+        _site_cost(site, name, found, works.weight_bytes[site, name], times, levels[name], measure=measure)
+        for (site, name), found in works.options.items()
+    )
+    near = levels[NAME]
+    edges = tuple(
+        EdgeCost(e.writer, e.reader, times.ms(e.to_integer, near), times.ms(e.to_float, near))
+        for e in works.edges
+    )
+    sources = {cost.source for cost in sites}
+    return CostTable(
+        module_hash=subject.module_hash,
+        target=profile.name,
+        device=fingerprint(store.setting) if MEASURED in sources or PREDICTED in sources else "",
+        threads=threads,
+        sites=sites,
+        edges=edges,
+        fixed_ms=times.ms(works.rest.rest, near) + 1e-3 * (RUN_US + CALL_US * works.rest.calls),
+        fixed_bytes=works.rest.rest_bytes,
+        activation_bytes=works.activation_bytes,
+    )
+
+
+def fingerprint(setting: Setting) -> str:
+    """Return a short name of the machine and the versions that numbers are true of."""
+    text = json.dumps(setting.to_json(), sort_keys=True)
+    return f"{setting.cpu} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _collected(
+    subject: Subject,
+    profile: TargetProfile,
+    precisions: Sequence[Precision],
+    threads: int,
+    decisions: Mapping[str, Decisions],
+    progress: Progress,
+) -> ModelWorks:
+    steps = len(precisions) + 1
+    progress("take apart", 0, steps)
+    collector = Collector(subject, Parts(profile, threads, decisions), profile)
+    for number, precision in enumerate(precisions):
+        collector.add(precision)
+        progress("take apart", number + 1, steps)
+    names = [s.site for s in assign_precisions(subject.nodes, subject.module_hash).sites]
+    collector.add_float(names)
+    progress("take apart", steps, steps)
+    return collector.finish(names)
+
+
+def _levels(works: ModelWorks, profile: TargetProfile) -> dict[str, str]:
+    """Return for each precision's name where its kernels' constants come from, by a uniform plan's size.
+
+    Float sites stand in a model of integers: theirs come from where the 8-bit ones do.
+    """
+    plain = {site: size for (site, name), size in works.weight_bytes.items() if name == NAME}
+    found = {}
+    for name in dict.fromkeys(name for _, name in works.options):
+        own = {site: size for (site, other), size in works.weight_bytes.items() if other == name}
+        total = sum((plain if name == FLOAT else plain | own).values())
+        found[name] = constants_from(total, profile.machine)
+    return found
+
+
+def _all(works: ModelWorks, levels: Mapping[str, str]) -> list[tuple[Work, str]]:
+    """Return every work with where its constants come from."""
+    near = levels[NAME]
+    found = [(work, levels[name]) for (_, name), each in works.options.items() for work in each]
+    found += [(work, near) for work in works.rest.rest]
+    return found + [(work, near) for e in works.edges for work in (*e.to_integer, *e.to_float)]
+
+
+class _Times:
+    """The times of works on one machine."""
+
+    def __init__(self, profile: TargetProfile, store: Store, threads: int) -> None:
+        self._profile, self._store, self._threads = profile, store, threads
+        self._predictor: Predictor | None = None
+
+    def measure(self, works: Iterable[tuple[Work, str]], progress: Progress) -> None:
+        """Time what the store lacks, one line after the other."""
+        missing = {_key(work, level): (work, level) for work, level in works}
+        todo = [each for key, each in missing.items() if key not in self._store]
+        if not todo:
+            return
+        progress("measure", 0, len(todo))
+        done = 0
+        for level in ("l3", "dram"):
+            own = [work for work, where in todo if where == level]
+            if not own:
+                continue
+            timer = Timer(self._profile, level)
+            for first in range(0, len(own), GROUP):
+                group = own[first : first + GROUP]
+                for work, times in zip(group, timer.times(group), strict=True):
+                    self._append(work, level, times.us, times.spread, times.runs)
+                done += len(group)
+                progress("measure", done, len(todo))
+
+    def _append(self, work: Work, level: str, us: float, spread: float, runs: int) -> None:
+        found = features_of(work, self._threads, level)
+        key, setting = _key(work, level), self._store.setting
+        self._store.append(Measured(key, setting, work.family, us, spread, runs, found))
+
+    def of(self, work: Work, level: str) -> _Found:
+        """Return the time of one call: measured, else predicted, else the roofline."""
+        key = _key(work, level)
+        if key in self._store:
+            line = self._store[key]
+            return _Found(line.us, line.spread, MEASURED)
+        self._predictor = self._predictor or Predictor(self._store.lines, self._profile)
+        found = features_of(work, self._threads, level)
+        us = self._predictor.us(work.family, found)
+        if us is not None:
+            return _Found(us, 0.0, PREDICTED)
+        return _Found(roofline_us(found, self._profile, level), 0.0, ROOFLINE)
+
+    def ms(self, works: Iterable[Work], level: str) -> float:
+        """Return the time of several works."""
+        return 1e-3 * sum(self.of(work, level).us for work in works)
+
+
+def _site_cost(
+    site: str, name: str, works: Sequence[Work], size: int, times: _Times, level: str, *, measure: bool
+) -> SiteCost:
+    found = [times.of(work, level) for work in works]
+    us = sum(each.us for each in found)
+    spread = sum(each.us * each.spread for each in found) / us if us else 0.0
+    nothing = MEASURED if measure else ROOFLINE  # a site that is a part of another's kernel
+    source = max((each.source for each in found), key=SOURCES.index, default=nothing)
+    return SiteCost(site, name, 1e-3 * us, spread, size, source)
+
+
+def _key(work: Work, level: str) -> str:
+    return f"{work.key} constants from {level}"
