@@ -284,3 +284,22 @@ def test_the_whole_path_with_one_small_model(scripts: Any):
     assert "ViT of two blocks" in done.stdout
     assert json.loads(results.read_text())[0]["versions"]
     assert (ROOT / "README.md").read_bytes() == readme
+
+
+def test_a_measured_profile_has_the_machines_numbers_and_parses(
+    scripts: Any, monkeypatch: pytest.MonkeyPatch
+):
+    import machine
+
+    from tvmq.target import load_profile, parse_profile
+
+    monkeypatch.setattr(machine, "cache_bytes", lambda level: {2: 1 << 20}.get(level))
+    memory = {"clock_ghz": 2.0, "dram_gb_per_s": 20.0, "l1_gb_per_s": 200.0}
+    peaks = {
+        kind: {"gmacs": gmacs, "instructions": "some"} for kind, gmacs in (("int8", 128.0), ("fp32", 32.0))
+    }
+    base = load_profile("x86_avx512_vnni")
+    made = machine.with_numbers(base, "mine", memory, peaks, "measured today")
+    assert parse_profile(made.to_toml(), "mine.toml") == made
+    assert [kernel.macs_per_cycle for kernel in made.kernels] == [64.0, 16.0]
+    assert (made.machine.l2_bytes, made.machine.l3_bytes, made.tvm_target) == (1 << 20, None, base.tvm_target)

@@ -22,9 +22,8 @@ def sizes(rows: int, inputs: int, outputs: int) -> dict[str, float]:
 def line(rows: int, inputs: int, outputs: int) -> Measured:
     found = sizes(rows, inputs, outputs)
     waste = 1.2 if rows % 6 == 0 else 1.8  # tiles of 6 rows
-    return Measured(
-        f"{rows} {inputs} {outputs}", HERE, "linear", waste * roofline_us(found, PROFILE, "l3"), 0, 9, found
-    )
+    us = waste * roofline_us(found, PROFILE, "l3")
+    return Measured(f"{rows} {inputs} {outputs}", HERE, "linear", us, 0.0, 9, found, False)
 
 
 LINES = [line(r, i, o) for r in (6, 7, 49, 96, 197, 198) for i in (64, 192, 384) for o in (64, 384, 1536)]

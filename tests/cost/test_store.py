@@ -12,7 +12,7 @@ from tests.tune.synthetic import HERE
 from tvmq.cost.store import Measured, Store, default_store
 from tvmq.errors import UsageError
 
-LINE = Measured("linear 1x2x3", HERE, "linear", 5.0, 0.1, 20, {"macs": 6.0})
+LINE = Measured("linear 1x2x3", HERE, "linear", 5.0, 0.1, 20, {"macs": 6.0}, False)
 
 
 def test_what_was_measured_is_read_again_and_the_least_time_counts(tmp_path: Path):
@@ -21,6 +21,8 @@ def test_what_was_measured_is_read_again_and_the_least_time_counts(tmp_path: Pat
         written.append(replace(LINE, us=us))
     read = Store(tmp_path / "costs", HERE)
     assert read.lines == written.lines == (replace(LINE, us=4.0),)
+    written.append(replace(LINE, us=1.0, crowded=True))
+    assert Store(tmp_path / "costs", HERE).lines == read.lines  # what others disturbed says less
     assert LINE.cost in read
     assert "another" not in read
 
@@ -44,9 +46,9 @@ def test_lines_of_another_machine_version_or_thread_count_are_never_used(
 def test_a_process_killed_while_it_writes_loses_at_most_the_last_line(tmp_path: Path):
     path = tmp_path / "costs"
     code = (
-        "from dataclasses import replace; from tests.cost.test_store import *\n"
-        f"store = Store(Path({str(path)!r}), HERE)\n"
-        "for i in range(10**6): store.append(replace(LINE, cost=f'kernel {i}')); print(i, flush=True)"
+        "from dataclasses import replace; from pathlib import Path; from tvmq.cost.store import *\n"
+        f"line = Measured.from_json({LINE.to_json()!r}); store = Store(Path({str(path)!r}), line.setting)\n"
+        "for i in range(10**6): store.append(replace(line, cost=f'kernel {i}')); print(i, flush=True)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None

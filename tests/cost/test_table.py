@@ -9,7 +9,8 @@ from tvmq.cost import table as module
 from tvmq.cost.measure import Times
 from tvmq.cost.store import Store
 from tvmq.cost.table import cost_table, fingerprint
-from tvmq.errors import UsageError
+from tvmq.errors import BusyMachineWarning, UsageError
+from tvmq.neighbours import Neighbours
 from tvmq.plan.cost_table import CostTable
 from tvmq.spec import Precision
 from tvmq.target import load_profile
@@ -37,8 +38,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
     return Clock
 
 
-def of(store: Store, **options: Any) -> CostTable:
-    return cost_table(asked(), NATIVE, [W4A8], store, threads=1, **options)
+class Alone(Neighbours):
+    """No one else has anything to do."""
+
+    def crowd(self, threads: int) -> bool:
+        return False
+
+
+class Crowd(Neighbours):
+    def crowd(self, threads: int) -> bool:
+        return True
+
+
+def of(store: Store, *, neighbours: type[Neighbours] = Alone, **options: Any) -> CostTable:
+    return cost_table(asked(), NATIVE, [W4A8], store, threads=1, neighbours=neighbours, **options)
 
 
 def test_each_kernel_is_measured_once_and_found_again(tmp_path: Path, clock: type[Clock]):
@@ -51,6 +64,20 @@ def test_each_kernel_is_measured_once_and_found_again(tmp_path: Path, clock: typ
     again = of(store_in(tmp_path, measure=True))
     assert (again, clock.asked) == (first, measured)
     assert first.device == fingerprint(store_in(tmp_path, measure=False).setting)
+
+
+def test_what_other_programs_disturbed_is_said_and_measured_again_without_them(
+    tmp_path: Path, clock: type[Clock]
+):
+    with pytest.warns(BusyMachineWarning, match="cost: other programs had the cores while [0-9]+ of"):
+        of(store_in(tmp_path, measure=True), neighbours=Crowd)
+    kernels = clock.asked
+    with pytest.warns(BusyMachineWarning):
+        of(store_in(tmp_path, measure=True), neighbours=Crowd)
+    assert clock.asked == kernels
+    of(store_in(tmp_path, measure=True))
+    of(store_in(tmp_path, measure=True))
+    assert clock.asked == 2 * kernels
 
 
 def test_only_what_was_measured_by_the_same_code_on_the_same_machine_counts(

@@ -32,6 +32,7 @@ class Measured(Record):
     spread: float  # (p90 - p10) / median of all runs
     runs: int
     features: Mapping[str, float]  # what a model learns from
+    crowded: bool  # other programs had the cores meanwhile: to be measured again when they do not
 
     def __post_init__(self) -> None:
         if not 0 < self.us < math.inf:
@@ -39,7 +40,10 @@ class Measured(Record):
 
 
 class Store:
-    """The lines of one setting in a file. Of several of one kernel the least counts: noise only adds."""
+    """The lines of one setting in a file.
+
+    Of several of one kernel the least counts, since noise only adds; first of those that no one disturbed.
+    """
 
     def __init__(self, path: Path, setting: Setting) -> None:
         self.path, self.setting = path, setting
@@ -72,7 +76,11 @@ class Store:
         self._file.require_writable()
 
     def _add(self, line: Measured) -> None:
-        self._known[line.cost] = min(self._known.get(line.cost, line), line, key=lambda each: each.us)
+        self._known[line.cost] = min(self._known.get(line.cost, line), line, key=_order)
+
+
+def _order(line: Measured) -> tuple[bool, float]:
+    return line.crowded, line.us
 
 
 def default_store() -> Path:

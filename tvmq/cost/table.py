@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvmq.cost.measure import Timer
+from tvmq.cost.measure import Timer, Times
 from tvmq.cost.model_works import Collector, ModelWorks, Subject
 from tvmq.cost.predict import Predictor, features_of
 from tvmq.cost.roofline import CALL_US, RUN_US, constants_from, roofline_us
 from tvmq.cost.store import Measured, Store, default_store
 from tvmq.cost.works import Parts, Work
+from tvmq.errors import BusyMachineWarning
+from tvmq.neighbours import Neighbours
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.cost_table import (
     FLOAT,
@@ -38,6 +42,7 @@ from tvmq.tune.options import make_default_folder
 from tvmq.tune.tuner import require_machine
 
 GROUP = 6  # kernels that are timed in turns
+LOOK_SECONDS = 0.3  # for whether other programs have the cores
 NAME = precision_name(W8A8)
 
 
@@ -76,6 +81,7 @@ def cost_table(
     measure: bool = True,
     decisions: Mapping[str, Decisions] = NO_DECISIONS,
     progress: Progress = silent,
+    neighbours: Callable[[], Neighbours] = Neighbours,
 ) -> CostTable:
     """Return what each site costs in float, in W8A8 and in each of the precisions that it may take.
 
@@ -86,7 +92,7 @@ def cost_table(
     wanted = [W8A8, *(p for p in dict.fromkeys(precisions) if p != W8A8)]
     works = _collected(subject, profile, wanted, threads, decisions, progress)
     levels = _levels(works, profile)
-    times = _Times(profile, store, threads)
+    times = _Times(profile, store, threads, neighbours)
     if measure:
         times.measure(_all(works, levels), progress)
     sites = tuple(
@@ -163,34 +169,50 @@ def _all(works: ModelWorks, levels: Mapping[str, str]) -> list[tuple[Work, str]]
 class _Times:
     """The times of works on one machine."""
 
-    def __init__(self, profile: TargetProfile, store: Store, threads: int) -> None:
+    def __init__(
+        self, profile: TargetProfile, store: Store, threads: int, neighbours: Callable[[], Neighbours]
+    ) -> None:
         self._profile, self._store, self._threads = profile, store, threads
+        self._neighbours = neighbours
         self._predictor: Predictor | None = None
 
     def measure(self, works: Iterable[tuple[Work, str]], progress: Progress) -> None:
-        """Time what the store lacks, one line after the other."""
-        missing = {_key(work, level): (work, level) for work, level in works}
-        todo = [each for key, each in missing.items() if key not in self._store]
-        if not todo:
-            return
-        progress("measure", 0, len(todo))
+        """Time what the store lacks; with the cores to itself, also what others disturbed before."""
+        asked = {_key(work, level): (work, level) for work, level in works}
+        known = {key: self._store[key] for key in asked if key in self._store}
+        again = {key for key, line in known.items() if line.crowded}
+        if again and self._crowded_now():
+            again = set()
+        todo = [each for key, each in asked.items() if key not in known or key in again]
         done = 0
-        for level in ("l3", "dram"):
+        for level in ("l3", "dram") if todo else ():
             own = [work for work, where in todo if where == level]
-            if not own:
-                continue
-            timer = Timer(self._profile, level)
+            timer = Timer(self._profile, level) if own else None
             for first in range(0, len(own), GROUP):
-                group = own[first : first + GROUP]
-                for work, times in zip(group, timer.times(group), strict=True):
-                    self._append(work, level, times.us, times.spread, times.runs)
-                done += len(group)
+                assert timer is not None
                 progress("measure", done, len(todo))
+                with self._neighbours() as watch:
+                    found = timer.times(own[first : first + GROUP])
+                crowded = watch.crowd(self._threads)
+                for work, times in zip(own[first : first + GROUP], found, strict=True):
+                    self._append(work, level, times, crowded=crowded)
+                done += len(found)
+                progress("measure", done, len(todo))
+        disturbed = sum(self._store[key].crowded for key in asked)
+        if disturbed:
+            warnings.warn(BusyMachineWarning(_what_was_disturbed(disturbed, len(asked))), stacklevel=3)
 
-    def _append(self, work: Work, level: str, us: float, spread: float, runs: int) -> None:
+    def _crowded_now(self) -> bool:
+        with self._neighbours() as watch:
+            time.sleep(LOOK_SECONDS)
+        return watch.crowd(self._threads)
+
+    def _append(self, work: Work, level: str, times: Times, *, crowded: bool) -> None:
         found = features_of(work, self._threads, level)
         key, setting = _key(work, level), self._store.setting
-        self._store.append(Measured(key, setting, work.family, us, spread, runs, found))
+        self._store.append(
+            Measured(key, setting, work.family, times.us, times.spread, times.runs, found, crowded)
+        )
 
     def of(self, work: Work, level: str) -> _Found:
         """Return the time of one call: measured, else predicted, else the roofline."""
@@ -219,6 +241,13 @@ def _site_cost(
     nothing = MEASURED if measure else ROOFLINE  # a site that is a part of another's kernel
     source = max((each.source for each in found), key=SOURCES.index, default=nothing)
     return SiteCost(site, name, 1e-3 * us, spread, size, source)
+
+
+def _what_was_disturbed(disturbed: int, all_kernels: int) -> str:
+    return (
+        f"cost: other programs had the cores while {disturbed} of {all_kernels} kernels were timed, and "
+        "these may look slower than they are; on an idle machine, the same call times these again"
+    )
 
 
 def _key(work: Work, level: str) -> str:

@@ -31,6 +31,7 @@ from tvmq.target import TargetProfile
 ORDINALS = (r"\.phase\d+$", r"\.\d+$")  # what lowering adds to a site's name where it has several calls
 CONVERSIONS = ("quantize", "dequantize")
 MULTIPLIES = re.compile("matmul|linear|conv2d|dense|attention")
+VIEW = re.compile(r"reshape\d*$")
 # Constants of a kernel's key that differ from layer to layer and take no time, as long as they are there.
 IDLE = {"low": 0, "high": 0, "zero_point": 0, "pad_value": 0, "copy": (8, 0)}
 
@@ -132,7 +133,9 @@ class Parts:
             return ()
         known = f"{tvm_ffi.structural_hash(isolated(mod, several, constants=False)):x}"
         if known not in self._known:
-            self._known[known] = self._lowered(isolated(mod, several), frozenset())
+            works = self._lowered(isolated(mod, several), frozenset())
+            # Inside of a model a reshape is a view; the last one here writes a result.
+            self._known[known] = tuple(w for w in works if not VIEW.match(w.use.kernel.name))
         return self._known[known]
 
     def _lowered(self, mod: tvm.IRModule, kernels: AbstractSet[str]) -> tuple[Work, ...]:
