@@ -17,10 +17,10 @@ from tvmq.cost.table import cost_table, open_store
 from tvmq.environment import cpu_features, default_threads, require_tvm
 from tvmq.errors import CalibrationError
 from tvmq.one_thread import one_thread
-from tvmq.pipeline import NO_CALIBRATION, balanced, canonical, formats_of, observe, planned
 from tvmq.plan.cost_table import CostTable
 from tvmq.plan.nodes import index
 from tvmq.progress import Progress, silent
+from tvmq.quantizer import NO_CALIBRATION, balanced, canonical, formats_of, observe, planned
 from tvmq.record import Record
 from tvmq.reference import require_operators
 from tvmq.spec import Precision

@@ -51,7 +51,7 @@ def rows_of(model: str, source: Path, threads: int, store: str | None, sites: in
     from tvmq.cost.predict import held_out
     from tvmq.cost.table import cost_table, open_store
     from tvmq.costing import subject
-    from tvmq.pipeline import canonical
+    from tvmq.quantizer import canonical
     from tvmq.runtime import Program
     from tvmq.spec import Precision
     from tvmq.target import load_profile
