@@ -56,7 +56,7 @@ def squared_gradients(
     progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Return the diagonal of J^T J for each node's value, shaped as it is, summed over samples."""
-    if not wanted:
+    if not wanted or not _output_shapes(mod["main"]):  # nothing to ask for, or outputs without a slope
         return {}
     main, interpreter = mod["main"], Interpreter(mod)
     shapes = {name: node.shape for name, node in wanted.items()}
