@@ -12,6 +12,8 @@ from tvmq.numerics import INTEGER_RANGE
 from tvmq.record import Record
 from tvmq.spec import Scale
 
+PACKED_BITS = range(2, 7)  # of weights that kernels unpack as fast as they multiply; others take a byte
+
 
 @dataclass(frozen=True, slots=True)
 class ValueFormat(Record):
@@ -89,6 +91,12 @@ class QuantizedWeight(Record):
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
     bits: int = 8  # no value is larger than 2**(bits - 1) - 1
+
+
+def bits_of(values: npt.NDArray[np.int8]) -> int:
+    """Return the bits, 2 at least, that the two's complement of every value fits."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    return max(2, 1 + max(high, ~low).bit_length())
 
 
 @dataclass(frozen=True, slots=True)

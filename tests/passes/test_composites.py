@@ -62,6 +62,7 @@ def test_a_linear_is_a_product_a_shift_and_a_clip():
                 "tvmq.fixed_point": 0,
                 "tvmq.residual": 0,
                 "tvmq.table": 0,
+                "tvmq.weight_bits": 8,
             }
         )
         product = R.matmul(x, weight, out_dtype="int32")

@@ -43,13 +43,14 @@ def geometry_of(channels: int, outputs: int, kernel: int, **fields: int) -> Conv
     return ConvGeometry(**{**plain, "kernel_rows": kernel, "kernel_columns": kernel, **fields})
 
 
-def spec_of(geometry: ConvGeometry, epilogue: str) -> Spec:
-    """Return the specification of the kernel that computes geometry."""
-    kind = DepthwiseSpec if geometry.depthwise else ConvSpec
+def spec_of(geometry: ConvGeometry, epilogue: str, weight_bits: int = 8) -> Spec:
+    """Return the specification of the kernel that computes geometry, weight_bits if it is not depthwise."""
     product = LinearSpec(
         rows=geometry.pixels, inputs=geometry.group_inputs, outputs=geometry.outputs, **EPILOGUES[epilogue]
     )
-    return kind(geometry=geometry, product=product, pad_value=7)
+    if geometry.depthwise:
+        return DepthwiseSpec(geometry=geometry, product=product, pad_value=7)
+    return ConvSpec(geometry=geometry, product=product, pad_value=7, weight_bits=weight_bits)
 
 
 def compiled(spec: Spec, name: str, decision: Any = None, threads: int = 1) -> Any:
@@ -85,6 +86,8 @@ def random_case(spec: Spec, isa: str) -> tuple[list[Any], list[Any]]:
     x[: len(x) // 4] = 255
     weight = random.integers(-128, 128, (g.kernel_rows, g.kernel_columns, g.group_inputs, g.outputs))
     weight[..., ::5], weight[..., 1::5] = 127, -128
+    if isinstance(spec, ConvSpec):
+        weight &= -1 << 8 - spec.weight_bits
     sums = numerics.convolution(
         x.reshape(g.batch, g.rows, g.columns, g.channels),
         weight,
@@ -137,7 +140,8 @@ def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[list[Any], list
 def _packed(spec: Spec, weight: Any, per_channel: list[Any], widest: int) -> tuple[Any, list[Any]]:
     padded = [pad_channels(values, spec.product.groups * LANES) for values in per_channel]
     if isinstance(spec, ConvSpec):
-        return (conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps)(weight), padded
+        pack = conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps
+        return pack(weight, spec.weight_bits), padded
     packed = depthwise_spec.pack_weight(weight, widest)
     if not spec.short:
         return packed, padded

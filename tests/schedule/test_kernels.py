@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.schedule.conv_cases import geometry_of
 from tests.strategies import seeds
+from tvmq.formats import PACKED_BITS
 from tvmq.schedule.attention_spec import pack_bias
 from tvmq.schedule.conv_spec import pack_rows
 from tvmq.schedule.depthwise_spec import pack_channels
@@ -30,6 +31,7 @@ PACK = {
     "keys16": pack_bias,
     "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),
     "conv16x4": pack_rows,
+    **{f"conv16x4w{n}": partial(pack_rows, bits=n) for n in PACKED_BITS},
     **{f"depthwise{n}": partial(pack_depthwise, widest=n) for n in (16, 32, 64)},
     **{f"quarters{n}": partial(pack_channels, widest=n) for n in (16, 32, 64)},
 }
@@ -38,14 +40,17 @@ PACK = {
 @given(st.sampled_from(sorted(UNPACK)), st.integers(1, 9), st.integers(1, 50), seeds)
 def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, seed: int):
     shapes = {"channels16": (outputs,), "keys16": (1, 2, depth, outputs), "conv16x4": (depth, 2, 3, outputs)}
+    shapes |= {name: shapes["conv16x4"] for name in PACK if name.startswith("conv16x4w")}
     shapes |= {name: (depth, 3, 1, outputs + 15) for name in PACK if name.startswith("depthwise")}
     shapes |= {name: (outputs + 15,) for name in PACK if name.startswith("quarters")}
     shape = shapes.get(layout, (4 * depth, outputs))
     values = np.random.default_rng(seed).integers(-127, 128, shape)
     values = values.astype({"float16": np.float32, "keys16": np.int16}.get(layout, np.int8))
+    bits = int(layout.removeprefix("conv16x4w")) if layout.startswith("conv16x4w") else 8
+    values = values if bits == 8 else values & np.int8(-1 << 8 - bits)
     packed = PACK[layout](values)
     assert packed.dtype == values.dtype
-    assert packed.size >= values.size
+    assert packed.size * 8 >= values.size * bits
     np.testing.assert_array_equal(unpack(packed, layout, shape), values)
 
 
@@ -68,6 +73,29 @@ def test_plain_constants_are_left_as_they_are():
 def test_a_kernel_is_found_where_profile_and_shape_allow(profile, attrs, shapes, found):
     kernel = find({**LINEAR, **attrs}, shapes, load_profile(profile), threads=1)
     assert (kernel is not None) == found
+
+
+@pytest.mark.parametrize("profile", ["x86_avx512_vnni", "x86_avx2", "x86_baseline"])
+@pytest.mark.parametrize("bits", PACKED_BITS)
+def test_few_bits_take_so_much_memory(profile: str, bits: int):
+    shapes = [(5, 96), (96, 32), (32,), (32,)]
+    kernel = find({**LINEAR, "weight_bits": bits}, shapes, load_profile(profile), threads=1)
+    assert kernel is not None
+    packing = kernel.packing[1]
+    assert packing is not None
+    weight = (np.arange(96 * 32).reshape(96, 32) << 8 - bits).astype(np.int8)
+    packed = packing.pack(weight)
+    assert packed.nbytes * 8 == weight.nbytes * bits
+    np.testing.assert_array_equal(unpack(packed, packing.layout, weight.shape), weight)
+    with pytest.raises(ValueError, match=f"weights of {bits} bits are multiples of {1 << 8 - bits}"):
+        packing.pack(weight + np.int8(1))
+
+
+@pytest.mark.parametrize(("profile", "bits"), [("x86_amx", 4), ("x86_avx512_vnni", 7)])
+def test_what_is_slow_to_unpack_takes_bytes(profile: str, bits: int):
+    kernel = find({**LINEAR, "weight_bits": bits}, SHAPES, load_profile(profile), threads=1)
+    assert kernel is not None
+    assert kernel.packing[1].layout == "linear16x4"
 
 
 def test_tiles_multiply_what_fills_them():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, spec_of
 from tests.schedule.isa_cases import ISA, NAMES
 from tests.schedule.pool import pool_of
+from tvmq.formats import PACKED_BITS
 from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
 from tvmq.schedule.x86_conv import conv_prim_func
 
@@ -37,6 +38,40 @@ def test_any_window_is_exact(isa, channels, outputs, kernel, strides, dilation, 
     )
     spec = spec_of(geometry_of(channels, outputs, kernel, **fields), epilogue)
     check(compiled(spec, isa, threads=threads), spec, isa)
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@settings(max_examples=4, deadline=None)
+@given(
+    bits=st.sampled_from(PACKED_BITS),
+    channels=st.integers(1, 80),
+    outputs=st.integers(1, 70),
+    kernel=st.sampled_from([1, 3]),
+    dilation=st.integers(1, 2),
+    epilogue=st.sampled_from(sorted(EPILOGUES)),
+    threads=st.sampled_from([1, 2]),
+)
+@example(4, 64, 33, 1, 1, "trunk", 1)  # whole blocks of steps
+@example(3, 4, 1, 1, 1, "uint8", 1)  # less than one
+@example(3, 44, 16, 1, 1, "table", 2)  # one and a rest
+@example(4, 5, 20, 3, 2, "fixed point", 2)  # taps whose last step is filled up
+@example(2, 128, 70, 3, 1, "float32", 2)
+def test_weights_that_share_bytes_are_exact(
+    isa, bits, channels, outputs, kernel, dilation, epilogue, threads
+):
+    edges = dict.fromkeys(("top", "left", "bottom", "right"), kernel // 2)
+    geometry = geometry_of(channels, outputs, kernel, dilation_columns=dilation, **edges)
+    spec = spec_of(geometry, epilogue, weight_bits=bits)
+    check(compiled(spec, isa, threads=threads), spec, isa)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("rows", [1, 5, 197])
+def test_a_product_of_packed_weights_is_exact_on_any_threads(isa, rows, threads):
+    spec = spec_of(geometry_of(68, 200, 1, batch=1, rows=1, columns=rows), "uint8", weight_bits=4)
+    with pool_of(threads):
+        check(compiled(spec, isa, threads=2), spec, isa)
 
 
 @pytest.mark.parametrize("isa", NAMES)

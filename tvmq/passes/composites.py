@@ -24,11 +24,19 @@ from tvmq.passes.epilogue import Copy, Epilogue, copy_attrs, requantized
 
 
 def linear(
-    site: str, epilogue: Epilogue, *, rows: int, inputs: int, outputs: int, in_dtype: str
+    site: str,
+    epilogue: Epilogue,
+    *,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    in_dtype: str,
+    weight_bits: int = 8,
 ) -> relax.Function:
     """Return f(x, weight, bias, rescale...[, residual][, table]) of a product with all that follows it.
 
-    x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs].
+    x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs]. Of each weight only the highest
+    weight_bits are used, the others are zero: a kernel may want them packed.
     rescale: one float32 factor [outputs] where out_dtype is float32. Otherwise int32 shifts [outputs], and
     bias holds the rounding half and the output's zero point already; fixed_point: int32 multipliers, shifts.
     residual: int16 [rows, outputs], in units of the result. The sum is clipped to [low, high]; a table
@@ -41,11 +49,18 @@ def linear(
     body = Body()
     acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), bias))
     y = epilogue.emit(body, params, acc)
-    return body.finish(params, y, "linear", site, {"in_dtype": in_dtype, **epilogue.attrs()})
+    attrs = {"in_dtype": in_dtype, "weight_bits": weight_bits, **epilogue.attrs()}
+    return body.finish(params, y, "linear", site, attrs)
 
 
 def conv2d(
-    site: str, epilogue: Epilogue, geometry: ConvGeometry, *, in_dtype: str, pad_value: int
+    site: str,
+    epilogue: Epilogue,
+    geometry: ConvGeometry,
+    *,
+    in_dtype: str,
+    pad_value: int,
+    weight_bits: int = 8,
 ) -> relax.Function:
     """Return f(x, weight, bias, rescale...[, residual][, table]) of a convolution with all that follows it.
 
@@ -75,7 +90,8 @@ def conv2d(
     )
     acc = body(op.reshape(body(sums), (g.pixels, g.outputs)))
     y = epilogue.emit(body, params, body(op.add(acc, bias)))
-    attrs = {"in_dtype": in_dtype, "pad_value": pad_value, **g.attrs(), **epilogue.attrs()}
+    attrs = {"in_dtype": in_dtype, "weight_bits": weight_bits, "pad_value": pad_value}
+    attrs |= {**g.attrs(), **epilogue.attrs()}
     return body.finish(params, y, "conv2d", site, attrs)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
-from tvmq.formats import QuantizedWeight, QuantParams
+from tvmq.formats import PACKED_BITS, QuantizedWeight, QuantParams, bits_of
 
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -44,6 +44,37 @@ class LinearParameters:
     bias: Int32s
     rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.float32], ...]
     fixed_point: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A weight [K, N] as integers multiply it, how many bits of each byte it uses, and what follows."""
+
+    weight: QuantizedWeight
+    bits: int
+    numbers: LinearParameters
+
+
+def product_parameters(
+    site: str, x: QuantParams, weight: QuantizedWeight, bias: Floats | None, out: QuantParams | None
+) -> Product:
+    """Return weight [K, N] and its linear_parameters.
+
+    Weights of few bits lie in the highest bits of an int8, and their scale is the finer for it: a packed byte
+    is masked only, a left shift that is due is there already, and the bias is rounded less. Where sums or
+    shifts would have no room, they stay as they are, one to a byte.
+    """
+    bits = bits_of(weight.values)
+    if bits in PACKED_BITS:
+        left = 8 - bits
+        finer = QuantizedWeight(weight.values << left, (weight.scale / 2.0**left).astype(np.float32))
+        try:
+            return Product(finer, bits, linear_parameters(site, x, finer, bias, out))
+        except UnsupportedModelError:
+            pass
+    if out is not None:
+        weight = widened(x, weight, out)
+    return Product(weight, 8, linear_parameters(site, x, weight, bias, out))
 
 
 def linear_parameters(

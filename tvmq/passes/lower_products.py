@@ -20,7 +20,7 @@ from tvmq.passes import composites
 from tvmq.passes.constants import channel_vector
 from tvmq.passes.conv_geometry import ConvGeometry, merged
 from tvmq.passes.epilogue import Copy, Epilogue
-from tvmq.passes.integer_parameters import linear_parameters, widened
+from tvmq.passes.integer_parameters import product_parameters
 from tvmq.passes.layouts import RowsLayout, channels_last
 from tvmq.passes.lowering_values import (
     Array,
@@ -151,9 +151,8 @@ def emit_linear(
 
     With copy, which only convolutions take, it is a tuple.
     """
-    if out is not None:
-        linear = replace(linear, weight=widened(linear.x_params, linear.weight, out))
-    numbers = linear_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
+    product = product_parameters(linear.site, linear.x_params, linear.weight, linear.bias, out)
+    linear, numbers = replace(linear, weight=product.weight), product.numbers
     residual = linear.residual if out is not None else None
     low, high = (out.low, out.high) if out is not None else (0, 0)
     epilogue = Epilogue(
@@ -166,25 +165,26 @@ def emit_linear(
         table=table is not None,
         copy=copy,
     )
-    func, weight = _composite(linear, epilogue)
-    args = [linear.x, *map(constant, (weight, numbers.bias, *numbers.rescale))]
+    func, values = _composite(linear, epilogue, product.bits)
+    args = [linear.x, *map(constant, (values, numbers.bias, *numbers.rescale))]
     args += [emit.rows(residual)] if residual is not None else []
     args += [constant(table)] if table is not None else []
     return emit.composite(func, args, linear.site)
 
 
-def _composite(linear: PendingLinear, epilogue: Epilogue) -> tuple[relax.Function, Array]:
-    """Return the function of a product and its weight as the function takes it."""
+def _composite(linear: PendingLinear, epilogue: Epilogue, bits: int) -> tuple[relax.Function, Array]:
+    """Return the function of a product and its weight, which uses so many bits, as the function takes it."""
     inputs, outputs = linear.weight.values.shape
     dtype, conv = linear.x_params.dtype, linear.conv
     if conv is None:
         rows = linear.layout.matrix[0]
-        func = composites.linear(
-            linear.site, epilogue, rows=rows, inputs=inputs, outputs=outputs, in_dtype=dtype
-        )
+        sizes = {"rows": rows, "inputs": inputs, "outputs": outputs}
+        func = composites.linear(linear.site, epilogue, **sizes, in_dtype=dtype, weight_bits=bits)
         return func, linear.weight.values
     pad_value = linear.x_params.zero_point
-    func = composites.conv2d(linear.site, epilogue, conv, in_dtype=dtype, pad_value=pad_value)
+    func = composites.conv2d(
+        linear.site, epilogue, conv, in_dtype=dtype, pad_value=pad_value, weight_bits=bits
+    )
     kernel = (conv.kernel_rows, conv.kernel_columns, conv.group_inputs, outputs)
     return func, linear.weight.values.reshape(kernel)
 

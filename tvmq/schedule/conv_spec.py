@@ -3,7 +3,9 @@
 A pixel of the result sees segments of the input: bytes that lie together. Without dilation and groups these
 are the rows of the kernel, kernel columns * channels bytes each; else the channels of each tap. Weights are
 packed [groups of 16 outputs, segments, steps, 16, 4]: a step is four bytes of a segment, whose last step is
-filled up with zeros.
+filled up with zeros. Those of fewer than 8 bits share bytes with those of other steps, see bit_planes.
+
+A product of matrices is a convolution of one line of pixels by a window of one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule import bit_planes
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, epilogue_buffers
 
 Int8s = npt.NDArray[np.int8]
@@ -27,6 +30,7 @@ class ConvSpec:
     geometry: ConvGeometry
     product: LinearSpec  # rows: the pixels of the result; inputs: the channels that one output sees
     pad_value: int = 0
+    weight_bits: int = 8  # fewer are packed: see bit_planes
 
     @property
     def by_rows(self) -> bool:
@@ -47,6 +51,16 @@ class ConvSpec:
     def steps(self) -> int:
         """Steps of a segment."""
         return -(-self.segment // DEPTH)
+
+    @property
+    def packed(self) -> bool:
+        """Whether several weights share a byte."""
+        return self.weight_bits < bit_planes.BYTE
+
+    @property
+    def registers(self) -> int:
+        """Vectors of 64 bytes that hold the weights of a segment for 16 outputs."""
+        return bit_planes.registers(self.weight_bits, self.steps)
 
     @property
     def direct(self) -> bool:
@@ -78,35 +92,38 @@ def buffers(spec: ConvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     segments = g.kernel_rows * spec.taps
     return {
         "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
-        "weight": ((spec.product.groups, segments, spec.steps, LANES * DEPTH), "int8"),
+        "weight": ((spec.product.groups, segments, spec.registers, LANES * DEPTH), "int8"),
         **epilogue_buffers(spec.product),
     }
 
 
-def pack_rows(weight: Int8s) -> Int8s:
+def pack_rows(weight: Int8s, bits: int = bit_planes.BYTE) -> Int8s:
     """Return int8 [rows, columns, inputs, outputs] packed with segments that are rows."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows, columns * inputs, outputs))
+    return _pack(weight.reshape(rows, columns * inputs, outputs), bits)
 
 
-def pack_taps(weight: Int8s) -> Int8s:
+def pack_taps(weight: Int8s, bits: int = bit_planes.BYTE) -> Int8s:
     """Return int8 [rows, columns, inputs, outputs] packed with segments that are taps."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows * columns, inputs, outputs))
+    return _pack(weight.reshape(rows * columns, inputs, outputs), bits)
 
 
-def unpack_weight(packed: Int8s, shape: tuple[int, ...]) -> Int8s:
-    """Return int8 [rows, columns, inputs, outputs], whichever way it was packed."""
-    rows, columns, inputs, outputs = shape
-    groups, segments, steps, _ = packed.shape
-    tiles = packed.reshape(groups, segments, steps, LANES, DEPTH).transpose(1, 2, 4, 0, 3)
-    flat = tiles.reshape(segments, steps * DEPTH, groups * LANES)
+def unpack_weight(packed: Int8s, shape: tuple[int, ...], bits: int = bit_planes.BYTE) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs], or [inputs, outputs], whichever way it was packed."""
+    rows, columns, inputs, outputs = (1, 1, *shape)[-4:]
+    groups, segments = packed.shape[:2]
     length = rows * columns * inputs // segments
+    steps = -(-length // DEPTH)
+    values = bit_planes.unpack(packed, bits, steps)
+    tiles = values.reshape(groups, segments, steps, LANES, DEPTH).transpose(1, 2, 4, 0, 3)
+    flat = tiles.reshape(segments, steps * DEPTH, groups * LANES)
     return np.ascontiguousarray(flat[:, :length, :outputs].reshape(shape))
 
 
-def _pack(weight: npt.NDArray[Any]) -> Int8s:
+def _pack(weight: npt.NDArray[Any], bits: int) -> Int8s:
     segments, length, outputs = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -length % DEPTH), (0, -outputs % LANES)))
     tiles = padded.reshape(segments, -1, DEPTH, padded.shape[2] // LANES, LANES).transpose(3, 0, 1, 4, 2)
-    return np.ascontiguousarray(tiles.reshape(*tiles.shape[:3], LANES * DEPTH))
+    values = np.ascontiguousarray(tiles.reshape(*tiles.shape[:3], LANES * DEPTH))
+    return bit_planes.pack(values, bits)

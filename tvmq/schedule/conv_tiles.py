@@ -18,7 +18,11 @@ from tvmq.schedule.x86_isa import Isa
 MAX_PIXELS = 14
 WEIGHT_LOAD_SLOTS = 3  # of 64 bytes from the second cache level
 TILE_OVERHEAD_SLOTS = 20  # loop set-up and the epilogue's tail, per tile
-MAX_COLUMNS = 4
+MAX_COLUMNS = 8
+# Packed weights: what bringing those of a group to a register costs per step, what reading a pixel does, and
+# the share of the registers that sums may take, so that masks and vectors of the next steps have theirs.
+UNPACK_SLOTS, PIXEL_SLOTS = 1, 0.25
+PACKED_SHARE = 0.75
 UNITS_PER_THREAD = 4
 COPY_SHARE = 0.01  # of the whole kernel's time: what copying an image into its padding takes
 LONE_TABLE_SLOTS = 8  # what a group costs more that is looked up alone
@@ -91,7 +95,7 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
 @functools.cache
 def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     """Return the decision that wastes fewest issue slots; of equals, the one that loads least per product."""
-    registers = REGISTERS[isa.bits, isa.vnni]
+    registers = int(REGISTERS[isa.bits, isa.vnni] * (PACKED_SHARE if spec.packed else 1))
     tiles = [
         (pixels, columns)
         for pixels in range(1, min(line_pixels(spec), MAX_PIXELS, registers) + 1)
@@ -100,7 +104,7 @@ def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     ]
     pixels, columns = min(tiles, key=lambda tile: (_slots(spec, isa, *tile), 1 / tile[0] + 1 / tile[1]))
     bands, parts = _shares(spec, Extents.of(spec, pixels, columns), threads)
-    weights = spec.product.groups * spec.geometry.kernel_rows * spec.taps * spec.steps * LANES * DEPTH
+    weights = spec.product.groups * spec.geometry.kernel_rows * spec.taps * spec.registers * LANES * DEPTH
     return ConvDecision(
         pixel_tile=pixels,
         column_tile=columns,
@@ -129,10 +133,13 @@ def fits(spec: ConvSpec, column_tile: int) -> bool:
     return column_tile <= spec.product.groups
 
 
-def _slots(spec: ConvSpec, isa: Isa, pixels: int, columns: int) -> int:
+def _slots(spec: ConvSpec, isa: Isa, pixels: int, columns: int) -> float:
     """Return the issue slots of the whole kernel."""
     extents = Extents.of(spec, pixels, columns)
-    step = max(pixels * columns, LATENCY_SLOTS, WEIGHT_LOAD_SLOTS * columns)
+    loads = WEIGHT_LOAD_SLOTS * columns * spec.weight_bits / 8
+    step = max(pixels * columns, LATENCY_SLOTS, loads)
+    if spec.packed:
+        step += UNPACK_SLOTS * columns + PIXEL_SLOTS * pixels
     steps = spec.geometry.kernel_rows * spec.taps * spec.steps
     alone = step_groups(spec, isa, columns) < groups_per_step(spec.product, isa)
     group = (LONE_TABLE_SLOTS if spec.product.table else LONE_PACK_SLOTS) if alone else 0

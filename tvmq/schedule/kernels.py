@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
+from tvmq.formats import PACKED_BITS
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.pool_composite import Pooling
@@ -31,6 +32,7 @@ from tvmq.schedule import (
     x86_sorted_linear,
 )
 from tvmq.schedule.attention_spec import AttentionDecision
+from tvmq.schedule.bit_planes import BYTE
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, conv_space
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
@@ -108,6 +110,7 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
         "linear16x4": lambda array, shape: unpack_weight(array, *shape[-2:]).reshape(shape),
         "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
         "conv16x4": conv_spec.unpack_weight,
+        **{f"conv16x4w{n}": functools.partial(conv_spec.unpack_weight, bits=n) for n in PACKED_BITS},
         **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
         **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
@@ -126,6 +129,12 @@ def _linear(
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
+    bits = _packed_bits(attrs, isa)
+    if bits < BYTE:  # a window of one pixel passes over a line of them
+        window = {"batch": 1, "rows": 1, "kernel_rows": 1, "kernel_columns": 1}
+        geometry = ConvGeometry(**window, columns=rows, channels=inputs, outputs=outputs)
+        line = ConvSpec(geometry=geometry, product=spec, weight_bits=bits)
+        return _windows(line, f"linear_{rows}x{inputs}x{outputs}", len(shapes), profile, isa, threads)
     if (supports_linear if isa.vnni else x86_sorted_linear.supports)(spec) is not None:
         return None
     layout, pack = ("linear16x4", pack_weight) if isa.vnni else ("sorted16x4", pack_sorted)
@@ -156,22 +165,46 @@ def _conv2d(
     if geometry.depthwise:
         return _depthwise(attrs, shapes, profile, threads)
     product = _product(attrs, geometry.pixels, geometry.group_inputs, geometry.outputs)
-    spec = ConvSpec(geometry=geometry, product=product, pad_value=int(attrs["pad_value"]))
     isa = isa_of(profile)
-    if isa is None or attrs["in_dtype"] != "uint8" or conv_spec.supports(spec) is not None:
+    if isa is None or attrs["in_dtype"] != "uint8":
         return None
-    if geometry.pointwise and product.copy is None and (isa.amx or not isa.vnni):
+    bits = _packed_bits(attrs, isa)
+    if geometry.pointwise and product.copy is None and bits == BYTE and (isa.amx or not isa.vnni):
         linear = _linear(attrs, shapes, profile, threads)
         if linear is not None:  # multiplies faster than dots of pairs
             return linear
-    weight = Packing("conv16x4", conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps)
+    spec = ConvSpec(geometry=geometry, product=product, pad_value=int(attrs["pad_value"]), weight_bits=bits)
+    name = f"conv2d_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}x{geometry.outputs}"
+    return _windows(spec, name, len(shapes), profile, isa, threads)
+
+
+def _windows(
+    spec: ConvSpec, name: str, arguments: int, profile: TargetProfile, isa: Isa, threads: int
+) -> Kernel | None:
+    """Return the kernel that passes a window over its input."""
+    if conv_spec.supports(spec) is not None:
+        return None
+    bits = spec.weight_bits
+    pack = functools.partial(conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps, bits=bits)
+    layout = f"conv16x4w{bits}" if spec.packed else "conv16x4"
 
     def build(**decisions: Any) -> tirx.PrimFunc:
         return conv_prim_func(spec, ConvDecision(**decisions), isa)
 
-    name = f"conv2d_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}x{geometry.outputs}"
-    packing, space = _packing(product, weight, len(shapes)), conv_space(spec, isa, threads)
-    return Kernel((spec, profile.name, threads), name, packing, build, space)
+    packing = _packing(spec.product, Packing(layout, lambda values: pack(_kernel(values))), arguments)
+    name = f"{name}_w{bits}" if spec.packed else name
+    return Kernel((spec, profile.name, threads), name, packing, build, conv_space(spec, isa, threads))
+
+
+def _kernel(weight: Array) -> Array:
+    """Return a weight [inputs, outputs] as that of a window of one pixel; any other as it is."""
+    return weight.reshape((1, 1, *weight.shape)[-4:])
+
+
+def _packed_bits(attrs: Mapping[str, Any], isa: Isa) -> int:
+    """Return the bits that each weight takes in the kernel's memory."""
+    bits = int(attrs.get("weight_bits", BYTE))
+    return bits if bits in PACKED_BITS and not isa.amx else BYTE
 
 
 def _depthwise(

@@ -8,6 +8,7 @@ around them. A last tile that does not fit is moved up: it computes some sums tw
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tvm import tirx
@@ -15,6 +16,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
+from tvmq.schedule import bit_planes
+from tvmq.schedule.bit_planes import Plane
 from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
 from tvmq.schedule.linear_epilogue import Epilogue
@@ -54,6 +57,8 @@ class _Kernel:
         self.extents = Extents.of(spec, self.pixels, self.columns)
         self.band_lines = -(-self.extents.lines // decision.bands)
         self.part_columns = -(-self.extents.columns // decision.parts)
+        lanes = LANES // self.isa.parts
+        self.places = [(j, part * lanes) for j in range(self.columns) for part in range(self.isa.parts)]
         self.line_bytes = row_bytes(spec.geometry)  # without padding, if the input is read where it lies
 
     def emit(self) -> None:
@@ -112,30 +117,64 @@ class _Kernel:
             base = T.bind(base + group // spec.lanes_per_group * g.group_inputs)
         for acc in self.acc:
             store(acc, 0, splat(0, "int32x16"))
-        next_group = T.min(
-            group + self.columns + T.min(line * self.extents.tiles + tile, self.columns - 1), groups - 1
-        )
-        self.next_group = T.bind(next_group)
-        with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across, T.serial(spec.steps) as step:
+        self._next_groups(group, line * self.extents.tiles + tile)
+        block = bit_planes.block_steps(spec.weight_bits)
+        whole, rest = divmod(spec.steps, block)
+        with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across:
             window = down * (g.dilation_rows * self.line_bytes) + across * (g.dilation_columns * g.channels)
-            self._step(group, down * spec.taps + across, step, base + window + step * DEPTH)
+            segment, offset = T.bind(down * spec.taps + across), T.bind(base + window)
+            if whole:
+                with T.serial(whole) as index:
+                    self._block(group, segment, index, block, offset)
+            if rest:
+                self._block(group, segment, const(whole, "int32"), rest, offset)
         self._store(row, group)
 
-    def _step(self, group: Expr, segment: Expr, step: Expr, offset: Expr) -> None:
+    def _next_groups(self, group: Expr, tile: Expr) -> None:
+        """Choose the groups of the next column tile whose weights this tile of pixels asks for."""
+        # Where few tiles of pixels pass, each asks for more, so that all of them are asked for.
+        self.ahead = []
+        share = -(-self.columns // (self.band_lines * self.extents.tiles)) if self.decision.prefetch else 0
+        for number in range(share):
+            which = T.min(tile * share + number, self.columns - 1)
+            last = self.spec.product.groups - 1
+            self.ahead.append(T.bind(T.min(group + self.columns + which, last)))
+
+    def _block(self, group: Expr, segment: Expr, index: Expr, steps: int, offset: Expr) -> None:
+        """The steps of a block, after which every plane of the weights begins a new byte."""
+        bits, block = self.spec.weight_bits, bit_planes.block_steps(self.spec.weight_bits)
+        for step in range(steps):
+            vectors = []
+            for plane, first, vector, place in bit_planes.places(bits, self.spec.steps, step):
+                at = first + index * (block // plane.per_byte) + vector
+                vectors.append((plane, at, place))
+                for ahead in self.ahead if place == 0 else ():
+                    prefetch(self.weight, (ahead, segment, at, 0), level=2)
+            found = [
+                weights(self.isa, self._weights(group + j, segment, part, vectors)) for j, part in self.places
+            ]
+            self._step(found, offset + (index * block + step) * DEPTH)
+
+    def _weights(self, group: Expr, segment: Expr, part: int, vectors: list[tuple[Plane, Expr, int]]) -> Expr:
+        """Return a register of int8 weights of one step."""
+        size = LANES * DEPTH // self.isa.parts
+        stored = [load(self.weight, (group, segment, at, part * DEPTH), size) for _, at, _ in vectors]
+        if self.spec.weight_bits == bit_planes.BYTE:
+            return stored[0]
+        parts = [
+            bit_planes.part_of_weight(plane, place, T.reinterpret(f"uint8x{size}", each))
+            for (plane, _, place), each in zip(vectors, stored, strict=True)
+        ]
+        return T.reinterpret(f"int8x{size}", functools.reduce(T.bitwise_or, parts))
+
+    def _step(self, found: list[Any], offset: Expr) -> None:
         """Four bytes of every pixel times four weights of every output."""
         stride = self.spec.geometry.stride_columns * self.spec.geometry.channels
         lanes = LANES // self.isa.parts
-        places = [(j, part * lanes) for j in range(self.columns) for part in range(self.isa.parts)]
-        found = [
-            weights(self.isa, load(self.weight, (group + j, segment, step, at * DEPTH), lanes * DEPTH))
-            for j, at in places
-        ]
-        if self.decision.prefetch:
-            prefetch(self.weight, (self.next_group, segment, step, 0), level=2)
         for i in range(self.pixels):
             four = T.reinterpret("int32", load(self.source, offset + i * stride, DEPTH))
             seen = activations(self.isa, T.broadcast(four, lanes))
-            for (j, at), weight in zip(places, found, strict=True):
+            for (j, at), weight in zip(self.places, found, strict=True):
                 acc = self.acc[i * self.columns + j]
                 store(acc, at, dot(self.isa, load(acc, at, lanes), seen, weight))
 
