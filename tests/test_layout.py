@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "tvmq").rglob("*.py"))
 
 # Each line may import from itself and from earlier lines. A folder stands for all its modules.
 STAGES = (
-    ("errors", "progress", "cpu_names", "numerics", "one_thread", "neighbours"),
+    ("errors", "progress", "cpu_names", "numerics", "one_thread", "neighbours", "bit_planes"),
     ("record", "bench"),
     ("spec", "environment"),
     ("target", "formats", "unary", "images", "sites"),
@@ -33,6 +33,7 @@ STAGES = (
     ("tune",),
     ("cost",),
     ("golden", "container", "manifest", "inputs", "verification", "breakdown"),
+    ("arena",),
     ("artifact",),
     ("compiled",),
     ("doctor",),

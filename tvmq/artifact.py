@@ -1,7 +1,7 @@
 """One file that holds a compiled model, `m.tvmq`: a zip of five members.
 
     constants.bin   every constant at a multiple of 64 bytes; read in place, so stored uncompressed (deflate
-                    would save some 12 % of int8 weights and make loading ten times slower)
+                    would save some 12 % of int8 weights and make loading ten times slower); see arena
     library.so      the native code
     graph.json      the integer module without constants, for re-verification
     golden.bin      the golden input: random, never a sample of the calibration data
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import sys
@@ -27,12 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from tvmq import container
+from tvmq.arena import pack_constants, read_constants, view
 from tvmq.container import DEFLATED, STORED, Entry, Member
 from tvmq.environment import FFI_VERSION, TVM_VERSION, allow_amx_tiles, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, UsageError
 from tvmq.golden import Golden, Sample, is_float
 from tvmq.manifest import (
-    ConstantEntry,
     Manifest,
     MemberEntry,
     SampleEntry,
@@ -41,7 +40,7 @@ from tvmq.manifest import (
     golden_dtype,
 )
 from tvmq.runtime import ALIGNMENT
-from tvmq.spec import Array, Built, Constant, Description, SiteTrace
+from tvmq.spec import Built, Description, SiteTrace
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -73,7 +72,7 @@ def save(path: str | Path, built: Built, description: Description, golden: Golde
 
 def pack(built: Built, description: Description, golden: Golden) -> tuple[Manifest, list[Member]]:
     """Return the manifest and the members of the archive, manifest included."""
-    constants, arena = _pack_constants(built.constants)
+    constants, arena = pack_constants(built.constants)
     graph = built.graph
     contents = [
         Member.plain("constants.bin", arena, ALIGNMENT),
@@ -133,7 +132,7 @@ def open_artifact(
     _check_machine(place, manifest.description.features, library)
     built = Built(
         library=library,
-        constants=_read_constants(manifest.constants, entries["constants.bin"].data),
+        constants=read_constants(manifest.constants, entries["constants.bin"].data),
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype, s.portable) for s in manifest.sites),
@@ -173,18 +172,6 @@ def runs_here(description: Description, library: bytes) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _pack_constants(constants: Sequence[Constant]) -> tuple[tuple[ConstantEntry, ...], memoryview]:
-    arena = bytearray()
-    entries = []
-    for constant in constants:
-        arena += bytes(-len(arena) % ALIGNMENT)
-        array, layout, logical = constant.array, constant.layout, constant.logical_shape
-        entry = ConstantEntry(constant.name, array.dtype.name, array.shape, layout, logical, len(arena))
-        entries.append(entry)
-        arena += np.ascontiguousarray(array).tobytes()
-    return tuple(entries), memoryview(arena)
 
 
 def _write_atomically(path: Path, members: Sequence[Member]) -> None:
@@ -306,17 +293,10 @@ def _read_graph(entry: Entry) -> str | bytes:
     return bytes(entry.data) if entry.method == DEFLATED else str(entry.data, "utf-8", "replace")
 
 
-def _read_constants(rows: Sequence[ConstantEntry], data: memoryview) -> tuple[Constant, ...]:
-    return tuple(
-        Constant(row.name, _view(data, row.offset, row.shape, row.dtype), row.layout, row.logical_shape)
-        for row in rows
-    )
-
-
 def _read_golden(path: Path, manifest: Manifest, data: bytes) -> Golden:
     samples, offset = [], 0
     for spec, entry in zip(manifest.inputs, manifest.golden_inputs, strict=True):
-        codes = _view(memoryview(data), offset, spec.shape, golden_dtype(spec))
+        codes = view(memoryview(data), offset, spec.shape, golden_dtype(spec))
         sample = Sample(codes, spec.dtype, entry.exponent, entry.offset)
         with np.errstate(over="ignore"):
             if is_float(spec.dtype) and not np.isfinite(sample.extremes()).all():
@@ -324,10 +304,6 @@ def _read_golden(path: Path, manifest: Manifest, data: bytes) -> Golden:
         samples.append(sample)
         offset += codes.nbytes
     return Golden(tuple(samples), manifest.golden_outputs, tuple(site.sha256 for site in manifest.sites))
-
-
-def _view(data: memoryview, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
-    return np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
 
 
 def _own_version() -> str:

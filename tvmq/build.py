@@ -64,8 +64,10 @@ def build(
     library = _library(lifted, profile, linker)
     progress("compile", 1, 1)
     main = mod["main"]
+    weights = weights_of(mod)
     kept = [
-        (p.constant.value.numpy(), p.layout, _shape(c.ty)) for c, p in zip(constants, packed, strict=True)
+        (p.constant.value.numpy(), p.layout, _shape(c.ty), *weights.get(c, ()))
+        for c, p in zip(constants, packed, strict=True)
     ]
     return Built(
         library=library,
@@ -192,6 +194,18 @@ def constants_of(func: relax.Function) -> list[Any]:
     for binding in bindings(func):
         visit(binding.value)
     return list(found)
+
+
+def weights_of(mod: tvm.IRModule) -> dict[Any, tuple[str, int]]:
+    """Return the weight constants of main's products with the first site that reads each, and its bits."""
+    found: dict[Any, tuple[str, int]] = {}
+    for binding in bindings(mod["main"]):
+        call = binding.value
+        if isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar):
+            attrs = attributes(mod[call.op])
+            if "weight_bits" in attrs:
+                found.setdefault(call.args[1], (attrs["site"], attrs["weight_bits"]))
+    return found
 
 
 def lift_constants(mod: tvm.IRModule, constants: Sequence[Any]) -> tvm.IRModule:

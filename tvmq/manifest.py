@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvmq import bit_planes
+from tvmq.bit_planes import BYTE
 from tvmq.errors import ArtifactError
 from tvmq.golden import is_float
 from tvmq.record import Record
@@ -41,6 +43,16 @@ class ConstantEntry(Record):
     layout: str
     logical_shape: tuple[int, ...]
     offset: int
+    bits: int  # of each int8 that are stored, the highest, see bit_planes; of other dtypes all are
+    site: str  # as in spec.Constant
+    weight_bits: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes it takes in constants.bin."""
+        if self.dtype != "int8" or self.bits == BYTE:
+            return nbytes(self.shape, self.dtype)
+        return bit_planes.registers(self.bits, -(-math.prod(self.shape) // ALIGNMENT)) * ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +138,11 @@ def _check_constants(constants: Sequence[ConstantEntry], size: int) -> None:
         what = f"constant {constant.name!r}"
         _check_tensor(what, constant.shape, constant.dtype)
         _check_tensor(f"{what} before packing", constant.logical_shape, constant.dtype)
+        packed = constant.dtype == "int8" and 2 <= constant.bits < BYTE
+        if not packed and constant.bits != BYTE * np.dtype(constant.dtype).itemsize:
+            raise ArtifactError(f"{what} has {constant.bits} bits of {constant.dtype}; do not use this file")
         begin = end + -end % ALIGNMENT
-        end = constant.offset + nbytes(constant.shape, constant.dtype)
+        end = constant.offset + constant.stored_bytes
         if constant.offset < 0 or end > size:
             raise ArtifactError(f"{what} does not lie in constants.bin; do not use this file")
         if constant.offset != begin:

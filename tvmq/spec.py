@@ -172,6 +172,8 @@ class Constant:
     array: Array
     layout: str  # "plain", or the packing, e.g. "[N/16, K/4, 16, 4]"
     logical_shape: tuple[int, ...]  # the shape before packing
+    site: str = ""  # of a product's weight: which site's
+    weight_bits: int = 0  # and how many bits of every byte before packing it uses; 0: no weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tvmq import bit_planes
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.schedule import bit_planes
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, epilogue_buffers
 
 Int8s = npt.NDArray[np.int8]

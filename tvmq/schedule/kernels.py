@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
+from tvmq.bit_planes import BYTE
 from tvmq.formats import PACKED_BITS
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
@@ -32,7 +33,6 @@ from tvmq.schedule import (
     x86_sorted_linear,
 )
 from tvmq.schedule.attention_spec import AttentionDecision
-from tvmq.schedule.bit_planes import BYTE
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, conv_space
 from tvmq.schedule.depthwise_spec import DepthwiseSpec

@@ -16,15 +16,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
-from tvmq.schedule import bit_planes
-from tvmq.schedule.bit_planes import Plane
+from tvmq import bit_planes
+from tvmq.bit_planes import Plane
 from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
 from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
-from tvmq.schedule.x86_dots import activations, dot, weights
+from tvmq.schedule.x86_dots import activations, dot, part_of_weight, weights
 from tvmq.schedule.x86_isa import Isa
 
 
@@ -162,7 +162,7 @@ class _Kernel:
         if self.spec.weight_bits == bit_planes.BYTE:
             return stored[0]
         parts = [
-            bit_planes.part_of_weight(plane, place, T.reinterpret(f"uint8x{size}", each))
+            part_of_weight(plane, place, T.reinterpret(f"uint8x{size}", each))
             for (plane, _, place), each in zip(vectors, stored, strict=True)
         ]
         return T.reinterpret(f"int8x{size}", functools.reduce(T.bitwise_or, parts))

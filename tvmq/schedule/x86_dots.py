@@ -10,6 +10,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from tvmq.bit_planes import Plane
 from tvmq.schedule.vectors import Expr, lanes, splat
 from tvmq.schedule.x86_intrinsics import pmaddubsw, pmaddwd, vpdpbusd
 from tvmq.schedule.x86_isa import Isa
@@ -51,3 +52,15 @@ def saturating_dot(isa: Isa, total: Expr, words: Expr, values: Expr) -> Expr:
     """Return int32xN total plus N dots of four, exact where `saturation` says so, without vpdpbusd."""
     pairs = pmaddubsw(isa, T.reinterpret(f"uint8x{4 * lanes(words)}", words), values)
     return total + pmaddwd(isa, pairs, splat(1, f"int16x{2 * lanes(words)}"))
+
+
+def part_of_weight(plane: Plane, place: int, stored: Expr) -> Expr:
+    """Return the bits that a vector of uint8 stores at one place of its bytes, moved to those of a weight."""
+    dtype = f"uint8x{lanes(stored)}"
+    left = place * plane.width - plane.above
+    moved = stored
+    if left > 0:
+        moved = T.shift_left(stored, splat(left, dtype))
+    elif left < 0:
+        moved = T.shift_right(stored, splat(-left, dtype))
+    return T.bitwise_and(moved, splat(plane.mask, dtype))

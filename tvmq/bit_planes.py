@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tvm.script.ir_builder import tirx as T  # noqa: N812
-
-from tvmq.schedule.vectors import Expr, lanes, splat
 
 BYTE = 8
 WIDTHS = (4, 2, 1)
@@ -114,15 +111,3 @@ def places(bits: int, steps: int, step: int) -> Iterator[tuple[Plane, int, int, 
     for plane in planes(bits):
         yield plane, first, step // plane.per_byte, step % plane.per_byte
         first += plane.registers(steps)
-
-
-def part_of_weight(plane: Plane, place: int, stored: Expr) -> Expr:
-    """Return the bits that a vector of uint8 stores at one place of its bytes, moved to those of a weight."""
-    dtype = f"uint8x{lanes(stored)}"
-    left = place * plane.width - plane.above
-    moved = stored
-    if left > 0:
-        moved = T.shift_left(stored, splat(left, dtype))
-    elif left < 0:
-        moved = T.shift_right(stored, splat(-left, dtype))
-    return T.bitwise_and(moved, splat(plane.mask, dtype))

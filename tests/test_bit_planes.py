@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import seeds
+from tvmq.bit_planes import block_steps, pack, places, planes, registers, unpack
 from tvmq.formats import PACKED_BITS
-from tvmq.schedule.bit_planes import block_steps, pack, places, planes, registers, unpack
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(1, 3), seeds)
 def test_packing_has_a_way_back(bits: int, steps: int, segments: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(-128, 128, (segments, steps, 64)).astype(np.int8)
