@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def test_the_plan_the_scales_and_the_recipe_say_the_bits():
     assert (named["gelu.0"], named["blocks.0.qkv.k.bias"]) == ("uint6", "int6")
     precision = {site.site: site.precision for site in description.plan.sites}
     assert (precision["blocks.1.fc1"], precision["head"]) == (Precision(4, 6), W8A8)
+
+
+@pytest.mark.parametrize("bits", ["w3a8", "w4a8"])
+def test_weights_take_their_bits_in_the_file_and_in_memory(bits: str, tmp_path: Path):
+    width = Precision.of(bits).weight_bits
+    program = compiled("transformer", bits)
+    program.save(tmp_path / "m.tvmq")
+    weights = {c.site: c for c in tvmq.load(tmp_path / "m.tvmq").manifest.constants if c.weight_bits}
+    planned = {site.site: site.precision for site in program.plan.sites if site.kind == "linear"}
+    assert {site: Precision(c.weight_bits, 8) for site, c in weights.items()} == planned
+    few = {site: c for site, c in weights.items() if planned[site] == Precision(width, 8)}
+    assert len(few) > 4
+    for weight in few.values():
+        elements = math.prod(weight.logical_shape)
+        assert (weight.weight_bits, 8 * math.prod(weight.shape)) == (width, width * elements)
+        assert weight.stored_bytes == math.prod(weight.shape)
+    assert tvmq.load(tmp_path / "m.tvmq").verify().ok
 
 
 def test_eight_bits_by_any_name_are_the_same_bytes(tmp_path: Path):

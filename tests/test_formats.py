@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from tvmq.formats import QuantParams
+from tvmq.formats import QuantParams, bits_of
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,11 @@ def test_few_bits_are_named_where_they_hold_all_codes(dtype, limits, name):
     assert params.stored_as == name
     assert QuantParams.from_json(params.to_json()) == params
     assert params.real_limits == (0.25 * (limits[0] - 3), 0.25 * (limits[1] - 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [([], 2), ([0], 2), ([1, -2], 2), ([2], 3), ([-3], 3), ([7, -8], 4), ([-9], 5), ([-128], 8), ([127], 8)],
+)
+def test_bits_are_those_of_twos_complement(values: list[int], bits: int):
+    assert bits_of(np.array(values, np.int8)) == bits

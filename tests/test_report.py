@@ -44,10 +44,10 @@ def test_coverage_says_what_is_integer_and_why_the_rest_is_not():
     ]
     assert "3 of 4 sites and 90.0 % of the multiplications are integer." in text_of(summary)
     sites = [SitePlan(row.site, row.kind, Precision(4, 8), row.reason) for row in COVERAGE.rows]
-    listed = report.coverage_sites(COVERAGE, Plan("17", tuple(sites)))
+    listed = report.coverage_sites(COVERAGE, Plan("17", tuple(sites)), {"blocks.0.fc1": "int4, 9.2 kB"})
     why = "integer kernel"
     assert lines_with("blocks.0.fc1", listed) == [
-        ["blocks.0.fc1", "linear", "integer", "w4a8", "70.0 %", why]
+        ["blocks.0.fc1", "linear", "integer", "w4a8", "int4, 9.2 kB", "70.0 %", why]
     ]
     assert lines_with("head", listed)[0][2:4] == ["float", ""]
     assert "0 of 0 sites" in text_of(report.coverage_summary(Coverage(())))

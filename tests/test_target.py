@@ -50,6 +50,15 @@ def test_features_are_spelt_as_linux_spells_them():
     assert "asimddp" not in load_profile("rpi4").features
 
 
+def test_a_row_of_several_weights_is_a_kernel_for_each():
+    text = AVX2.to_toml().replace('weight = "int8"', 'weight = ["int8", "int4"]')
+    assert [kernel.weight for kernel in parse_profile(text, "x").kernels][:2] == ["int8", "int4"]
+    vnni = load_profile("x86_avx512_vnni").kernels
+    assert [kernel.weight for kernel in vnni if kernel.activation == "uint8"] == [
+        "int8", "int6", "int5", "int4", "int3", "int2",
+    ]  # fmt: skip
+
+
 @on_x86
 @pytest.mark.parametrize(
     ("features", "name"),
@@ -97,6 +106,7 @@ def test_an_unknown_target_is_told_the_known_ones():
         ("clock_ghz = 3.0", "clock_ghz = 'fast'", "machine: clock_ghz = 'fast' has the wrong type"),
         ('summary = "', 'summary_ = "', "unknown key 'summary_', did you mean 'summary'"),
         ('activation = "uint8"', 'activation = "int7"', "'int7' is not a dtype"),
+        ('weight = "int8"', 'weight = ["int4", "int7"]', "weight = 'int7' is not a dtype"),
         ("automatic = true", "automatic = 1", "automatic = 1 has the wrong type"),
         ("schema = 1", "schema = 2", "schema 2 is not known"),
         ('kind = "llvm"', 'kind = "c"', "only 'llvm' is supported"),

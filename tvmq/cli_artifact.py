@@ -27,7 +27,7 @@ from tvmq.images import (
     preprocessing_from_text,
     save_outputs,
 )
-from tvmq.manifest import Manifest
+from tvmq.manifest import ConstantEntry, Manifest, nbytes
 from tvmq.spec import Array
 
 if TYPE_CHECKING:
@@ -103,8 +103,9 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
     if scales:
         tables.append(report.scales(manifest.description.scales))
     if sites or not scales:
+        stored = {w.site: f"int{w.weight_bits}, {report.size(w.stored_bytes)}" for w in weights(manifest)}
         tables.append(
-            report.coverage_sites(coverage, manifest.description.plan)
+            report.coverage_sites(coverage, manifest.description.plan, stored)
             if sites
             else report.coverage_summary(coverage)
         )
@@ -139,12 +140,29 @@ def photo_preprocessing(model: CompiledModel, scaling: tuple[str, str]) -> Prepr
     return chosen
 
 
+def weights(manifest: Manifest) -> list[ConstantEntry]:
+    """Return the weights of products."""
+    return [constant for constant in manifest.constants if constant.weight_bits]
+
+
+def _weights(manifest: Manifest) -> str:
+    """Return the bytes of the weights by their bits, and in memory where they take more there."""
+    found: dict[int, int] = {}
+    for weight in weights(manifest):
+        found[weight.weight_bits] = found.get(weight.weight_bits, 0) + weight.stored_bytes
+    listed = ", ".join(f"int{bits} {report.size(total)}" for bits, total in sorted(found.items()))
+    held = sum(nbytes(weight.shape, weight.dtype) for weight in weights(manifest))
+    more = f"; in memory {report.size(held)}" if held != sum(found.values()) else ""
+    return f"{listed or 'none'}{more}"
+
+
 def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
     description = manifest.description
     facts: dict[str, Any] = {
         "size": report.size(path.stat().st_size),
         "inputs": ", ".join(str(spec) for spec in manifest.inputs),
         "outputs": ", ".join(str(spec) for spec in manifest.outputs),
+        "weights": _weights(manifest),
         "target": description.target,
         "CPU features": " ".join(description.features),
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",

@@ -67,17 +67,18 @@ def coverage_summary(coverage: Coverage) -> RenderableType:
     )
 
 
-def coverage_sites(coverage: Coverage, plan: Plan) -> Table:
-    """Return one line per site, with the bits of those in integers."""
+def coverage_sites(coverage: Coverage, plan: Plan, weights: Mapping[str, str]) -> Table:
+    """Return one line per site, with the bits of those in integers; weights: by site, how they are stored."""
     bits = {site.site: str(site.precision) for site in plan.sites}
     total = sum(row.macs for row in coverage.rows)
     table = Table(title="Sites", title_justify="left")
-    for column in ("site", "kind", "computed in", "bits", "MACs", "why"):
+    for column in ("site", "kind", "computed in", "bits", "weights", "MACs", "why"):
         table.add_column(column, justify="right" if column == "MACs" else "left", overflow="fold")
     for row in coverage.rows:
         computed = Text("integer", "green") if row.integer else Text("float", "yellow")
         own = bits.get(row.site, "") if row.integer else ""
-        table.add_row(Text(row.site), row.kind, computed, own, percent(row.macs, total), Text(row.reason))
+        numbers = (own, weights.get(row.site, ""), percent(row.macs, total))
+        table.add_row(Text(row.site), row.kind, computed, *numbers, Text(row.reason))
     return table
 
 
@@ -203,7 +204,10 @@ def targets(profiles: Iterable[TargetProfile], native: str | None) -> Table:
         table.add_column(column, overflow="fold")
     for profile in profiles:
         names = ["native"] * (profile.name == native) + list(profile.aliases)
-        products = "\n".join(f"{k.activation} x {k.weight}" for k in profile.kernels)
+        products = "\n".join(
+            f"{activation} x {', '.join(dict.fromkeys(k.weight for k in kernels))}"
+            for activation, kernels in groupby(profile.kernels, lambda k: k.activation)
+        )
         attributes = profile.tvm_target.get("mattr", ())
         needs = " ".join([str(profile.tvm_target.get("mcpu", "")), *map(str, attributes)])  # type: ignore[arg-type]
         style = "green" if profile.name == native else ""

@@ -28,6 +28,7 @@ from tvmq.errors import EnvironmentMismatchError, UsageError
 SCHEMA = 1
 NATIVE = "native"
 DTYPES = ("float32", "int8", "uint8", "int16", "int32")
+PACKED = tuple(f"int{bits}" for bits in (2, 3, 4, 5, 6))  # of weights, which share bytes in memory
 
 TargetValue = str | int | float | bool | tuple[str, ...]
 
@@ -37,7 +38,7 @@ class Kernel:
     """One product the machine multiplies natively, on one core."""
 
     activation: str  # dtypes, see DTYPES
-    weight: str
+    weight: str  # or one of PACKED; a profile's file may list several
     accumulator: str
     macs_per_cycle: float
     source: str  # where macs_per_cycle comes from
@@ -197,7 +198,11 @@ def parse_profile(text: str, where: str) -> TargetProfile:
         tvm_target=config,
         features=_features(config, data.get("requires"), where),
         machine=Machine(**data["machine"]),
-        kernels=tuple(_kernel(row, f"{where}: kernel[{i}]") for i, row in enumerate(data["kernel"])),
+        kernels=tuple(
+            kernel
+            for i, row in enumerate(data["kernel"])
+            for kernel in _kernels(row, f"{where}: kernel[{i}]")
+        ),
     )
 
 
@@ -232,7 +237,7 @@ _MACHINE_KEYS: _Keys = {
 }
 _KERNEL_KEYS: _Keys = {
     "activation": (str, True),
-    "weight": (str, True),
+    "weight": ((str, list), True),
     "accumulator": (str, True),
     "macs_per_cycle": ((int, float), True),
     "source": (str, True),
@@ -255,12 +260,15 @@ def _check_keys(table: Any, keys: _Keys, where: str) -> None:
         raise UsageError(f"{where}: key {missing[0]!r} is missing; a profile needs {missing}")
 
 
-def _kernel(row: Any, where: str) -> Kernel:
+def _kernels(row: Any, where: str) -> list[Kernel]:
+    """Return one kernel for each dtype of weights that the row names."""
     _check_keys(row, _KERNEL_KEYS, where)
-    for key in ("activation", "weight", "accumulator"):
-        if row[key] not in DTYPES:
-            raise UsageError(f"{where}: {key} = {row[key]!r} is not a dtype of tvmq; known: {list(DTYPES)}")
-    return Kernel(**row)
+    weights = row["weight"] if isinstance(row["weight"], list) else [row["weight"]]
+    named = [("activation", row["activation"], DTYPES), ("accumulator", row["accumulator"], DTYPES)]
+    for key, value, known in [*named, *(("weight", weight, (*DTYPES, *PACKED)) for weight in weights)]:
+        if value not in known:
+            raise UsageError(f"{where}: {key} = {value!r} is not a dtype of tvmq; known: {list(known)}")
+    return [Kernel(**{**row, "weight": weight}) for weight in weights]
 
 
 def _target_table(table: Mapping[str, Any], where: str) -> Mapping[str, TargetValue]:

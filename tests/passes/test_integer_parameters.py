@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 
 from tvmq import numerics
 from tvmq.errors import UnsupportedModelError
-from tvmq.formats import QuantizedWeight, QuantParams
-from tvmq.passes.integer_parameters import attention_parameters, linear_parameters, norm_parameters, widened
+from tvmq.formats import PACKED_BITS, QuantizedWeight, QuantParams
+from tvmq.passes.integer_parameters import (
+    attention_parameters,
+    linear_parameters,
+    norm_parameters,
+    product_parameters,
+    widened,
+)
 
 WIDE = QuantParams(2.0**-8, 0, "int16")
 seeds = st.integers(0, 2**16)
@@ -56,6 +62,30 @@ def test_weights_of_few_bits_are_shifted_instead_of_the_product(seed, bits, shif
     np.testing.assert_array_equal(found.values * found.scale, values * weight.scale)
     room = min(shifts) >= -((127 // largest).bit_length() - 1)
     assert linear_parameters("fc", x, found, None, out).fixed_point == (not room)
+
+
+@given(seeds, st.integers(2, 8), st.lists(st.integers(-6, 6), min_size=5, max_size=5))
+def test_few_bits_lie_in_the_highest_of_a_byte(seed, bits, shifts):
+    x, out = QuantParams(2.0**-5, 10, "uint8"), QuantParams(2.0**-3, 3, "uint8")
+    largest = 2 ** (bits - 1) - 1
+    values = np.random.default_rng(seed).integers(-largest - 1, largest + 1, (16, 5)).astype(np.int8)
+    values[0] = largest
+    weight = QuantizedWeight(values, (2.0 ** (2.0 - np.array(shifts))).astype(np.float32))
+    found = product_parameters("fc", x, weight, np.full(5, 0.3), out)
+    assert found.bits == (bits if bits in PACKED_BITS else 8)
+    np.testing.assert_array_equal(found.weight.values * found.weight.scale, values * weight.scale)
+    assert not (found.weight.values & (1 << 8 - found.bits) - 1).any()
+    if found.bits < 8:
+        assert found.numbers.fixed_point == (min(shifts) < bits - 8)
+
+
+def test_weights_whose_sums_have_no_room_stay_in_the_lowest_bits():
+    x = QuantParams(1.0, 0, "uint8")
+    weight = QuantizedWeight(np.full((2**17, 1), 7, np.int8), np.ones(1, np.float32))
+    found = product_parameters("fc", x, weight, None, None)
+    assert (found.bits, found.weight.values.max()) == (8, 7)
+    short = QuantizedWeight(weight.values[:16], weight.scale)
+    assert product_parameters("fc", x, short, None, None).bits == 4
 
 
 def test_the_limits_of_the_input_prove_longer_sums():

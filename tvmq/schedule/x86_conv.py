@@ -8,7 +8,6 @@ around them. A last tile that does not fit is moved up: it computes some sums tw
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from tvm import tirx
@@ -24,7 +23,7 @@ from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
 from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
-from tvmq.schedule.x86_dots import activations, dot, part_of_weight, weights
+from tvmq.schedule.x86_dots import activations, dot, packed_dot, packed_sums, unpacked, weights
 from tvmq.schedule.x86_isa import Isa
 
 
@@ -147,36 +146,35 @@ class _Kernel:
             vectors = []
             for plane, first, vector, place in bit_planes.places(bits, self.spec.steps, step):
                 at = first + index * (block // plane.per_byte) + vector
-                vectors.append((plane, at, place))
+                vectors.append((plane, place, at))
                 for ahead in self.ahead if place == 0 else ():
                     prefetch(self.weight, (ahead, segment, at, 0), level=2)
-            found = [
-                weights(self.isa, self._weights(group + j, segment, part, vectors)) for j, part in self.places
-            ]
+            found = [self._weights(group + j, segment, part, vectors) for j, part in self.places]
             self._step(found, offset + (index * block + step) * DEPTH)
 
-    def _weights(self, group: Expr, segment: Expr, part: int, vectors: list[tuple[Plane, Expr, int]]) -> Expr:
-        """Return a register of int8 weights of one step."""
+    def _weights(self, group: Expr, segment: Expr, part: int, vectors: list[tuple[Plane, int, Expr]]) -> Any:
+        """Return the weights of one step for a register of sums."""
         size = LANES * DEPTH // self.isa.parts
-        stored = [load(self.weight, (group, segment, at, part * DEPTH), size) for _, at, _ in vectors]
-        if self.spec.weight_bits == bit_planes.BYTE:
-            return stored[0]
-        parts = [
-            part_of_weight(plane, place, T.reinterpret(f"uint8x{size}", each))
-            for (plane, _, place), each in zip(vectors, stored, strict=True)
+        stored = [
+            (plane, place, load(self.weight, (group, segment, at, part * DEPTH), size))
+            for plane, place, at in vectors
         ]
-        return T.reinterpret(f"int8x{size}", functools.reduce(T.bitwise_or, parts))
+        if self.spec.packed:
+            return unpacked(self.isa, self.spec.weight_bits, stored)
+        return weights(self.isa, stored[0][2])
 
     def _step(self, found: list[Any], offset: Expr) -> None:
         """Four bytes of every pixel times four weights of every output."""
         stride = self.spec.geometry.stride_columns * self.spec.geometry.channels
         lanes = LANES // self.isa.parts
+        multiply = packed_dot if self.spec.packed else dot
         for i in range(self.pixels):
             four = T.reinterpret("int32", load(self.source, offset + i * stride, DEPTH))
-            seen = activations(self.isa, T.broadcast(four, lanes))
+            words = T.broadcast(four, lanes)
+            seen = T.bind(words) if self.spec.packed else activations(self.isa, words)
             for (j, at), weight in zip(self.places, found, strict=True):
                 acc = self.acc[i * self.columns + j]
-                store(acc, at, dot(self.isa, load(acc, at, lanes), seen, weight))
+                store(acc, at, multiply(self.isa, load(acc, at, lanes), seen, weight))
 
     def _store(self, row: Expr, group: Expr) -> None:
         per_step = self.epilogue.per_step
@@ -184,9 +182,10 @@ class _Kernel:
         steps = self.columns // per_step
         for i in range(self.pixels):
             for j in range(steps):
-                sums = [
-                    load(self.acc[i * self.columns + j * per_step + k], 0, LANES) for k in range(per_step)
-                ]
+                held = [self.acc[i * self.columns + j * per_step + k] for k in range(per_step)]
+                sums = [load(acc, 0, LANES) for acc in held]
+                if self.spec.packed:
+                    sums = [packed_sums(self.isa, self.spec.weight_bits, total) for total in sums]
                 self.epilogue.store_step(row + i, step + j, sums, may_be_last=j == steps - 1)
 
 

@@ -6,11 +6,13 @@ times four int8. `activations` and `weights` do once what several dots share.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from tvmq.bit_planes import Plane
+from tvmq.bit_planes import BYTE, Plane
 from tvmq.schedule.vectors import Expr, lanes, splat
 from tvmq.schedule.x86_intrinsics import pmaddubsw, pmaddwd, vpdpbusd
 from tvmq.schedule.x86_isa import Isa
@@ -54,13 +56,40 @@ def saturating_dot(isa: Isa, total: Expr, words: Expr, values: Expr) -> Expr:
     return total + pmaddwd(isa, pairs, splat(1, f"int16x{2 * lanes(words)}"))
 
 
-def part_of_weight(plane: Plane, place: int, stored: Expr) -> Expr:
-    """Return the bits that a vector of uint8 stores at one place of its bytes, moved to those of a weight."""
-    dtype = f"uint8x{lanes(stored)}"
-    left = place * plane.width - plane.above
-    moved = stored
+def unpacked(isa: Isa, bits: int, stored: Sequence[tuple[Plane, int, Expr]]) -> Any:
+    """Return the weights of one step, packed as in bit_planes, as packed_dot takes them.
+
+    stored: of each plane, which place in its bytes the step has, and a register of them, int8.
+    """
+    down = 0 if isa.vnni else BYTE - bits
+    parts = [_part_of_weight(plane, place, values, down) for plane, place, values in stored]
+    found = functools.reduce(T.bitwise_or, parts)
+    dtype = f"int8x{lanes(found)}"
+    if isa.vnni:
+        return T.bind(T.reinterpret(dtype, found))
+    sign = 1 << (bits - 1)
+    flipped = T.bitwise_xor(found, splat(sign, f"uint8x{lanes(found)}"))
+    return T.bind(T.reinterpret(dtype, flipped) - splat(sign, dtype))
+
+
+def packed_dot(isa: Isa, total: Expr, words: Expr, values: Expr) -> Expr:
+    """Return total plus dots of four of int32 words by what `unpacked` gave: exact, and see packed_sums."""
+    if isa.vnni:
+        return dot(isa, total, activations(isa, words), values)
+    return saturating_dot(isa, total, words, values)  # no pair of weights reaches the limit
+
+
+def packed_sums(isa: Isa, bits: int, sums: Expr) -> Expr:
+    """Return sums of packed_dot in the units of weights that lie in the highest bits of an int8."""
+    return sums if isa.vnni else T.shift_left(sums, splat(BYTE - bits, f"int32x{lanes(sums)}"))
+
+
+def _part_of_weight(plane: Plane, place: int, values: Expr, down: int) -> Expr:
+    """Return the bits at one place of a plane's bytes, uint8, `down` bits below where a weight has them."""
+    dtype = f"uint8x{lanes(values)}"
+    moved, left = T.reinterpret(dtype, values), place * plane.width - plane.above - down
     if left > 0:
-        moved = T.shift_left(stored, splat(left, dtype))
+        moved = T.shift_left(moved, splat(left, dtype))
     elif left < 0:
-        moved = T.shift_right(stored, splat(-left, dtype))
-    return T.bitwise_and(moved, splat(plane.mask, dtype))
+        moved = T.shift_right(moved, splat(-left, dtype))
+    return T.bitwise_and(moved, splat(plane.mask >> down, dtype))

@@ -163,7 +163,7 @@ def setting_of(profile: TargetProfile, threads: int) -> Setting:
     """Return the setting of this machine and these versions."""
     code = {
         "requires": sorted(profile.features),  # these choose the instruction set, not tvm_target
-        "intrinsics": [kernel.intrinsic for kernel in profile.kernels if kernel.intrinsic],
+        "intrinsics": list(dict.fromkeys(k.intrinsic for k in profile.kernels if k.intrinsic)),
         "l2_bytes": profile.machine.l2_bytes,  # how far apart the copies of constants are used
         **profile.to_dict()["tvm_target"],
     }
