@@ -18,7 +18,8 @@ from tvmq.schedule.x86_isa import Isa
 MAX_PIXELS = 14
 WEIGHT_LOAD_SLOTS = 3  # of 64 bytes from the second cache level
 TILE_OVERHEAD_SLOTS = 20  # loop set-up and the epilogue's tail, per tile
-MAX_COLUMNS = 8
+MAX_COLUMNS = 4
+FEW_PIXELS = 2  # and fewer wait for weights: then more columns are read side by side
 # Packed weights: what bringing those of a group to a register costs per step, what reading a pixel does, and
 # the share of the registers that sums may take, so that masks and vectors of the next steps have theirs.
 UNPACK_SLOTS, PIXEL_SLOTS = 1, 0.25
@@ -80,7 +81,9 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
     return Space(
         {
             "pixel_tile": tuple(range(1, min(line_pixels(spec), MAX_PIXELS) + 1)),
-            "column_tile": tuple(columns for columns in range(1, MAX_COLUMNS + 1) if fits(spec, columns)),
+            "column_tile": tuple(
+                columns for columns in range(1, most_columns(spec) + 1) if fits(spec, columns)
+            ),
             "outer": ("columns", "rows"),
             "bands": tuple(sorted(shares | {default.bands})),
             "parts": tuple(sorted(shares | {default.parts})),
@@ -99,7 +102,7 @@ def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     tiles = [
         (pixels, columns)
         for pixels in range(1, min(line_pixels(spec), MAX_PIXELS, registers) + 1)
-        for columns in range(1, MAX_COLUMNS + 1)
+        for columns in range(1, most_columns(spec) + 1)
         if pixels * columns <= registers and fits(spec, columns)
     ]
     pixels, columns = min(tiles, key=lambda tile: (_slots(spec, isa, *tile), 1 / tile[0] + 1 / tile[1]))
@@ -124,6 +127,11 @@ def step_groups(spec: ConvSpec, isa: Isa, column_tile: int) -> int:
 def line_pixels(spec: ConvSpec) -> int:
     """Return the pixels of a line."""
     return spec.geometry.pixels if spec.flat else spec.geometry.out_columns
+
+
+def most_columns(spec: ConvSpec) -> int:
+    """Return the most groups of a column tile."""
+    return MAX_COLUMNS if line_pixels(spec) > FEW_PIXELS else 2 * MAX_COLUMNS
 
 
 def fits(spec: ConvSpec, column_tile: int) -> bool:
