@@ -26,7 +26,9 @@ START = b'{"event": "'  # of every line
 CRASHES = 2  # a trial that was begun so often and never ended took its process with it
 PACKAGE = Path(__file__).parents[1]
 # What says how a kernel computes and is tiled; the rest of the package only decides which kernels there are.
-KERNEL_SOURCES = ("numerics.py", "passes/conv_geometry.py", "passes/pool_composite.py", "schedule/*.py")
+KERNEL_SOURCES = (
+    "bit_planes.py", "numerics.py", "passes/conv_geometry.py", "passes/pool_composite.py", "schedule/*.py",
+)  # fmt: skip
 
 
 class Event(StrEnum):
