@@ -29,6 +29,7 @@ class StubModel:
     preprocessing: Preprocessing | None = None
     coverage = COVERAGE
     manifest = SimpleNamespace(description=SimpleNamespace(recipe={"tuned": TUNED}))
+    search = None
     mismatches: tuple[str, ...] = ()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

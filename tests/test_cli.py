@@ -299,3 +299,39 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 2.0  # 0.2 s on an idle machine; this one may be busy
+
+
+def test_budgets_recipes_and_pictures_are_handed_on(
+    model_file: Path, compile_calls: list[dict[str, Any]], tmp_path: Path
+):
+    arguments = f"compile {model_file} --calibration {model_file.parent} --bits auto --max-size-mb 12.5"
+    more = f"--max-drop 0.5 --minutes 3 --search-log {tmp_path}/log --min-coverage 0.9"
+    assert main([*arguments.split(), *more.split(), "--picture", f"{tmp_path}/p.svg"]) == 0
+    call = compile_calls[0]
+    assert (call["bits"], call["max_size_mb"], call["max_drop"], call["minutes"]) == ("auto", 12.5, 0.5, 3)
+    assert call["min_coverage"] == 0.9
+    assert call["budget"].log == tmp_path / "log"
+    assert "max_latency_ms" not in call
+    recipe = f"compile {model_file} --calibration {model_file.parent} --recipe {tmp_path}/r.toml"
+    assert main(recipe.split()) == 0
+    assert compile_calls[1]["recipe"] == tmp_path / "r.toml"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--picture p.gif --bits auto", "p.gif: a picture ends in .png, .svg or .html"),
+        ("--picture p.png", "shows how bits were chosen; add --bits auto"),
+        ("--save-recipe none/r.toml", "folder 'none' does not exist; create it first"),
+    ],
+)
+def test_what_could_not_be_written_is_said_before_any_work(
+    model_file: Path,
+    compile_calls: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    more: str,
+    said: str,
+):
+    assert main(f"compile {model_file} --calibration {model_file.parent} {more}".split()) == 2
+    assert said in capsys.readouterr().err
+    assert compile_calls == []

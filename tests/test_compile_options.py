@@ -1,13 +1,21 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tests import tiny_transformer
+from tests import hand_made_costs, tiny_transformer
+from tvmq import pipeline
+from tvmq.automatic import ReferenceModel
 from tvmq.compile_options import Held, Options, check_budget, check_build
+from tvmq.compiled import CompiledModel
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.plan.options import Budget
 from tvmq.plan.recipe import Recipe
 from tvmq.spec import W8A8, Precision
+
+(X,) = tiny_transformer.inputs(1, seed=9)
+WANTED = tiny_transformer.transformer()(torch.from_numpy(X)).detach().numpy()
 
 
 def options(bits=8, recipe=None) -> Options:
@@ -65,3 +73,30 @@ def test_a_recipe_compiles_to_the_same_bytes_and_to_others_once_edited(tmp_path:
         tiny_transformer.compiled(recipe=other)
     with pytest.raises(UnsupportedModelError, match=r"min_coverage=0.99: 0\.\d+ of the multiplications"):
         tiny_transformer.compiled(bits={"blocks.*.fc1": "float"}, preset="fast", min_coverage=0.99)
+
+
+def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "measured_costs", lambda *_: hand_made_costs.costs)
+    whole = tiny_transformer.compiled(bits="auto", preset="fast")
+    assert whole.search is not None
+    limit = 0.8 * whole.search.chosen.size / 1e6
+    calls = []
+
+    def validation(model) -> float:
+        calls.append(model)
+        return -float(np.abs(model(X) - WANTED).mean())
+
+    options = {"bits": "auto", "preset": "fast", "max_size_mb": limit, "validation": validation}
+    found = tiny_transformer.compiled(**options, budget=Budget(evaluations=2))
+    assert found.search is not None
+    assert [type(model) for model in calls] == [ReferenceModel, CompiledModel, CompiledModel]
+    weights = {site.precision.weight_bits for site in found.plan.sites if site.precision}
+    assert weights >= {8, 4}
+    assert found.verify(X).ok
+    # The artifact says no more than the recipe, which makes it again.
+    found.save(tmp_path / "a.tvmq")
+    found.recipe.save(tmp_path / "r.toml")
+    tiny_transformer.compiled(recipe=tmp_path / "r.toml").save(tmp_path / "b.tvmq")
+    assert (tmp_path / "a.tvmq").read_bytes() == (tmp_path / "b.tvmq").read_bytes()
+    left = {row.site: row.reason for row in found.coverage.rows if not row.integer}
+    assert left["norm"].startswith("float: w8a8 with its conversions is")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tvmq.errors import TvmqWarning as TvmqWarning
     from tvmq.evaluation import Evaluation as Evaluation
     from tvmq.evaluation import evaluate as evaluate
+    from tvmq.plan.options import Budget as Budget
     from tvmq.plan.recipe import Recipe as Recipe
     from tvmq.tune.options import Tune as Tune
 
@@ -41,6 +42,7 @@ _HOME = {
     "Plan": "tvmq.spec",
     "Tune": "tvmq.tune.options",
     "Recipe": "tvmq.plan.recipe",
+    "Budget": "tvmq.plan.options",
     "draw_plan": "tvmq.analysis.plan_pictures",
     "TvmqError": "tvmq.errors",
     "TvmqWarning": "tvmq.errors",

@@ -130,7 +130,7 @@ def automatic(
     """
     prepared = prepare(unbalanced, batches, settings, keep=validation is None, progress=progress)
     names = [EIGHT] if budget.wants_nothing else [EIGHT, *map(precision_name, CANDIDATES)]
-    numbers = {name: _uniform(prepared, name, progress) for name in names}
+    numbers = {name: uniform_numbers(prepared, name, progress) for name in names}
     base = assign_precisions(prepared.nodes, prepared.hash, ignored=settings.ignored)
     groups = site_groups(prepared.nodes, base, [] if budget.wants_nothing else CANDIDATES)
     if settings.strict:
@@ -262,7 +262,7 @@ class _Evaluation:
         return replace(stored, weights=weights, biases=biases)
 
 
-def _uniform(prepared: Prepared, name: str, progress: Progress) -> Quantization:
+def uniform_numbers(prepared: Prepared, name: str, progress: Progress = silent) -> Quantization:
     """Return the numbers of the model in one precision, from statistics."""
     precision, settings = precision_of(name), prepared.settings
     assert precision is not None

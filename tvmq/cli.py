@@ -28,15 +28,24 @@ from tvmq.cli_options import (
     Effort,
     Ignore,
     Json,
+    MaxDrop,
+    MaxMb,
+    MaxMs,
     Mean,
+    MinCoverage,
+    Minutes,
     Model,
     Observer,
     Output,
+    Picture,
     Preset,
     Ranges,
+    RecipeFile,
     Requantize,
     Rescaling,
     Samples,
+    SaveRecipe,
+    SearchLog,
     Seed,
     Std,
     Strict,
@@ -88,15 +97,27 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     mean: Mean = "",
     std: Std = "",
     strict: Strict = False,
+    min_coverage: MinCoverage = None,
     seed: Seed = 0,
+    max_latency_ms: MaxMs = None,
+    max_size_mb: MaxMb = None,
+    max_drop: MaxDrop = None,
+    minutes: Minutes = None,
+    search_log: SearchLog = None,
+    recipe: RecipeFile = None,
+    save_recipe: SaveRecipe = None,
+    picture: Picture = None,
     as_json: Json = False,
 ) -> int:
     """Calibrate, quantize and compile a model into one file."""
     from tvmq import cli_compile
 
     options = options_of(target, bits, ignore, requantize, observer, preset, strict, seed)
+    limits = (max_latency_ms, max_size_mb, max_drop, minutes)
+    options |= cli_compile.planning(limits, search_log, recipe, min_coverage)
     data = cli_compile.Data(calibration, samples, batch, mean, std)
-    return cli_compile.compile_model(model, data, output, options, as_json=as_json)
+    beside = cli_compile.Beside(save_recipe, picture)
+    return cli_compile.compile_model(model, data, output, options, beside, as_json=as_json)
 
 
 @app.command()

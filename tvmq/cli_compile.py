@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
 
 import tvmq
 from tvmq import report
@@ -38,12 +40,67 @@ class Data:
         return preprocessing_from_text(self.mean, self.std) if self.mean or self.std else None
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Files that are written beside the artifact, if any."""
+
+    recipe: Path | None = None
+    picture: Path | None = None
+
+    def check(self, bits: object) -> None:
+        """Raise UsageError for what could not be written at the end."""
+        for path in (self.recipe, self.picture):
+            if path is not None and not path.parent.is_dir():
+                raise UsageError(f"{path}: folder {str(path.parent)!r} does not exist; create it first")
+        if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".html"):
+            raise UsageError(f"{self.picture}: a picture ends in .png, .svg or .html; name it so")
+        if self.picture is not None and bits != "auto":
+            raise UsageError(f"--picture {self.picture}: shows how bits were chosen; add --bits auto")
+
+    def write(self, compiled: CompiledModel) -> dict[str, str]:
+        """Write the files; return where they are, by what they are."""
+        if self.recipe is not None:
+            compiled.recipe.save(self.recipe)
+        if self.picture is not None and compiled.search is not None:
+            from tvmq.analysis.plan_pictures import draw_plan
+
+            draw_plan(compiled.search, self.picture)
+        named = {"recipe": self.recipe, "picture": self.picture}
+        return {name: str(path) for name, path in named.items() if path is not None}
+
+
+NOTHING = Beside()
+LIMITS = ("max_latency_ms", "max_size_mb", "max_drop", "minutes")
+
+
+def planning(
+    limits: Sequence[float | None], log: Path | None, recipe: Path | None, min_coverage: float | None
+) -> dict[str, Any]:
+    """Return the options of tvmq.compile that were given for choosing bits; limits in the order of LIMITS."""
+    named = zip(LIMITS, limits, strict=True)
+    given: dict[str, Any] = {name: value for name, value in named if value is not None}
+    if log is not None:
+        from tvmq.plan.options import Budget
+
+        given["budget"] = Budget(log=log)
+    if recipe is not None:
+        given["recipe"] = recipe
+    return given if min_coverage is None else given | {"min_coverage": min_coverage}
+
+
 def compile_model(
-    path: Path, data: Data, output: Path | None, options: Mapping[str, Any], *, as_json: bool
+    path: Path,
+    data: Data,
+    output: Path | None,
+    options: Mapping[str, Any],
+    beside: Beside = NOTHING,
+    *,
+    as_json: bool,
 ) -> int:
     """Compile the model at path and write the artifact; options go to tvmq.compile."""
     output = output or path.with_suffix(".tvmq")
     check_paths(path, output)
+    beside.check(options["bits"])
     profile = load_profile(options["target"])
     preprocessing = data.preprocessing()
     with StageDisplay() as display, calibration_warnings(display) as said:
@@ -63,6 +120,7 @@ def compile_model(
             raise InterruptedRunError(str(error)) from None
         clock("save", 0, 1)
         compiled.save(output)
+        written = beside.write(compiled)
         clock("save", 1, 1)
         clock.finish()
     facts = {
@@ -70,6 +128,7 @@ def compile_model(
         "size": report.size(output.stat().st_size),
         "target": profile.name,
         "calibrated on": f"{batches}, from {data.path}",
+        **written,
     }
     numbers = {
         "artifact": str(output),
@@ -78,6 +137,7 @@ def compile_model(
         "calibration_samples": batches.samples,
         "calibration_samples_left_out": batches.found - batches.samples,
         "warnings": said,
+        **written,
     }
     _show(compiled, clock.seconds, facts, numbers, as_json=as_json)
     return 0
@@ -93,10 +153,17 @@ def _show(
 ) -> None:
     """Show what was made; seconds by stage, facts for people, numbers the same for programs."""
     tuned = compiled.manifest.description.recipe["tuned"]
+    plan = compiled.search
+    planned: list[RenderableType] = []
+    if plan is not None:
+        from tvmq.analysis.plan_pictures import tables
+
+        planned, numbers = [tables(plan)], {**numbers, "plan": plan.to_json()}
     rounded = {stage: round(spent, 3) for stage, spent in seconds.items()}
     show(
         {**numbers, "seconds": rounded, "coverage": compiled.coverage.as_json(), "tuned": tuned},
         report.coverage_summary(compiled.coverage),
+        *planned,
         *([report.tuning([TunedKernel.from_json(row) for row in tuned])] if tuned else []),
         report.stages(seconds),
         report.facts("Compiled", facts),

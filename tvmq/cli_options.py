@@ -67,7 +67,36 @@ Target = Annotated[
     str, typer.Option(help="A profile's name (see `tvmq targets`), a profile file, or native: this CPU.")
 ]
 Bits = Annotated[
-    str, typer.Option(help="Bits of weights and activations: 3 to 8, or both as in w4a8. Ends keep 8.")
+    str,
+    typer.Option(
+        help="Bits of weights and activations: 3 to 8, or both as in w4a8; ends keep 8. auto: search."
+    ),
+]
+MaxMs = Annotated[float | None, typer.Option("--max-latency-ms", help="With --bits auto: of one call.")]
+MaxMb = Annotated[float | None, typer.Option("--max-size-mb", help="With --bits auto: of the artifact.")]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="With --bits auto: the fastest that drops no further."),
+]
+Minutes = Annotated[float | None, typer.Option("--minutes", help="With --bits auto: try plans for so long.")]
+SearchLog = Annotated[
+    Path | None,
+    typer.Option("--search-log", help="With --bits auto: keep results here, and go on from those that are."),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Take bits and options from a file that --save-recipe wrote."),
+]
+SaveRecipe = Annotated[
+    Path | None,
+    typer.Option("--save-recipe", help="Write bits and options to a file, to edit and replay."),
+]
+Picture = Annotated[
+    Path | None, typer.Option("--picture", help="With --bits auto: draw the plan, as .png, .svg or .html.")
+]
+MinCoverage = Annotated[
+    float | None,
+    typer.Option("--min-coverage", help="Refuse a smaller share of multiplications in integers, 0 to 1."),
 ]
 Ignore = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Keep matching sites in float. May be repeated.")
@@ -114,7 +143,8 @@ def quantizer_of(
     """Return what tvmq.compile and tvmq.analyze take."""
     from tvmq.spec import Precision
 
-    Precision.of(bits)  # what it refuses is said before any work
+    if bits != "auto":
+        Precision.of(bits)  # what it refuses is said before any work
     return {
         "bits": bits,
         "ignored": tuple(ignore or ()),

@@ -57,7 +57,7 @@ class Options:
         }
         reasons, model = NO_REASONS, None
         if recipe is not None:
-            if bits != 8:
+            if bits not in (8, "8"):
                 raise UsageError(f"recipe: has bits of its own; leave out bits={bits!r}, or edit the recipe")
             read = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
             values |= read.options

@@ -16,25 +16,30 @@ from typing import Any
 import tvm
 
 import tvmq
+from tvmq.automatic import Chosen, Costs, Prepared, Runnable, Validation, automatic
 from tvmq.build import build
+from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration
-from tvmq.compile_options import Options, check_build
+from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
-from tvmq.environment import default_threads, require_linker, require_tvm
-from tvmq.errors import CalibrationError, UsageError
+from tvmq.cost.model_works import Subject
+from tvmq.cost.table import cost_table, open_store
+from tvmq.environment import cpu_features, default_threads, require_linker, require_tvm
+from tvmq.errors import CalibrationError
 from tvmq.formats import Quantization
 from tvmq.golden import random_like
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
 from tvmq.plan.assign import achieved, require_share
+from tvmq.plan.cost_table import CostTable
 from tvmq.plan.nodes import Nodes
-from tvmq.plan.options import AUTO
+from tvmq.plan.options import AUTO, Budget, merged
 from tvmq.plan.recipe import Recipe
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.presets import DEFAULT, Preset
-from tvmq.quantizer import NO_CALIBRATION, quantized
-from tvmq.spec import Coverage, Description, Plan
+from tvmq.quantizer import NO_CALIBRATION, canonical, quantized
+from tvmq.spec import Coverage, Description, Plan, Precision
 from tvmq.target import TargetProfile, load_profile
 from tvmq.tune.options import Tune
 from tvmq.tune.results import decisions_of
@@ -49,6 +54,12 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     example_inputs: Any = None,
     calibration: Any = None,
     bits: int | str | Mapping[str, Any] = 8,
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    max_drop: float | None = None,
+    validation: Validation | None = None,
+    minutes: float | None = None,
+    budget: Budget | None = None,
     recipe: str | Path | Recipe | None = None,
     ignored: str | Sequence[str] = (),
     requantize: str = "pot",
@@ -69,7 +80,12 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     calibration: typical inputs, prepared as for the float model; arrays, tensors, tuples or dicts.
     bits: 8, 6 or 4 for weights and activations, or both as in "w4a8": weights 2 to 8, activations 3 to 8. The
     first and the last products keep 8, and so do tables; norms and residuals have 16. By site: a mapping of
-    glob patterns to these or "float", of which the last that matches counts.
+    glob patterns to these or "float", of which the last that matches counts. "auto": chosen for each site.
+    max_latency_ms, max_size_mb, max_drop: what "auto" keeps to (see Budget, which has more). Without any, the
+    fastest plan of 8 bits and float. No site is in integers that float is faster for, as far as they allow.
+    validation: what "auto" judges plans by: a function of a model (called like a compiled one) that returns a
+    metric, higher is better. Without, agreement with float on calibration samples kept for it.
+    minutes: how long "auto" evaluates plans for; what it found is in `compiled.search`.
     recipe: a file (see Recipe) whose bits and options take the place of those given here.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
@@ -89,8 +105,10 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     """
     require_tvm()
     options = Options.of(bits, ignored, requantize, observer, preset, seed, threads, recipe)
-    if options.bits == AUTO:
-        raise UsageError('bits="auto": this version has no costs to choose by; give bits by site')
+    wishes = merged(
+        budget, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb, max_drop=max_drop, minutes=minutes
+    )
+    check_budget(options, wishes, validation)
     check_build(options.threads, tune, min_coverage)
     if calibration is None:
         raise CalibrationError(NO_CALIBRATION)
@@ -99,12 +117,27 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     threads = options.threads or default_threads()
     if tune:
         prepare(profile, tune, threads)  # what it refuses is said now, not after minutes of work
+    found: Chosen | None = None
+    if options.bits == AUTO:
+        calibration = Held.of(calibration)
+        subject = canonical(model, example_inputs, progress=progress)
+        found = automatic(
+            subject,
+            list(as_batches(calibration, input_specs(subject))),
+            profile,
+            wishes,
+            options.settings(strict=strict),
+            measured_costs(profile, wishes, threads, progress),
+            validation=validation,
+            runnable=runnable_for(profile, threads),
+            progress=progress,
+        )
     chosen = quantized(
         model,
         example_inputs,
         calibration,
-        bits=options.given,
-        reasons=options.reasons,
+        bits=found.bits if found else options.given,
+        reasons=found.reasons if found else options.reasons,
         ignored=options.ignored,
         requantize=options.requantize,
         observer=options.observer,
@@ -128,7 +161,9 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         "photos": photos.to_json() if photos else None,
     }
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, made_by)
-    return CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
+    compiled = CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
+    compiled.search = found.report if found else None
+    return compiled
 
 
 def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
@@ -140,6 +175,33 @@ def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = sile
     """Return a canonical module at the integer level."""
     with step(progress, "lower"):
         return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
+
+
+def measured_costs(profile: TargetProfile, budget: Budget, threads: int, progress: Progress) -> Costs:
+    """Return what prices a model's sites: measured where this machine runs the target's code."""
+    here = not profile.missing(cpu_features()) and budget.measure_costs
+    store = open_store(budget.costs, profile, threads, measure=here)
+
+    def costs(model: Prepared, precisions: Sequence[Precision]) -> CostTable:
+        subject = Subject(model.mod, model.nodes, model.seen, model.hash, model.settings.ignored)
+        return cost_table(
+            subject, profile, precisions, store, threads=threads, measure=here, progress=progress
+        )
+
+    return costs
+
+
+def runnable_for(profile: TargetProfile, threads: int) -> Runnable | None:
+    """Return what compiles a plan for `validation`, None where this machine cannot run the target's code."""
+    if profile.missing(cpu_features()):
+        return None
+
+    def runnable(model: Prepared, plan: Plan, numbers: Quantization) -> CompiledModel:
+        built = build(lower(model.mod, numbers), profile, threads=threads)
+        description = describe(profile, Coverage(()), plan, numbers, model.seen, {})
+        return CompiledModel(built, description)
+
+    return runnable
 
 
 def describe(
