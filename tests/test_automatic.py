@@ -71,6 +71,7 @@ def test_a_size_makes_some_weights_smaller_and_evaluations_decide_which(tmp_path
     assert (again.bits, again.report) == (found.bits, report)
 
 
+@pytest.mark.slow
 def test_a_drop_is_kept_to_and_the_users_function_judges():
     seen = []
 

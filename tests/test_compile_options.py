@@ -75,6 +75,7 @@ def test_a_recipe_compiles_to_the_same_bytes_and_to_others_once_edited(tmp_path:
         tiny_transformer.compiled(bits={"blocks.*.fc1": "float"}, preset="fast", min_coverage=0.99)
 
 
+@pytest.mark.slow
 def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline, "measured_costs", lambda *_: hand_made_costs.costs)
     whole = tiny_transformer.compiled(bits="auto", preset="fast")

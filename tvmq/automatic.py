@@ -29,7 +29,7 @@ from tvmq.plan.divergence import agreement
 from tvmq.plan.formats import Formats
 from tvmq.plan.groups import SiteGroup, site_groups
 from tvmq.plan.memory import moments
-from tvmq.plan.nodes import MULTIPLYING, Nodes, index
+from tvmq.plan.nodes import MULTIPLYING, SITE_KINDS, Nodes, index
 from tvmq.plan.options import Budget
 from tvmq.plan.program import EIGHT, Assignment, Limits, Problem, solve
 from tvmq.plan.reasons import explained, no_slower
@@ -44,6 +44,8 @@ from tvmq.target import TargetProfile
 
 # What products may have besides 8 bits and float; which of them has a price follows from the target.
 CANDIDATES = (Precision(4, 8), Precision(3, 8), Precision(2, 8))
+FLOAT32 = "float32"
+STORABLE = (*SITE_KINDS, "add", "bias")
 HELD_OUT = 4  # of so many samples one is kept for evaluations, where the user gives no validation
 LOSS_SAMPLES, HELD_SAMPLES = 32, 32
 AGREEMENT = "agreement with float on held-out samples"
@@ -185,8 +187,12 @@ def prepare(
     mod = balanced(unbalanced, fitted, plan=plan, observer=settings.observer, progress=progress)
     nodes = index(mod)
     formats = formats_of(nodes, plan)
-    floats = {name for name, node in nodes.by_name.items() if node.is_float and node.kind != "view"}
-    wanted = floats | set(nodes.parameters) | formats.values.keys()
+    # Whatever a site left in float may make or read as integers; not masks, which are of no such kind.
+    made = {name for name, node in nodes.by_name.items() if node.is_float and node.kind in STORABLE}
+    read = {
+        name for name, spec in zip(nodes.parameters, input_specs(mod), strict=True) if spec.dtype == FLOAT32
+    }
+    wanted = made | read | formats.values.keys()
     grams = gram_inputs(nodes, formats)
     seen = collect(
         mod, fitted, values=wanted.__contains__, gram_inputs=grams, groups=GROUPS, progress=progress
