@@ -66,8 +66,9 @@ def _curve(sheet: Drawing, report: PlanReport) -> None:
     for value in (min(metrics), max(metrics)):
         sheet.shapes.append(Line(((LEFT, down(value)), (WIDTH - 20, down(value)))))
         sheet.shapes.append(Label(LEFT - 6, down(value), f"{value:.4g}", end=True))
-    for ms in (min(e.plan.ms for e in found), max(e.plan.ms for e in found)):
-        sheet.shapes.append(Label(across(ms), TOP + CURVE + 18, f"{ms:.3g} ms", end=ms != found[0].plan.ms))
+    times = [e.plan.ms for e in found]
+    for ms, end in ((min(times), False), (max(times), True)):
+        sheet.shapes.append(Label(across(ms), TOP + CURVE + 18, f"{ms:.3g} ms", end=end))
     sheet.shapes.append(Line(tuple((across(e.plan.ms), down(e.metric)) for e in report.pareto), COLOURS[8]))
     kept = {e.plan.key for e in report.pareto}
     for each in found:
