@@ -42,6 +42,7 @@ NUMBERS_TOO = (
     "numerics",
     "one_thread",
     "pipeline",
+    "quantizer",
     "reference",
     "reference_layers",
     "reference_ops",
