@@ -22,8 +22,16 @@ from tests import tiny_transformer
 from tests.schedule.pool import pool_of
 from tests.tiny_transformer import compiled, inputs, model
 from tests.torch_threads import torch_threads
-from tvmq.errors import CalibrationError, EnvironmentMismatchError, UnsupportedModelError, UsageError
+from tvmq.errors import (
+    CalibrationError,
+    EnvironmentMismatchError,
+    TvmqWarning,
+    UnsupportedModelError,
+    UsageError,
+)
 from tvmq.images import Preprocessing, load_calibration
+from tvmq.pipeline import warn_of_size
+from tvmq.plan.options import Budget
 from tvmq.quantizer import REQUANTIZE
 from tvmq.spec import Coverage, Plan, TensorSpec
 from tvmq.tune import tuner
@@ -396,3 +404,19 @@ def test_the_input_of_a_linear_without_a_bias_is_shifted():
     norm = next(scale for scale in found.manifest.description.scales if scale.tensor == "norm")
     assert 64 < norm.zero_point < 192
     assert norm.smallest < 0.05
+
+
+def test_an_automatic_plan_keeps_to_its_size_as_a_file(tmp_path: Path):
+    samples = [torch.from_numpy(x) for x in tiny_transformer.inputs(8)]
+    options = {"calibration": samples, "example_inputs": samples[:1], "preset": "fast", "threads": 1}
+    uniform = tvmq.compile(tiny_transformer.transformer(), **options)
+    uniform.save(tmp_path / "uniform.tvmq")
+    megabytes = 0.92 * (tmp_path / "uniform.tvmq").stat().st_size / 1e6
+    budget = Budget(evaluations=2, costs=tmp_path / "costs.jsonl", measure_costs=False)
+    found = tvmq.compile(
+        tiny_transformer.transformer(), bits="auto", max_size_mb=megabytes, budget=budget, **options
+    )
+    found.save(tmp_path / "found.tvmq")
+    assert (tmp_path / "found.tvmq").stat().st_size <= 1e6 * megabytes
+    with pytest.warns(TvmqWarning, match="the artifact takes .* MB, for its kernels take"):
+        warn_of_size(found, Budget(max_size_mb=megabytes / 2))

@@ -301,5 +301,6 @@ def test_a_measured_profile_has_the_machines_numbers_and_parses(
     base = load_profile("x86_avx512_vnni")
     made = machine.with_numbers(base, "mine", memory, peaks, "measured today")
     assert parse_profile(made.to_toml(), "mine.toml") == made
-    assert [kernel.macs_per_cycle for kernel in made.kernels] == [64.0, 16.0]
+    *integer, floating = (kernel.macs_per_cycle for kernel in made.kernels)
+    assert (set(integer), floating) == ({64.0}, 16.0)
     assert (made.machine.l2_bytes, made.machine.l3_bytes, made.tvm_target) == (1 << 20, None, base.tvm_target)

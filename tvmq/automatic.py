@@ -55,6 +55,8 @@ Validation = Callable[[Any], float]
 # What validation is given: a model in the numbers of a plan, called like a compiled one.
 Runnable = Callable[["Prepared", Plan, Quantization], Any]
 Costs = Callable[["Prepared", Sequence[Precision]], CostTable]
+Sizes = Callable[["Prepared", Plan, Quantization], int]  # bytes of the artifact
+SIZE_ROUNDS = 3  # searches with what code really takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +124,13 @@ def automatic(
     *,
     validation: Validation | None = None,
     runnable: Runnable | None = None,
+    size_of: Sizes | None = None,
     progress: Progress = silent,
 ) -> Chosen:
     """Return the bits of every site of a canonical module.
 
     validation: a model's metric, higher is better; None: agreement with float on samples kept for it.
-    runnable: makes what validation is given; None: the reference.
+    runnable: makes what validation is given; None: the reference. size_of: None: code takes no room.
     Raises InfeasibleBudgetError for a budget that no plan keeps to.
     """
     prepared = prepare(unbalanced, batches, settings, keep=validation is None, progress=progress)
@@ -150,16 +153,27 @@ def automatic(
     floats = evaluation.of_float(log)
     least = None if budget.max_drop is None else floats - budget.max_drop
     goal = Goal(limits=budget.limits, least_metric=least)
-    outcome = search(
-        problem,
-        goal,
-        evaluation.of_plan,
-        log=log,
-        minutes=budget.minutes,
-        evaluations=budget.evaluations,
-        seed=settings.seed,
-        progress=progress,
-    )
+    if size_of is not None:
+        problem = evaluation.with_code(problem, uniform_plan(problem), size_of)
+    for _ in range(SIZE_ROUNDS):
+        outcome = search(
+            problem,
+            goal,
+            evaluation.of_plan,
+            log=log,
+            minutes=budget.minutes,
+            evaluations=budget.evaluations,
+            seed=settings.seed,
+            progress=progress,
+        )
+        if size_of is None or budget.max_size_mb is None:
+            break
+        priced = problem.costs.fixed_bytes
+        corrected = evaluation.with_code(problem, outcome.best.plan, size_of)
+        missing = corrected.costs.fixed_bytes - priced
+        if outcome.best.plan.size + missing <= 1e6 * budget.max_size_mb:
+            break
+        problem = corrected
     if not outcome.enough:
         raise InfeasibleBudgetError(
             f"max_drop={budget.max_drop:g}: the best of {len(outcome.evaluated)} plans within "
@@ -232,13 +246,23 @@ class _Evaluation:
     def of_plan(self, plan: Assignment) -> float:
         """Return the metric of a plan."""
         p = self._prepared
-        assigned = assign_precisions(p.nodes, p.hash, ignored=p.settings.ignored, bits=self.bits(plan))
-        numbers = self._composed(plan, formats_of(p.nodes, assigned))
+        assigned, numbers = self._assigned(plan)
         if self._validation is None:
             return self._agreement(InsertQdq(numbers)(p.mod))
         if self._runnable is not None:
             return self._validation(self._runnable(p, assigned, numbers))
         return self._validation(ReferenceModel(InsertQdq(numbers)(p.mod)))
+
+    def with_code(self, problem: Problem, plan: Assignment, size_of: Sizes) -> Problem:
+        """Return a problem whose fixed bytes are those that this plan's artifact has beside its weights."""
+        missing = max(size_of(self._prepared, *self._assigned(plan)) - plan.size, 0)
+        costs = replace(problem.costs, fixed_bytes=problem.costs.fixed_bytes + missing)
+        return replace(problem, costs=costs)
+
+    def _assigned(self, plan: Assignment) -> tuple[Plan, Quantization]:
+        p = self._prepared
+        assigned = assign_precisions(p.nodes, p.hash, ignored=p.settings.ignored, bits=self.bits(plan))
+        return assigned, self._composed(plan, formats_of(p.nodes, assigned))
 
     def bits(self, plan: Assignment) -> dict[str, Precision | None]:
         """Return the precision of each site of the groups."""
@@ -266,6 +290,14 @@ class _Evaluation:
             if source in formats.integer and name in self._numbers[at[source]].biases:
                 biases[name] = self._numbers[at[source]].biases[name]
         return replace(stored, weights=weights, biases=biases)
+
+
+def uniform_plan(problem: Problem) -> Assignment:
+    """Return the plan of 8 bits wherever there are such."""
+    choices = {group.name: problem.choices[group.name] for group in problem.groups}
+    return problem.assignment(
+        {name: EIGHT if EIGHT in known else next(iter(known)) for name, known in choices.items()}
+    )
 
 
 def uniform_numbers(prepared: Prepared, name: str, progress: Progress = silent) -> Quantization:

@@ -8,15 +8,17 @@ IRModule or frozen data.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tvm
 
 import tvmq
-from tvmq.automatic import Chosen, Costs, Prepared, Runnable, Validation, automatic
+from tvmq.automatic import Chosen, Costs, Prepared, Runnable, Sizes, Validation, automatic
 from tvmq.build import build
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration
@@ -25,7 +27,7 @@ from tvmq.compiled import CompiledModel
 from tvmq.cost.model_works import Subject
 from tvmq.cost.table import cost_table, open_store
 from tvmq.environment import cpu_features, default_threads, require_linker, require_tvm
-from tvmq.errors import CalibrationError
+from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.formats import Quantization
 from tvmq.golden import random_like
 from tvmq.passes.insert_qdq import InsertQdq
@@ -130,6 +132,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
             measured_costs(profile, wishes, threads, progress),
             validation=validation,
             runnable=runnable_for(profile, threads),
+            size_of=sizes_of(profile, threads),
             progress=progress,
         )
     chosen = quantized(
@@ -162,7 +165,9 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     }
     description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, made_by)
     compiled = CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
-    compiled.search = found.report if found else None
+    if found:
+        compiled.search = found.report
+        warn_of_size(compiled, wishes)
     return compiled
 
 
@@ -191,17 +196,54 @@ def measured_costs(profile: TargetProfile, budget: Budget, threads: int, progres
     return costs
 
 
+def sizes_of(profile: TargetProfile, threads: int) -> Sizes:
+    """Return what tells how many bytes the artifact of a plan takes."""
+
+    def size(model: Prepared, plan: Plan, numbers: Quantization) -> int:
+        return _file_bytes(_as_planned(model, plan, numbers, profile, threads))
+
+    return size
+
+
+def _file_bytes(compiled: CompiledModel) -> int:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tvmq"
+        compiled.save(path)
+        return path.stat().st_size
+
+
+def warn_of_size(compiled: CompiledModel, budget: Budget) -> None:
+    """Say it if an artifact is larger than its budget after all."""
+    if budget.max_size_mb is None:
+        return
+    megabytes = _file_bytes(compiled) / 1e6
+    if megabytes > budget.max_size_mb:
+        warnings.warn(
+            TvmqWarning(
+                f"max_size_mb={budget.max_size_mb:g}: the artifact takes {megabytes:.4g} MB, for its kernels "
+                f"take more than was estimated; ask for {2 * budget.max_size_mb - megabytes:.4g}"
+            ),
+            stacklevel=3,
+        )
+
+
 def runnable_for(profile: TargetProfile, threads: int) -> Runnable | None:
     """Return what compiles a plan for `validation`, None where this machine cannot run the target's code."""
     if profile.missing(cpu_features()):
         return None
 
     def runnable(model: Prepared, plan: Plan, numbers: Quantization) -> CompiledModel:
-        built = build(lower(model.mod, numbers), profile, threads=threads)
-        description = describe(profile, Coverage(()), plan, numbers, model.seen, {})
-        return CompiledModel(built, description)
+        return _as_planned(model, plan, numbers, profile, threads)
 
     return runnable
+
+
+def _as_planned(
+    model: Prepared, plan: Plan, numbers: Quantization, profile: TargetProfile, threads: int
+) -> CompiledModel:
+    built = build(lower(model.mod, numbers), profile, threads=threads)
+    description = describe(profile, Coverage(()), plan, numbers, model.seen, {})
+    return CompiledModel(built, description)
 
 
 def describe(
