@@ -153,3 +153,14 @@ def test_the_whole_path_with_a_net_of_noise(scripts: Any, tmp_path: Path):
     (tmp_path / "smoke.json").write_text(json.dumps(kept))
     subprocess.run(command, capture_output=True, env=places, check=True)
     assert json.loads((tmp_path / "smoke.json").read_text()) == kept
+
+
+def test_a_bed_that_cannot_be_made_is_left_out_and_said(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def load(name: str, cache: Path) -> Any:
+        raise scripts.data.NoDataError("tiny: no network")
+
+    monkeypatch.setattr(scripts.accuracy, "load", load)
+    assert scripts.accuracy.main(["--smoke", "--cache", str(tmp_path)]) == 1
+    assert "accuracy: tiny is left out: tiny: no network" in capsys.readouterr().err

@@ -93,20 +93,29 @@ def parse(arguments: Sequence[str]) -> Request:
     return Request(beds, tuple(given.columns or ()), given.cache, given.threads, given.smoke)
 
 
-def measure(request: Request, progress: Progress) -> None:
-    """Measure every cell that is not there yet."""
+def measure(request: Request, progress: Progress) -> dict[str, str]:
+    """Measure every cell that is not there yet; return why beds could not be made, by name."""
     work = [(name, cell) for name in request.beds for cell in request.cells(name)]
     task = progress.add_task("", total=len(work))
+    missing: dict[str, str] = {}
     for name, cell in work:
         words = (name, cell.column, cell.precision, cell.setting)
         progress.update(task, description=" ".join(filter(None, words)))
-        bed = load(name, request.cache)
+        if name in missing:
+            progress.advance(task)
+            continue
+        try:
+            bed = load(name, request.cache)
+        except NoDataError as error:
+            missing[name] = str(error)
+            continue
         made = cell_key(bed, cell)
         rows = {row.place: row for row in results.load(request.results)}
         known = rows.get((name, cell.column, cell.precision, cell.setting))
         if not known or known.key != made or (cell is FLOAT and not float_scores(bed, made).exists()):
             results.save(request.results, [measured(bed, cell, made, request)])
         progress.advance(task)
+    return missing
 
 
 def measured(bed: Bed, cell: Cell, made: str, request: Request) -> Row:
@@ -199,11 +208,8 @@ def main(arguments: Sequence[str]) -> int:
     request = parse(arguments)
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     stderr = Console(file=sys.stderr)
-    try:
-        with Progress(TextColumn("{task.description:<60}"), *columns, console=stderr) as progress:
-            measure(request, progress)
-    except NoDataError as missing:
-        raise SystemExit(f"accuracy: {missing}") from None
+    with Progress(TextColumn("{task.description:<60}"), *columns, console=stderr) as progress:
+        missing = measure(request, progress)
     rows = results.load(request.results)
     wide = Console(width=200, markup=False)
     mine = [row for row in rows if row.bed in request.beds]
@@ -213,7 +219,9 @@ def main(arguments: Sequence[str]) -> int:
         wide.print(note)
     if not request.smoke:
         put(ROOT / "README.md", "scripts/accuracy.sh", results.markdown(rows))
-    return 0
+    for name, why in missing.items():
+        print(f"accuracy: {name} is left out: {why}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

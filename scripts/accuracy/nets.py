@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import CIFAR_MEAN, CIFAR_STD
+from data import CIFAR_MEAN, CIFAR_STD, NoDataError
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -103,9 +103,13 @@ def save(net: nn.Module, path: Path) -> None:
 
 
 def trained(name: str) -> nn.Module:
-    """Return a net with its committed weights, ready to evaluate."""
-    net = NETS[name]()
-    with np.load(WEIGHTS / f"{name}.npz") as file:
+    """Return a net with its committed weights, ready to evaluate; NoDataError where they are not there."""
+    net, path = NETS[name](), WEIGHTS / f"{name}.npz"
+    if not path.exists():
+        raise NoDataError(
+            f"{name}: weights/{path.name} is not there; train it: scripts/accuracy/train.py {name}"
+        )
+    with np.load(path) as file:
         state = {key: torch.from_numpy(file[key].astype(np.float32)) for key in file.files}
     net.load_state_dict(state, strict=False)
     return net.eval()
