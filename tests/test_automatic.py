@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tvm
+from torch import nn
 
 from tests import hand_made_costs, tiny_transformer
-from tvmq.automatic import Chosen, ReferenceModel, Settings, automatic
+from tvmq.automatic import Chosen, ReferenceModel, Settings, _key, automatic, prepare
 from tvmq.calibrate.batches import as_batches, input_specs
-from tvmq.errors import InfeasibleBudgetError
+from tvmq.errors import InfeasibleBudgetError, UnsupportedModelError
+from tvmq.frontend import import_model
+from tvmq.passes.canonicalize import canonicalize
+from tvmq.plan.groups import SiteGroup
 from tvmq.plan.options import Budget
 from tvmq.spec import W8A8, Precision
 from tvmq.target import load_profile
@@ -20,8 +26,8 @@ from tvmq.target import load_profile
 SETTINGS = Settings(ignored=(), requantize="pot", observer="mse", seed=0, strict=False)
 
 
-def chosen(budget: Budget, validation=None, **changed) -> Chosen:
-    mod = tiny_transformer.canonical()
+def chosen(budget: Budget, validation=None, mod: tvm.IRModule | None = None, **changed) -> Chosen:
+    mod = mod or tiny_transformer.canonical()
     batches = list(as_batches(tiny_transformer.inputs(8), input_specs(mod)))
     settings = Settings(**{name: getattr(SETTINGS, name) for name in Settings.__slots__} | changed)
     return automatic(
@@ -100,6 +106,41 @@ def test_an_impossible_size_names_the_ends():
 def test_strict_leaves_nothing_in_float():
     found = chosen(Budget(), strict=True)
     assert set(found.bits.values()) == {W8A8}
+
+
+class Names(nn.Module):
+    """Gives the number of the best class, not the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = tiny_transformer.transformer()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(x).argmax(1)
+
+
+def test_a_model_without_float_outputs_has_a_fastest_plan_but_needs_a_validation_for_a_budget():
+    (x,) = tiny_transformer.inputs(1)
+    mod = canonicalize(import_model(Names(), (torch.from_numpy(x),)))
+    assert {None, W8A8} == set(chosen(Budget(), mod=mod).bits.values())
+    with pytest.raises(UnsupportedModelError, match="model: its outputs are int64, a float one is wanted"):
+        chosen(Budget(max_size_mb=1), mod=mod)
+    found = chosen(Budget(max_size_mb=1, evaluations=1), lambda model: float(model(x)[0]), mod)
+    assert (found.report.measure, len(found.report.evaluated)) == ("sqnr", 1)
+
+
+def test_a_log_is_of_the_samples_that_were_kept_and_of_the_groups():
+    mod = tiny_transformer.canonical()
+    batches = list(as_batches(tiny_transformer.inputs(8), input_specs(mod)))
+    prepared = prepare(mod, batches, SETTINGS, keep=True)
+    groups = (SiteGroup("a", ("a",), ("w8a8",)), SiteGroup("b", ("b",), ("w8a8",)))
+    others = replace(prepared, held=[(2 * x,) for (x,) in prepared.held])
+    keys = {
+        _key(prepared, groups, "m"), _key(others, groups, "m"), _key(prepared, groups[::-1], "m"),
+        _key(prepared, groups, "other"),
+    }  # fmt: skip
+    assert len(keys) == 4
+    assert _key(prepared, groups, "m") == _key(replace(prepared), groups, "m")
 
 
 def test_the_reference_is_called_like_a_compiled_model():

@@ -52,6 +52,13 @@ def test_a_budget_wants_automatic_bits():
         check_build(1, None, 80)
 
 
+def test_a_file_of_something_else_is_no_log_which_is_said_before_any_work(tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(UsageError, match=r"model.onnx: not one line of it is a search record"):
+        check_budget(options("auto"), Budget(max_size_mb=1, log=tmp_path / "model.onnx"), None)
+    assert (tmp_path / "model.onnx").read_bytes() == b"\x08\x07"
+
+
 def test_data_that_comes_once_is_held():
     assert Held.of([1]) == [1]
     held = Held.of(iter([1, 2]))

@@ -15,6 +15,7 @@ MODULES = sorted((ROOT / "tvmq").rglob("*.py"))
 STAGES = (
     ("errors", "progress", "cpu_names", "numerics", "one_thread", "neighbours", "bit_planes"),
     ("record", "bench"),
+    ("line_file",),
     ("spec", "environment"),
     ("target", "formats", "unary", "images", "sites"),
     ("reference_layers",),

@@ -6,19 +6,23 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tvm
+from tvm import relax
 
 from tvmq import reference
 from tvmq.calibrate.batches import Batch, input_specs
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.collect import collect
 from tvmq.calibrate.stability import GROUPS
-from tvmq.errors import InfeasibleBudgetError
+from tvmq.environment import versions
+from tvmq.errors import InfeasibleBudgetError, UnsupportedModelError
 from tvmq.formats import Quantization
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.one_thread import one_thread
@@ -35,12 +39,13 @@ from tvmq.plan.program import EIGHT, Assignment, Limits, Problem, solve
 from tvmq.plan.reasons import explained, no_slower
 from tvmq.plan.records import PlanReport, choices_of, evaluated_of
 from tvmq.plan.search import Goal, Log, Outcome, checked_metric, search
-from tvmq.plan.sensitivity import Subject, sensitivities
+from tvmq.plan.sensitivity import OF_ERRORS, Subject, sensitivities
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs, ranges
 from tvmq.quantizer import balanced, formats_of, planned
 from tvmq.spec import Plan, Precision, TensorSpec
 from tvmq.target import TargetProfile
+from tvmq.tune.database import digest_of
 
 # What products may have besides 8 bits and float; which of them has a price follows from the target.
 CANDIDATES = (Precision(4, 8), Precision(3, 8), Precision(2, 8))
@@ -131,8 +136,10 @@ def automatic(
 
     validation: a model's metric, higher is better; None: agreement with float on samples kept for it.
     runnable: makes what validation is given; None: the reference. size_of: None: code takes no room.
-    Raises InfeasibleBudgetError for a budget that no plan keeps to.
+    Raises InfeasibleBudgetError for a budget that no plan keeps to, UnsupportedModelError for one without a
+    validation where no output is float.
     """
+    measure = _measure(unbalanced, budget, validation)
     prepared = prepare(unbalanced, batches, settings, keep=validation is None, progress=progress)
     names = [EIGHT] if budget.wants_nothing else [EIGHT, *map(precision_name, CANDIDATES)]
     numbers = {name: uniform_numbers(prepared, name, progress) for name in names}
@@ -141,15 +148,15 @@ def automatic(
     if settings.strict:
         groups = tuple(replace(g, choices=tuple(c for c in g.choices if c != FLOAT)) for g in groups)
     subject = Subject(prepared.mod, prepared.nodes, groups, numbers, _few(prepared.fitted, LOSS_SAMPLES))
-    losses = sensitivities(subject, budget.measure, seed=settings.seed, progress=progress)
+    losses = sensitivities(subject, measure, seed=settings.seed, progress=progress)
     table = costs(prepared, [] if budget.wants_nothing else CANDIDATES)
     inputs = {name: 4 * prod(spec.shape) for name, spec in _inputs(prepared)}
     problem = Problem(groups, losses, table, moments(prepared.nodes, prepared.formats, groups, inputs))
     evaluation = _Evaluation(prepared, numbers, groups, validation, runnable)
     if budget.wants_nothing:
         plan = no_slower(problem, solve(problem, Limits(), "ms"), Limits())
-        return _chosen(problem, plan, budget, profile, None, evaluation)
-    log = Log(budget.path, _key(prepared, evaluation.metric))
+        return _chosen(problem, plan, budget, measure, profile, None, evaluation)
+    log = Log(budget.path, _key(prepared, groups, evaluation.metric))
     floats = evaluation.of_float(log)
     least = None if budget.max_drop is None else floats - budget.max_drop
     goal = Goal(limits=budget.limits, least_metric=least)
@@ -180,7 +187,21 @@ def automatic(
             f"{budget.limits} drops by {floats - outcome.best.metric:.4g} ({outcome.best.plan}); allow "
             "more of one of them, or evaluate more plans"
         )
-    return _chosen(problem, outcome.best.plan, budget, profile, outcome, evaluation)
+    return _chosen(problem, outcome.best.plan, budget, measure, profile, outcome, evaluation)
+
+
+def _measure(mod: tvm.IRModule, budget: Budget, validation: Validation | None) -> str:
+    """Return the measure of losses: one of sites' own errors where a model has no float output to look at."""
+    ty = mod["main"].ret_ty
+    dtypes = [str(each.dtype) for each in (ty.fields if isinstance(ty, relax.TupleType) else [ty])]
+    if FLOAT32 in dtypes:
+        return budget.measure
+    if validation is None and not budget.wants_nothing:
+        raise UnsupportedModelError(
+            f"model: its outputs are {' and '.join(dtypes)}, a float one is wanted to compare plans by; give "
+            "a validation, or leave out what comes last (an argmax)"
+        )
+    return budget.measure if budget.measure in OF_ERRORS else OF_ERRORS[-1]
 
 
 def prepare(
@@ -320,6 +341,7 @@ def _chosen(
     problem: Problem,
     plan: Assignment,
     budget: Budget,
+    measure: str,
     profile: TargetProfile,
     outcome: Outcome | None,
     evaluation: _Evaluation,
@@ -331,7 +353,7 @@ def _chosen(
         device=problem.costs.device,
         threads=problem.costs.threads,
         limits=budget.limits,
-        measure=budget.measure,
+        measure=measure,
         metric=evaluation.metric,
         float_metric=evaluation.float_metric,
         chosen=plan,
@@ -344,11 +366,22 @@ def _chosen(
     return Chosen(evaluation.bits(plan), reasons, report)
 
 
-def _key(prepared: Prepared, metric: str) -> str:
-    """Return all that evaluations depend on, but for the user's function."""
+def _key(prepared: Prepared, groups: Sequence[SiteGroup], metric: str) -> str:
+    """Return all that evaluations depend on, but for what the user's function does."""
     s = prepared.settings
-    parts = [prepared.hash, prepared.seen.data_hash, metric, s.ignored, s.requantize, s.observer]
-    return hashlib.sha256(json.dumps([*parts, len(prepared.held)]).encode()).hexdigest()[:16]
+    held = hashlib.sha256()
+    for tensor in (tensor for batch in prepared.held for tensor in batch):
+        held.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        held.update(np.ascontiguousarray(tensor.numpy()).data)
+    parts: list[Any] = [prepared.hash, prepared.seen.data_hash, held.hexdigest(), metric]
+    parts += [s.ignored, s.requantize, s.observer, digest_of(_sources()), versions()]
+    parts += [[group.name, group.sites] for group in groups]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _sources() -> tuple[Path, ...]:
+    return tuple(sorted(Path(__file__).parent.rglob("*.py")))
 
 
 def _few(batches: Sequence[Batch], samples: int) -> Sequence[Batch]:

@@ -13,6 +13,7 @@ from tvmq.plan.assign import NO_REASONS, Bits
 from tvmq.plan.cost_table import precision_name
 from tvmq.plan.options import AUTO, Budget
 from tvmq.plan.recipe import Recipe
+from tvmq.plan.search import log_file
 from tvmq.quantize.presets import Preset, preset_of
 from tvmq.quantizer import check_quantization, patterns
 from tvmq.spec import W8A8, Plan, Precision
@@ -119,7 +120,9 @@ class Held:
 
 
 def check_budget(options: Options, budget: Budget, validation: Any) -> None:
-    """Raise UsageError for a budget that nothing would keep to, and for a validation that is no function."""
+    """Raise UsageError for a budget that nothing would keep to, a log that is some other file, and for a
+    validation that is no function.
+    """
     if validation is not None and not callable(validation):
         raise UsageError(f"validation={validation!r}: a function of a model is wanted, returning a number")
     if options.bits != AUTO and (budget != Budget() or validation is not None):
@@ -127,6 +130,8 @@ def check_budget(options: Options, budget: Budget, validation: Any) -> None:
             f'bits={W8A8 if options.bits == W8A8 else "given"}: a budget and validation are for bits="auto" '
             "alone; pass that, or leave them out"
         )
+    if budget.path is not None:
+        log_file(budget.path)
 
 
 def check_build(threads: int | None, tune: Tune | None, min_coverage: float | None) -> None:

@@ -135,5 +135,14 @@ def test_what_validation_returns_must_be_a_number(metric: object):
 
 
 def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"none/log: cannot keep results of a search \(No such file"):
+    with pytest.raises(UsageError, match=r"none/log: folder .*none' does not exist; create it first"):
         Log(tmp_path / "none" / "log", "a")
+
+
+@pytest.mark.parametrize("content", [b"\x08\x07\x12\x04onnx", b'{"note": "mine"}\n', b"no line"])
+def test_a_file_of_something_else_is_refused_and_stays_what_it_was(tmp_path: Path, content: bytes):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"model.onnx: not one line of it is a search record"):
+        Log(path, "a").add(("w8a8",), 1.0)
+    assert path.read_bytes() == content

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmq.errors import UsageError
+from tvmq.line_file import LineFile
 from tvmq.record import Record
 from tvmq.tune.database import Setting
-from tvmq.tune.line_file import LineFile
 from tvmq.tune.options import default_database
 
 START = b'{"cost": "'  # of every line

@@ -8,9 +8,7 @@ ends with what it would have ended with.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tvmq.errors import InfeasibleBudgetError, UsageError
+from tvmq.line_file import LineFile
 from tvmq.plan.cost_table import FLOAT
 from tvmq.plan.program import Assignment, Limits, Problem, solve, sweep, within
 from tvmq.plan.reasons import no_slower
@@ -71,47 +70,44 @@ class Goal:
         return (1.0, -found.metric, plan.ms, plan.size)
 
 
+@dataclass(frozen=True, slots=True)
+class _Line(Record):
+    """One result of the searches that share this key."""
+
+    search: str
+    precisions: tuple[str, ...]
+    metric: float
+
+
 class Log:
     """The results of searches, one JSON line each; None: nowhere but in memory."""
 
     def __init__(self, path: Path | None, key: str) -> None:
-        """key: all that results depend on; lines of another key are left alone."""
-        self._path, self._key = path, key
-        self.known: dict[tuple[str, ...], float] = {}
-        self._torn = False
-        if path is None:
-            return
-        try:
-            lines = path.read_bytes().splitlines() if path.exists() else []
-            self._torn = bool(lines) and not path.read_bytes().endswith(b"\n")
-            with path.open("ab"):
-                pass
-        except OSError as error:
-            raise UsageError(
-                f"{path}: cannot keep results of a search ({error.strerror}); name a file that can be written"
-            ) from error
-        for line in lines:
-            self._take(line)
+        """key: all that results depend on; lines of another key are left alone.
 
-    def _take(self, line: bytes) -> None:
-        try:
-            found = json.loads(line)
-            if found["search"] == self._key and math.isfinite(found["metric"]):
-                self.known[tuple(found["precisions"])] = float(found["metric"])
-        except (ValueError, TypeError, KeyError):
-            return  # torn by a crash
+        Raises UsageError for a file that cannot be written, or that holds anything else.
+        """
+        self._file, self._key = None if path is None else log_file(path), key
+        self.known: dict[tuple[str, ...], float] = {}
+        lines = () if self._file is None else self._file.read(_Line.from_json)
+        for line in lines:
+            if line.search == key and math.isfinite(line.metric):
+                self.known[line.precisions] = line.metric
 
     def add(self, precisions: tuple[str, ...], metric: float) -> None:
         """Keep a result; it is on the disk when this returns."""
         self.known[precisions] = metric
-        if self._path is None:
-            return
-        line = json.dumps({"search": self._key, "precisions": precisions, "metric": metric})
-        with self._path.open("ab") as file:
-            file.write(b"\n" * self._torn + line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._torn = False
+        if self._file is not None:
+            self._file.append(_Line(self._key, precisions, metric))
+
+
+def log_file(path: Path) -> LineFile:
+    """Return the file of a log, made if there is none; UsageError where it cannot be one."""
+    file = LineFile(path, b'{"search": "', "search")
+    for _ in file.read(_Line.from_json):
+        break
+    file.require_writable()
+    return file
 
 
 def search(

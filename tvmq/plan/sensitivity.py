@@ -133,6 +133,7 @@ MEASURES: Mapping[str, _Measure | None] = {
     "sqnr": _Measure(_sqnr),
 }
 DEFAULT = "projected"
+OF_ERRORS = ("nuclear", "sqnr")  # those that look at no output
 PROBES = 4  # gradients of each batch
 
 

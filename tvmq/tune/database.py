@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tvmq.environment import cpu_name, versions
+from tvmq.line_file import LineFile
 from tvmq.record import Record
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
-from tvmq.tune.line_file import LineFile
 
 START = b'{"event": "'  # of every line
 CRASHES = 2  # a trial that was begun so often and never ended took its process with it
@@ -171,7 +171,7 @@ def setting_of(profile: TargetProfile, threads: int) -> Setting:
     }
     target = json.dumps(code, sort_keys=True)
     found = "".join(f"{name} {version}, " for name, version in versions().items())
-    return Setting(f"{profile.name} {target}", cpu_name(), threads, f"{found}kernels {_digest(_sources())}")
+    return Setting(f"{profile.name} {target}", cpu_name(), threads, f"{found}kernels {digest_of(_sources())}")
 
 
 @cache
@@ -180,8 +180,8 @@ def _sources() -> tuple[Path, ...]:
 
 
 @cache
-def _digest(paths: Iterable[Path]) -> str:
-    """Return a digest of what builds the kernels: a number of older code says nothing of today's."""
+def digest_of(paths: Iterable[Path]) -> str:
+    """Return a digest of source files: a number of older code says nothing of today's."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

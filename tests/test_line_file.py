@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tvmq.errors import UsageError
+from tvmq.line_file import LineFile
 from tvmq.record import Record
-from tvmq.tune.line_file import LineFile
 
 
 @dataclass(frozen=True, slots=True)
