@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -18,7 +19,7 @@ from tvmq.plan.cost_table import precision_of
 from tvmq.plan.divergence import divergence
 from tvmq.plan.formats import value_formats
 from tvmq.plan.groups import site_groups
-from tvmq.plan.sensitivity import MEASURES, Losses, Subject, sensitivities
+from tvmq.plan.sensitivity import MEASURES, Local, Losses, Subject, sensitivities
 from tvmq.quantize.choose import choose
 from tvmq.spec import Precision
 
@@ -70,6 +71,24 @@ def test_the_default_predicts_the_divergence_itself():
     assert len(ratios) > 20
     assert 0.6 < float(np.median(ratios)) < 1.6
     assert spearmanr([projected[at] for at in exact], list(exact.values())).statistic > 0.9
+
+
+@pytest.mark.parametrize("measure", ["projected", "sqnr"])
+def test_losses_are_of_samples_however_a_site_shapes_them(measure: str):
+    random = torch.Generator().manual_seed(0)
+    exact, error, gradient = (torch.randn(2, 32, 8, generator=random) for _ in range(3))
+
+    def site(*shape: int) -> Local:
+        return Local(exact.reshape(shape), error.reshape(shape), 2, gradient.reshape(shape), 2, 0.0, 0.0)
+
+    loss = MEASURES[measure].loss
+    wanted = loss([site(2, 32, 8)])
+    assert loss([site(16, 4, 8)]) == pytest.approx(wanted)
+    # Tied sites of different first axes add up like any others.
+    assert loss([site(2, 32, 8), site(16, 4, 8)]) == pytest.approx(loss([site(2, 32, 8)] * 2))
+    assert loss([site(1, 64, 8), site(2, 32, 8)]) == pytest.approx(loss([site(2, 32, 8)] * 2))
+    odd = replace(site(2, 32, 8), samples=5)
+    assert loss([odd, odd]) > 0
 
 
 def test_an_unknown_measure_is_a_sentence():

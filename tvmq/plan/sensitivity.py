@@ -60,6 +60,7 @@ class Local:
     error: Tensor
     channels: int  # the axis of them
     gradient: Tensor | None
+    samples: int  # of the model's batch; the first axis of a site may count windows or tokens too
     weight_error: float  # mean square
     weight_gradient: float  # square sum
 
@@ -94,8 +95,17 @@ class _Measure:
 
 
 def _projected(sites: Sequence[Local]) -> float:
-    each = [(site.gradient * site.error).flatten(1).sum(1) for site in sites if site.gradient is not None]
+    each = [
+        _by_sample(site.gradient * site.error, site.samples) for site in sites if site.gradient is not None
+    ]
     return float(torch.stack(each).sum(0).square().sum()) / 2 if each else 0.0
+
+
+def _by_sample(value: Tensor, samples: int) -> Tensor:
+    """Return sums [samples]; equal shares of the whole sum where samples do not divide the value."""
+    if value.numel() % samples:
+        return (value.sum() / samples).expand(samples)
+    return value.reshape(samples, -1).sum(1)
 
 
 def _fisher(sites: Sequence[Local]) -> float:
@@ -118,7 +128,7 @@ def _nuclear(sites: Sequence[Local]) -> float:
 
 def _sqnr(sites: Sequence[Local]) -> float:
     return sum(
-        len(site.exact) * float(site.error.square().sum() / site.exact.square().sum().clamp_min(1e-30))
+        site.samples * float(site.error.square().sum() / site.exact.square().sum().clamp_min(1e-30))
         for site in sites
     )
 
@@ -170,6 +180,7 @@ class _Walker:
             exact = self._interpreter.values(self._main, list(batch), None)
         probes = PROBES if measure.gradients else 1
         gradients = [self._gradients(batch, random) if measure.gradients else ({}, {}) for _ in range(probes)]
+        samples = len(batch[0]) if batch[0].ndim else 1
         for group in self._subject.groups:
             for precision in group.choices:
                 if precision == FLOAT:
@@ -183,6 +194,7 @@ class _Walker:
                                 error,
                                 self._channels(site, error),
                                 values.get(site),
+                                samples,
                                 self._weight_error(site, precision),
                                 weights.get(site, 0.0),
                             )
