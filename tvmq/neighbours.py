@@ -16,6 +16,8 @@ SLACK = 0.2  # cores: what a quiet system does beside
 class Neighbours:
     """A context manager; `cores` afterwards is how many others used on average, 0 where that is unknown.
 
+    Of the cores that this process may use; a share of cores that a container is limited to is not known.
+
     Linux counts in hundredths of a second: of less than a fifth of a second little can be said.
     """
 
@@ -32,21 +34,26 @@ class Neighbours:
         wall = time.perf_counter() - wall
         if wall > 0:
             others = _all_seconds() - everyone - (_own_seconds() - own)
-            self.cores = min(max(others / wall, 0.0), float(os.cpu_count() or 1))
+            self.cores = min(max(others / wall, 0.0), float(len(os.sched_getaffinity(0))))
 
     def crowd(self, threads: int) -> bool:
         """Whether so many threads had to wait for a core."""
-        return self.cores > (os.cpu_count() or 1) - threads + SLACK
+        return self.cores > len(os.sched_getaffinity(0)) - threads + SLACK
 
 
 def _all_seconds() -> float:
-    """Return the time that all cores together have worked since the machine began."""
+    """Return the time that the cores which this process may use have worked since the machine began."""
+    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
     try:
-        fields = [int(word) for word in STAT.read_text("ascii").split("\n", 1)[0].split()[1:9]]
+        for line in STAT.read_text("ascii").splitlines():
+            name, *numbers = line.split()
+            if name in ours:
+                user, nice, system, _idle, _waiting, interrupts, soft, stolen = map(int, numbers[:8])
+                ticks += user + nice + system + interrupts + soft + stolen
     except (OSError, ValueError):
         return 0.0
-    user, nice, system, _idle, _waiting, interrupts, soft, stolen = fields
-    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _own_seconds() -> float:

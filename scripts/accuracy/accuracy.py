@@ -213,10 +213,11 @@ def main(arguments: Sequence[str]) -> int:
     rows = results.load(request.results)
     wide = Console(width=200, markup=False)
     mine = [row for row in rows if row.bed in request.beds]
-    wide.print(report.comparison("Every setting", *results.settings_table(mine)))
-    wide.print(report.comparison("Drop against float, best setting", *results.drop_table(mine)))
-    for note in results.notes(mine):
-        wide.print(note)
+    if mine:
+        wide.print(report.comparison("Every setting", *results.settings_table(mine)))
+        wide.print(report.comparison("Drop against float, best setting", *results.drop_table(mine)))
+        for note in results.notes(mine):
+            wide.print(note)
     if not request.smoke:
         put(ROOT / "README.md", "scripts/accuracy.sh", results.markdown(rows))
     for name, why in missing.items():

@@ -77,6 +77,17 @@ def test_images_are_unfolded_a_few_at_a_time(monkeypatch):
     torch.testing.assert_close(moments_of(node, x[None], x[None], torch.arange(48.0)).gram, at_once.gram)
 
 
+def test_thinned_rows_are_of_all_tokens(monkeypatch):
+    node, _, _, _ = site("linear")
+    monkeypatch.setattr("tvmq.quantize.moments.MOST_ROWS", 60)
+    tokens = (
+        torch.eye(6)[torch.arange(10) % 6].reshape(2, 5, 6).expand(64, 2, 5, 6)
+    )  # which token is K's index
+    seen = moments_of(node, tokens, tokens).gram[0].diagonal()
+    wanted = torch.tensor([2.0, 2, 2, 2, 1, 1]) / 10
+    torch.testing.assert_close(seen, wanted, rtol=0.25, atol=0.03)
+
+
 def test_rows_are_thinned_so_that_no_column_is_left_out(monkeypatch):
     monkeypatch.setattr("tvmq.quantize.moments.MOST_ROWS", 10)
     assert [_stride(100, width) for width in (7, 10, 11)] == [10, 11, 10]

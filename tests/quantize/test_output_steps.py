@@ -7,6 +7,7 @@ import torch
 from tests import tiny_transformer as tiny
 from tvmq.calibrate.metrics import attention_maps
 from tvmq.formats import Quantization
+from tvmq.one_thread import one_thread
 from tvmq.quantize.importance import squared_gradients
 from tvmq.quantize.lockstep import Lockstep, rounded
 from tvmq.quantize.output_steps import CRITERIA, OutputSteps
@@ -16,6 +17,7 @@ BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(8)]
 SITES = {name: node for name, node in tiny.nodes().by_name.items() if node.kind == "linear"}
 
 
+@one_thread()
 def walked(criterion: str, numbers: Quantization) -> OutputSteps:
     formats = tiny.formats()
     gradients = squared_gradients(tiny.canonical(), SITES, BATCHES, 0) if criterion == "fisher" else {}

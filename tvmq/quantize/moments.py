@@ -91,12 +91,14 @@ def moments_of(
     # Sums about a point near the mean: about zero, those of a channel that hardly varies would say nothing.
     first = next(rows_of(node, quantized[0])).mean(1, keepdim=True)
     sums = _Sums(first if centred else torch.zeros_like(first))
+    phase = 0  # goes on from batch to batch: begun anew, some tokens would be met each time and others never
     for x_batch, q_batch in zip(exact, quantized, strict=True):
         start = 0
         for x, q in zip(rows_of(node, x_batch), rows_of(node, q_batch), strict=True):
-            counts = None if importance is None else importance[start : start + x.shape[1]]
-            sums.add(x[:, ::stride], q[:, ::stride], None if counts is None else counts[::stride])
+            counts = None if importance is None else importance[start : start + x.shape[1]][phase::stride]
+            sums.add(x[:, phase::stride], q[:, phase::stride], counts)
             start += x.shape[1]
+            phase = (phase - x.shape[1]) % stride
     found = sums.result()
     return found.centred() if centred else found
 
@@ -112,7 +114,7 @@ class _Sums:
         self._weight = self._squares = 0.0
 
     def add(self, x: Tensor, q: Tensor, counts: Tensor | None) -> None:
-        """Add rows [G, R, K] that count as much [R], or one each."""
+        """Add rows [G, R, K], perhaps none, that count as much [R], or one each."""
         x, q = x - self._about, q - self._about
         counts = torch.ones(q.shape[1]) if counts is None else counts
         counted = q * counts[:, None]

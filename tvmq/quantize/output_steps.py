@@ -99,9 +99,15 @@ class OutputSteps(Steps):
                     rounded(k_sample, _scaled(self.values[k], 1 / factor)),
                 )
                 errors.add(number, maps, _maps(node, *tried))
-        best = float(FACTORS[int(errors.errors().argmin())])
-        self.values[q] = _scaled(self.values[q], best)
-        self.values[k] = _scaled(self.values[k], 1 / best)
+        for number in np.argsort(errors.errors(), kind="stable"):
+            factor = float(FACTORS[number])
+            moved = {q: _scaled(self.values[q], factor), k: _scaled(self.values[k], 1 / factor)}
+            shifts = (
+                self._readers.by_a_shift(name, own, self.values, self.copies) for name, own in moved.items()
+            )
+            if factor == 1 or all(shifts):
+                self.values |= moved
+                return
 
     def store(self, name: str, exact: Tensor, quantized: Tensor) -> tuple[QuantParams, ...]:
         """Return the storage whose products are nearest, that of statistics among the candidates."""
