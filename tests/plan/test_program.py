@@ -1,5 +1,6 @@
 import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,3 +127,18 @@ def test_what_has_no_price_is_no_choice():
     of = problem({"a": {"w8a8": (0.1, 1.0, 1), "w4a8": (0.2, 0.5, 1)}})
     unpriced = Problem(of.groups, of.losses, type(of.costs)("17", "cpu", "", 1, of.costs.sites[:1]))
     assert solve(unpriced, Limits(), "ms").precisions == {"a": "w8a8"}
+
+
+def test_a_slow_solver_and_a_group_without_prices_are_not_told_as_tight_budgets(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with pytest.raises(InfeasibleBudgetError, match="b: no precision of it has a price here"):
+        solve(problem({"a": {"w8a8": (0.1, 1.0, 9)}, "b": {}}), Limits())
+    known = problem({"a": {"w8a8": (0.1, 1.0, 9), "float": (0.0, 2.0, 36)}})
+    given_up = SimpleNamespace(x=None, status=1)
+    monkeypatch.setattr("scipy.optimize.milp", lambda *_, **__: given_up)
+    with pytest.raises(InfeasibleBudgetError, match="budget of 5 ms: 20 seconds were not enough"):
+        solve(known, Limits(ms=5.0))
+    given_up.status = 2
+    with pytest.raises(InfeasibleBudgetError, match=r"no plan keeps to it; allow more$"):
+        solve(known, Limits(ms=5.0))

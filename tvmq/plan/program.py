@@ -23,6 +23,7 @@ from tvmq.record import Record
 EIGHT = "w8a8"
 SLACK = 1e-6  # relative: what rounding in the solver may leave of a limit
 SECONDS = 20.0  # after which the best plan found so far is taken
+TIMED_OUT = 1  # scipy's status of a result
 TIE = 1e-7  # what all of a model's time and size count for beside the largest loss: they decide ties
 UNIT = 1e3  # of the objective, whose differences the solver sees down to 1e-7
 OUTSIDE = ""  # the group of the model's inputs and outputs, which are float
@@ -161,18 +162,27 @@ def within(plan: Assignment, limits: Limits) -> bool:
 def solve(problem: Problem, limits: Limits, least: str = "loss") -> Assignment:
     """Return the plan of least "loss", "ms" or "size" within limits; ties go to the faster, then the smaller.
 
-    Raises InfeasibleBudgetError, which names the fastest, the smallest and the most accurate plan.
+    Raises InfeasibleBudgetError, which names the fastest, the smallest and the most accurate plan; or says
+    that a group has no price, or that the solver was too slow to tell.
     """
+    for name, choices in problem.choices.items():
+        if not choices:
+            raise InfeasibleBudgetError(f"{name}: no precision of it has a price here; measure its costs")
     program = _Program(problem)
     found = program.solved(limits, least)
     if found is not None:
         return found
+    if program.timed_out:
+        raise InfeasibleBudgetError(
+            f"budget of {limits}: {SECONDS:g} seconds were not enough to find a plan, nor to show that there "
+            "is none; allow more"
+        )
     ends = {"fastest": "ms", "smallest": "size", "most accurate": "loss"}
     told = []
     for name, what in ends.items():
         plan = program.solved(Limits(), what)
-        told.append(f"the {name} plan takes {plan}")
-    raise InfeasibleBudgetError(f"budget of {limits}: no plan keeps to it; {'; '.join(told)}; allow more")
+        told += [f"the {name} plan takes {plan}"] if plan else []
+    raise InfeasibleBudgetError("; ".join([f"budget of {limits}: no plan keeps to it", *told, "allow more"]))
 
 
 def sweep(problem: Problem, limits: Limits, points: int = 12) -> tuple[Assignment, ...]:
@@ -201,6 +211,7 @@ class _Program:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
+        self.timed_out = False  # whether the last search for a plan was given up
         self._columns = [
             (group.name, precision) for group in problem.groups for precision in problem.choices[group.name]
         ]
@@ -246,6 +257,7 @@ class _Program:
             constraints=constraints,
             options={"mip_rel_gap": 1e-7, "time_limit": SECONDS},
         )
+        self.timed_out = result.status == TIMED_OUT
         if result.x is None:
             return None
         taken = [self._columns[i] for i in np.flatnonzero(result.x[: len(self._columns)] > 0.5)]
