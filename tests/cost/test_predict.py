@@ -1,5 +1,7 @@
 import importlib.util
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.tune.synthetic import HERE
@@ -35,6 +37,24 @@ def test_held_out_kernels_are_predicted_within_the_aim():
     assert found.kernels == len(LINES)
     assert (found.median < 0.1, found.p90 < 0.25) == (True, True)
     assert "54 held-out kernels" in str(found)
+
+
+def test_a_held_out_kernel_is_held_out_in_all_its_variants_and_crowded_lines_say_nothing():
+    # Times that nothing explains, so that only a line of the same kernel could tell.
+    random = np.random.default_rng(0)
+    twins = []
+    for each in LINES:
+        us = each.us * float(np.exp(random.normal()))
+        ends = ("constants from dram", "constants from l3", "{'rows': 6} constants from l3")
+        twins += [replace(each, cost=f"{each.cost} {end}", us=us) for end in ends]
+    found = held_out(twins, PROFILE)
+    assert found is not None
+    assert found.kernels == len(twins)
+    assert found.median > 0.3
+    noisy = [
+        replace(each, cost=f"{each.cost} {i}", us=50 * each.us, crowded=True) for i, each in enumerate(LINES)
+    ]
+    assert held_out([*LINES, *noisy], PROFILE) == held_out(LINES, PROFILE)
 
 
 def test_nothing_is_said_of_kinds_of_which_too_little_is_known(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from tvmq.tune.cost_model import features as decided
 
 FOLDS = 5
 FROM_DRAM = "from_dram"
+VARIANT = re.compile(r"( \{[^{}]*\})?( constants from \w+)?$")  # the end of Measured.cost
 LOGARITHMIC = ("macs", "constant_bytes", "input_bytes", "output_bytes", "elements")
 
 
@@ -74,12 +76,17 @@ class Predictor:
 
 
 def held_out(lines: Sequence[Measured], profile: TargetProfile) -> HeldOut | None:
-    """Return the errors of FOLDS models, each on the kernels that it was not trained on; None for too few."""
-    ordered = sorted(lines, key=lambda line: line.cost)
+    """Return the errors of FOLDS models, each on the kernels that it was not trained on; None for too few.
+
+    A kernel is left out with all its lines: of other decisions, and with its constants elsewhere.
+    """
+    calm = [line for line in lines if not line.crowded]
+    place = {kernel: i for i, kernel in enumerate(sorted({_kernel(line) for line in calm}))}
     errors = []
     for fold in range(FOLDS):
-        predictor = Predictor([line for i, line in enumerate(ordered) if i % FOLDS != fold], profile)
-        for line in ordered[fold::FOLDS]:
+        own = [line for line in calm if place[_kernel(line)] % FOLDS == fold]
+        predictor = Predictor([line for line in calm if place[_kernel(line)] % FOLDS != fold], profile)
+        for line in own:
             us = predictor.us(line.family, line.features)
             if us is not None:
                 errors.append(abs(us / line.us - 1))
@@ -87,6 +94,11 @@ def held_out(lines: Sequence[Measured], profile: TargetProfile) -> HeldOut | Non
         return None
     errors.sort()
     return HeldOut(len(errors), percentile(errors, 0.5), percentile(errors, 0.9))
+
+
+def _kernel(line: Measured) -> str:
+    """Return which kernel a line is of, without its decisions and where its constants came from."""
+    return VARIANT.sub("", line.cost)
 
 
 def _trained(lines: Sequence[Measured], profile: TargetProfile) -> tuple[tuple[str, ...], Any]:
