@@ -83,11 +83,13 @@ def test_a_recipe_compiles_to_the_same_bytes_and_to_others_once_edited(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:max_size_mb=")  # so small a file may miss it by a kernel, which is said
 def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline, "measured_costs", lambda *_: hand_made_costs.costs)
     whole = tiny_transformer.compiled(bits="auto", preset="fast")
     assert whole.search is not None
-    limit = 0.8 * whole.search.chosen.size / 1e6
+    whole.save(tmp_path / "whole.tvmq")
+    limit = 0.9 * (tmp_path / "whole.tvmq").stat().st_size / 1e6
     calls = []
 
     def validation(model) -> float:
