@@ -99,7 +99,9 @@ def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch:
     options = {"bits": "auto", "preset": "fast", "max_size_mb": limit, "validation": validation}
     found = tiny_transformer.compiled(**options, budget=Budget(evaluations=2))
     assert found.search is not None
-    assert [type(model) for model in calls] == [ReferenceModel, CompiledModel, CompiledModel]
+    first, *others = (type(model) for model in calls)
+    assert (first, set(others)) == (ReferenceModel, {CompiledModel})
+    assert 2 <= len(others) <= 6  # two for each time that the size of code is looked at
     weights = {site.precision.weight_bits for site in found.plan.sites if site.precision}
     assert weights >= {8, 4}
     assert found.verify(X).ok
