@@ -153,7 +153,7 @@ def test_every_intrinsic_that_a_profile_names_is_there():
     from tvm.s_tir import TensorIntrin
 
     from tvmq.schedule import x86_intrinsics
-    from tvmq.schedule.x86_isa import ISAS, TILE_PRODUCT
+    from tvmq.schedule.isa import ISAS, TILE_PRODUCT
 
     x86_intrinsics.register()
     named = {kernel.intrinsic for profile in builtin_profiles() for kernel in profile.kernels} - {None}

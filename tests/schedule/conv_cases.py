@@ -12,17 +12,17 @@ from tests.schedule.isa_cases import ISA, target_of
 from tvmq import numerics
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule import conv_spec, depthwise_spec
+from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
-from tvmq.schedule.depthwise_spec import DepthwiseSpec
-from tvmq.schedule.linear_spec import LANES, LinearSpec, pad_channels
-from tvmq.schedule.x86_conv import conv_prim_func
-from tvmq.schedule.x86_depthwise import (
+from tvmq.schedule.depthwise import (
     DepthwiseDecision,
     choose_depthwise,
     depthwise_prim_func,
     widest_chunk,
 )
+from tvmq.schedule.depthwise_spec import DepthwiseSpec
+from tvmq.schedule.linear_spec import LANES, LinearSpec, pad_channels
 
 EPILOGUES: dict[str, dict[str, Any]] = {
     "uint8": {"out_dtype": "uint8", "high": 200},

@@ -8,7 +8,7 @@ import pytest
 import tvm
 
 from tvmq.environment import cpu_features
-from tvmq.schedule.x86_isa import ISAS, Isa
+from tvmq.schedule.isa import ISAS, Isa
 from tvmq.target import load_profile
 
 ISA = {isa.name: isa for isa in ISAS}

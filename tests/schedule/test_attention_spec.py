@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tvmq.schedule.attention import attention_prim_func
 from tvmq.schedule.attention_spec import (
     AttentionSpec,
     attention_space,
@@ -16,8 +17,7 @@ from tvmq.schedule.attention_spec import (
     supports,
     unpack_bias,
 )
-from tvmq.schedule.x86_attention import attention_prim_func
-from tvmq.schedule.x86_isa import ISAS
+from tvmq.schedule.isa import ISAS
 
 SPEC = AttentionSpec(2, 3, 197, 197, 64, 9, 1 << 28, 24, zero_point=128, out_dtype="uint8")
 

@@ -7,7 +7,7 @@ import pytest
 from tests.schedule.conv_cases import geometry_of, spec_of
 from tests.schedule.isa_cases import ISA
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, choose_conv, conv_space, fits, step_groups
-from tvmq.schedule.x86_dots import REGISTERS
+from tvmq.schedule.dots import REGISTERS
 
 VNNI = ISA["avx512_vnni"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tune.synthetic import HERE
 from tvmq.errors import UsageError
-from tvmq.schedule.x86_isa import TILE_PRODUCT, isa_of
+from tvmq.schedule.isa import TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 from tvmq.tune import database as module
 from tvmq.tune.database import CRASHES, Database, Event, point, setting_of

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.dots import REGISTERS
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.register_tiles import LATENCY_SLOTS, MIN_PARALLEL_MACS
 from tvmq.schedule.space import Decisions, Space
-from tvmq.schedule.x86_dots import REGISTERS
-from tvmq.schedule.x86_isa import Isa
 
 MAX_PIXELS = 14
 WEIGHT_LOAD_SLOTS = 3  # of 64 bytes from the second cache level

@@ -22,31 +22,31 @@ from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.pool_composite import Pooling
 from tvmq.schedule import (
+    attention,
     attention_spec,
     conv_spec,
+    depthwise,
     depthwise_spec,
+    layer_norm,
     x86_amx_linear,
-    x86_attention,
-    x86_depthwise,
-    x86_layer_norm,
     x86_linear,
     x86_sorted_linear,
 )
 from tvmq.schedule.attention_spec import AttentionDecision
+from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, conv_space
+from tvmq.schedule.depthwise import DepthwiseDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.float_linear import unpack_float_weight
+from tvmq.schedule.isa import Isa, isa_of
+from tvmq.schedule.layer_norm import LayerNormDecision
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.pool import PoolSpec, pool_prim_func
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.saturation import pack_sorted, unpack_sorted
 from tvmq.schedule.space import Decisions, Space
-from tvmq.schedule.x86_conv import conv_prim_func
-from tvmq.schedule.x86_depthwise import DepthwiseDecision
-from tvmq.schedule.x86_isa import Isa, isa_of
-from tvmq.schedule.x86_layer_norm import LayerNormDecision
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
@@ -216,7 +216,7 @@ def _depthwise(
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8" or depthwise_spec.supports(spec) is not None:
         return None
-    widest = x86_depthwise.widest_chunk(isa)
+    widest = depthwise.widest_chunk(isa)
     weight = Packing(f"depthwise{widest}", lambda v: depthwise_spec.pack_weight(v, widest))
     packing = _packing(product, weight, len(shapes))
     if spec.short:
@@ -224,10 +224,10 @@ def _depthwise(
         packing = (None, weight, ordered, ordered, *packing[4:])
 
     def build(**decisions: Any) -> tirx.PrimFunc:
-        return x86_depthwise.depthwise_prim_func(spec, DepthwiseDecision(**decisions), isa)
+        return depthwise.depthwise_prim_func(spec, DepthwiseDecision(**decisions), isa)
 
     name = f"depthwise_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
-    space = x86_depthwise.depthwise_space(spec, threads)
+    space = depthwise.depthwise_space(spec, threads)
     return Kernel((spec, profile.name, threads), name, packing, build, space)
 
 
@@ -288,16 +288,16 @@ def _layer_norm(
     rows = shapes[0][0] // (pieces or 1)
     numbers = _fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces")
     clip = _clip(attrs, str(attrs["out_dtype"]))
-    spec = x86_layer_norm.LayerNormSpec(rows, channels, **numbers, copy=_copy(attrs), **clip)
-    if x86_layer_norm.supports(spec) is not None:
+    spec = layer_norm.LayerNormSpec(rows, channels, **numbers, copy=_copy(attrs), **clip)
+    if layer_norm.supports(spec) is not None:
         return None
     return Kernel(
         (spec, profile.name),
         f"layer_norm_{rows}x{channels}",
         (None,) * len(shapes),
-        lambda **decisions: x86_layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions)),
-        x86_layer_norm.layer_norm_space(spec, threads),
-        (x86_layer_norm.speed_of(spec), profile.name),
+        lambda **decisions: layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions)),
+        layer_norm.layer_norm_space(spec, threads),
+        (layer_norm.speed_of(spec), profile.name),
     )
 
 
@@ -321,7 +321,7 @@ def _attention(
         return None
 
     def build(**decisions: Any) -> tirx.PrimFunc:
-        return x86_attention.attention_prim_func(spec, AttentionDecision(**decisions), isa)
+        return attention.attention_prim_func(spec, AttentionDecision(**decisions), isa)
 
     packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
     packing += [None] * (len(shapes) - len(packing))
@@ -330,7 +330,7 @@ def _attention(
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         tuple(packing),
         build,
-        attention_spec.attention_space(spec, threads, x86_attention.TILE_VECTORS[isa.bits]),
+        attention_spec.attention_space(spec, threads, attention.TILE_VECTORS[isa.bits]),
         (attention_spec.speed_of(spec), profile.name),
     )
 

@@ -11,10 +11,10 @@ from tvm import tirx
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
 from tvmq.schedule.vectors import prefetch, shuffle
 from tvmq.schedule.x86_intrinsics import PACK_BYTES, concat, lookup, pack_bytes, pack_words
-from tvmq.schedule.x86_isa import Isa
 
 PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
 MOST_LINES = 1  # of weights that a row prefetches; where more are due, the loop over depths asks for them

@@ -18,12 +18,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Shuffle, const
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import requantized
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import MIN_PARALLEL_MACS
 from tvmq.schedule.x86_intrinsics import concat, lookup, part
-from tvmq.schedule.x86_isa import Isa
 
 BLOCK_ROWS = 16
 BLOCK_INPUTS = 64

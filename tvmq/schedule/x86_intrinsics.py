@@ -14,9 +14,9 @@ from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.schedule.isa import ISAS, Isa
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE
 from tvmq.schedule.vectors import lanes
-from tvmq.schedule.x86_isa import ISAS, Isa
 
 TABLE_LANES = 64  # bytes of one register, the width of a lookup by vpermi2b
 NIBBLE = 16  # entries of a table that pshufb looks up

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.schedule import x86_intrinsics
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import MOST_LINES, Finish, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers, supports
 from tvmq.schedule.register_tiles import (
@@ -28,7 +29,6 @@ from tvmq.schedule.register_tiles import (
 )
 from tvmq.schedule.space import Space
 from tvmq.schedule.weight_prefetch import prefetch_in_loop
-from tvmq.schedule.x86_isa import Isa
 
 
 def default_decision(spec: LinearSpec, threads: int, isa: Isa) -> Decision:

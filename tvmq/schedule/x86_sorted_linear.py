@@ -14,15 +14,15 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
+from tvmq.schedule.dots import activations, dot, saturating_dot, weights
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import read_residual, requantized
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, buffers
 from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.register_tiles import MIN_PARALLEL_MACS
 from tvmq.schedule.saturation import BLOCK, INDEX, MAX_BLOCKS, row_bytes
 from tvmq.schedule.space import Space
-from tvmq.schedule.x86_dots import activations, dot, saturating_dot, weights
 from tvmq.schedule.x86_intrinsics import concat, lookup, part
-from tvmq.schedule.x86_isa import Isa
 
 ROWS = {128: 6, 256: 6, 512: 12}  # of a tile; measured: 6 of 128 bits spill some sums, and still do best
 

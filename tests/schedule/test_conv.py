@@ -10,8 +10,8 @@ from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, s
 from tests.schedule.isa_cases import ISA, NAMES
 from tests.schedule.pool import pool_of
 from tvmq.formats import PACKED_BITS
+from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
-from tvmq.schedule.x86_conv import conv_prim_func
 
 paddings = st.tuples(*[st.integers(0, 2)] * 4)
 

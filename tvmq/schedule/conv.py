@@ -1,4 +1,4 @@
-"""uint8 x int8 convolutions for x86: dot products straight from the input, and all that follows them.
+"""uint8 x int8 convolutions: dot products straight from the input, and all that follows them.
 
 Implicit GEMM: no patches are written to memory. A tile of sums, some pixels of one line times some groups of
 16 outputs, stays in registers while the kernel's window passes; four bytes of each pixel are broadcast from
@@ -19,12 +19,12 @@ from tvmq import bit_planes
 from tvmq.bit_planes import Plane
 from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
+from tvmq.schedule.dots import activations, dot, packed_dot, packed_sums, unpacked, weights
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
 from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
-from tvmq.schedule.x86_dots import activations, dot, packed_dot, packed_sums, unpacked, weights
-from tvmq.schedule.x86_isa import Isa
 
 
 def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.PrimFunc:

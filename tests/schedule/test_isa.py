@@ -11,8 +11,8 @@ import pytest
 import tvm
 
 from tests.schedule.isa_cases import ISA, PROFILES
+from tvmq.schedule.isa import ISAS, TILE_PRODUCT, isa_of
 from tvmq.schedule.kernels import find
-from tvmq.schedule.x86_isa import ISAS, TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 
 

@@ -12,9 +12,9 @@ from functools import partial
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, const
 
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat
 from tvmq.schedule.x86_intrinsics import pack_bytes, pack_words, pmaddwd, vpdpbusd
-from tvmq.schedule.x86_isa import Isa
 
 PIECE = 16  # bytes that a transpose of dwords takes from one row
 

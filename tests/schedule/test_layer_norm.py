@@ -15,7 +15,7 @@ from tests.schedule.isa_cases import ISA, marked, target_of
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.formats import code_limits
-from tvmq.schedule.x86_layer_norm import (
+from tvmq.schedule.layer_norm import (
     LayerNormDecision,
     LayerNormSpec,
     default_decision,

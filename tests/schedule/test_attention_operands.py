@@ -7,8 +7,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tests.schedule.isa_cases import ISA, NAMES, target_of
-from tvmq.schedule import x86_attention_operands as operands
-from tvmq.schedule import x86_vectors
+from tvmq.schedule import attention_operands as operands
+from tvmq.schedule import attention_vectors
 from tvmq.schedule.attention_spec import pair_order
 
 RNG = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def row_of(key):
 
 def test_keys_are_words_of_sixteen_and_padded_by_the_last(isa):
     k = RNG.integers(-128, 128, (KEYS, 64)).astype(np.int8)
-    depth = x86_vectors.depth(ISA[isa])
-    packed = np.zeros((2, DIM // depth, 16 * depth), x86_vectors.right(ISA[isa]))
+    depth = attention_vectors.depth(ISA[isa])
+    packed = np.zeros((2, DIM // depth, 16 * depth), attention_vectors.right(ISA[isa]))
 
     def body(k, packed, start):
         operands.pack_keys(ISA[isa], k, row_of, COLUMN, packed, start, 5)
@@ -61,9 +61,9 @@ def test_keys_are_words_of_sixteen_and_padded_by_the_last(isa):
 
 def test_values_are_words_of_keys(isa):
     v = RNG.integers(-128, 128, (KEYS, 64)).astype(np.int8)
-    depth = x86_vectors.depth(ISA[isa])
+    depth = attention_vectors.depth(ISA[isa])
     words = -(-KEYS // depth)
-    packed = np.zeros((words, DIM // 16, 16 * depth), x86_vectors.right(ISA[isa]))
+    packed = np.zeros((words, DIM // 16, 16 * depth), attention_vectors.right(ISA[isa]))
 
     def body(v, packed):
         operands.pack_values(ISA[isa], v, row_of, COLUMN, packed)
@@ -77,7 +77,7 @@ def test_values_are_words_of_keys(isa):
 @pytest.mark.parametrize("dim", [16, 32, 80])
 def test_queries_are_made_unsigned_or_wide(isa, dim):
     q = RNG.integers(-128, 128, (KEYS, 96)).astype(np.int8)
-    out = np.zeros((3, dim), x86_vectors.left(ISA[isa]))
+    out = np.zeros((3, dim), attention_vectors.left(ISA[isa]))
     (found,) = run(isa, lambda q, o: operands.load_queries(ISA[isa], q, [7, 0, 7], 16, o), q, out)
     wide = q[[7, 0, 7], 16 : 16 + dim].astype(int)
     np.testing.assert_array_equal(found, wide + 128 if ISA[isa].vnni else wide)

@@ -2,7 +2,7 @@
 
 On all of them a kernel computes with vectors of 16 sums of 32 bits; LLVM cuts plain arithmetic on those
 into registers. What it does not find by itself, dots of bytes and tables in registers, `x86_intrinsics` and
-`x86_vectors` write with the instructions of an Isa. A kernel family asks the Isa, never a CPU feature.
+`attention_vectors` write with the instructions of an Isa. A kernel family asks the Isa, never a CPU feature.
 """
 
 from __future__ import annotations

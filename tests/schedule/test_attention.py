@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.schedule.isa_cases import ISA, NAMES, marked, target_of
 from tests.schedule.pool import pool_of
 from tvmq import numerics
+from tvmq.schedule.attention import TILE_VECTORS, attention_prim_func
 from tvmq.schedule.attention_spec import (
     AttentionDecision,
     AttentionSpec,
@@ -21,7 +22,6 @@ from tvmq.schedule.attention_spec import (
     default_decision,
     pack_bias,
 )
-from tvmq.schedule.x86_attention import TILE_VECTORS, attention_prim_func
 
 DEIT = AttentionSpec(
     batch=1,

@@ -1,4 +1,4 @@
-"""Integer depthwise convolution for x86: dots over four rows of the kernel at once.
+"""Integer depthwise convolution: dots over four rows of the kernel at once.
 
 The bytes of four rows of one column are woven together, so that one dot instruction adds four rows of a
 column to the sums of a channel; columns that neighbouring pixels share are woven once per tile. The weaving
@@ -18,14 +18,14 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
 from tvmq.schedule.depthwise_spec import QUARTERS, Chunk, DepthwiseSpec, buffers, chunks, supports
+from tvmq.schedule.dots import activations, dot, weights
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store
-from tvmq.schedule.x86_dots import activations, dot, weights
 from tvmq.schedule.x86_intrinsics import lookup, pack_bytes, pack_words, pshufb
-from tvmq.schedule.x86_isa import Isa
 
 TILES = (4, 5, 6, 7, 8, 14)  # pixels
 BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read

@@ -9,8 +9,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tests.schedule.isa_cases import ISA, NAMES, target_of
+from tvmq.schedule.dots import activations, dot, weights
 from tvmq.schedule.vectors import load, store
-from tvmq.schedule.x86_dots import activations, dot, weights
 
 
 @pytest.mark.parametrize("name", NAMES)

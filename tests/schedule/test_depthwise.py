@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, spec_of
 from tests.schedule.isa_cases import ISA, NAMES
 from tests.schedule.pool import pool_of
-from tvmq.schedule.x86_depthwise import DepthwiseDecision, choose_depthwise, depthwise_prim_func
+from tvmq.schedule.depthwise import DepthwiseDecision, choose_depthwise, depthwise_prim_func
 
 
 @pytest.mark.parametrize("isa", NAMES)

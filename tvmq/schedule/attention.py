@@ -1,4 +1,4 @@
-"""Integer attention as one x86 kernel: q.k, softmax weights, p.v and the division.
+"""Integer attention as one kernel: q.k, softmax weights, p.v and the division.
 
 Per (batch, head) the kernel packs k and v into the layout of the dot instruction, in scratch that stays
 in the first two cache levels, then walks over tiles of query rows:
@@ -26,12 +26,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.numerics import HIDDEN_LOGIT, LEAST_LOGIT, SOFTMAX_TABLE_SIZE
+from tvmq.schedule.attention_operands import limit_scores, load_queries, pack_keys, pack_values
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR, AttentionDecision, AttentionSpec, supports
-from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store, vector_type
-from tvmq.schedule.x86_attention_operands import limit_scores, load_queries, pack_keys, pack_values
-from tvmq.schedule.x86_intrinsics import lookup
-from tvmq.schedule.x86_isa import Isa
-from tvmq.schedule.x86_vectors import (
+from tvmq.schedule.attention_vectors import (
     broadcast_word,
     cut,
     depth,
@@ -47,6 +44,9 @@ from tvmq.schedule.x86_vectors import (
     saturating,
     valid_bytes,
 )
+from tvmq.schedule.isa import Isa
+from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store, vector_type
+from tvmq.schedule.x86_intrinsics import lookup
 
 GROUP = 64  # keys whose weights are looked up at once: one byte vector
 MOST_PACKED = 4  # vectors of sums that become one of bytes

@@ -13,9 +13,9 @@ from tvm.tirx import const
 
 from tvmq.numerics import HIDDEN_LOGIT, INTEGER_RANGE
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR
+from tvmq.schedule.attention_vectors import depth, dot, packed_words, pieces, right, transpose_dwords, widened
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Buffer, Expr, concat, load, shuffle, splat, store
-from tvmq.schedule.x86_isa import Isa
-from tvmq.schedule.x86_vectors import depth, dot, packed_words, pieces, right, transpose_dwords, widened
 
 WIDEST = 64  # bytes of q that are moved at once
 

@@ -7,7 +7,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tests.schedule.isa_cases import ISA, NAMES, target_of
-from tvmq.schedule import x86_vectors
+from tvmq.schedule import attention_vectors
 from tvmq.schedule.attention_spec import pair_order
 from tvmq.schedule.vectors import load, splat, store
 
@@ -37,9 +37,9 @@ def test_packed_numbers_are_saturated_and_come_back_in_order(isa, vectors, dtype
 
     def body(isa, a, out):
         given = [T.bind(load(a, 16 * m, 16)) for m in range(4)]
-        words = [T.bind(x86_vectors.packed_words(isa, *given[m : m + 2])) for m in (0, 2)]
-        packed = T.bind(x86_vectors.packed_bytes(isa, *words, dtype))
-        natural = x86_vectors.natural_order(packed, vectors)
+        words = [T.bind(attention_vectors.packed_words(isa, *given[m : m + 2])) for m in (0, 2)]
+        packed = T.bind(attention_vectors.packed_bytes(isa, *words, dtype))
+        natural = attention_vectors.natural_order(packed, vectors)
         store(out, 0, T.reinterpret(f"{dtype}x{16 * vectors}", natural))
 
     found = run(isa, body, numbers, out=dtype)[: 16 * vectors]
@@ -51,9 +51,9 @@ def test_packed_words_are_in_pair_order_and_their_sums_saturate(isa):
     numbers = RNG.integers(-(2**17), 2**17, 32, dtype=np.int32)
 
     def body(isa, a, out):
-        words = T.bind(x86_vectors.packed_words(isa, load(a, 0, 16), load(a, 16, 16)))
-        store(out, 0, x86_vectors.saturating("add", words, splat(9999, "int16x32")))
-        store(out, 32, x86_vectors.saturating("sub", words, splat(9999, "int16x32")))
+        words = T.bind(attention_vectors.packed_words(isa, load(a, 0, 16), load(a, 16, 16)))
+        store(out, 0, attention_vectors.saturating("add", words, splat(9999, "int16x32")))
+        store(out, 32, attention_vectors.saturating("sub", words, splat(9999, "int16x32")))
 
     words = np.clip(numbers, -(2**15), 2**15 - 1)[pair_order(32)].astype(int)
     expected = np.clip([words + 9999, words - 9999], -(2**15), 2**15 - 1).ravel()
@@ -65,22 +65,22 @@ def test_four_rows_are_reduced_together(isa):
 
     def body(_isa, a, out):
         given = [T.bind(load(a, (row, 0), 16)) for row in range(4)]
-        store(out, 0, x86_vectors.reduce_rows(given, lambda x, y: x + y))
-        store(out, 4, x86_vectors.reduce_rows(given, T.max))
+        store(out, 0, attention_vectors.reduce_rows(given, lambda x, y: x + y))
+        store(out, 4, attention_vectors.reduce_rows(given, T.max))
 
     found = run(isa, body, rows, out="int32")[:8]
     np.testing.assert_array_equal(found, np.concatenate([rows.sum(1), rows.max(1)]))
 
 
 def test_dots_of_a_repeated_word(isa):
-    depth = x86_vectors.depth(ISA[isa])
-    first = RNG.integers(0, 256, (2, 2 * depth)).astype(x86_vectors.left(ISA[isa]))
-    second = RNG.integers(-128, 128, 16 * depth).astype(x86_vectors.right(ISA[isa]))
+    depth = attention_vectors.depth(ISA[isa])
+    first = RNG.integers(0, 256, (2, 2 * depth)).astype(attention_vectors.left(ISA[isa]))
+    second = RNG.integers(-128, 128, 16 * depth).astype(attention_vectors.right(ISA[isa]))
 
     def body(isa, a, b, out):
-        word = x86_vectors.broadcast_word(isa, a, 1, 1)
-        store(out, 0, x86_vectors.dot(isa, splat(5, "int32x16"), word, load(b, 0, 16 * depth)))
-        store(out, 16, x86_vectors.dot(isa, splat(0, "int32x16"), word, x86_vectors.ones(isa)))
+        word = attention_vectors.broadcast_word(isa, a, 1, 1)
+        store(out, 0, attention_vectors.dot(isa, splat(5, "int32x16"), word, load(b, 0, 16 * depth)))
+        store(out, 16, attention_vectors.dot(isa, splat(0, "int32x16"), word, attention_vectors.ones(isa)))
 
     found = run(isa, body, first, second, out="int32")
     np.testing.assert_array_equal(found[:16], second.reshape(16, depth).astype(int) @ first[1, depth:] + 5)
@@ -91,9 +91,11 @@ def test_pieces_are_four_words_of_a_row(isa):
     row = RNG.integers(-128, 128, 16).astype("int8")
 
     def body(isa, a, out):
-        for number, piece in enumerate(x86_vectors.pieces(isa, load(a, 0, 16))):
+        for number, piece in enumerate(attention_vectors.pieces(isa, load(a, 0, 16))):
             store(
-                out, number * 4 * x86_vectors.depth(isa), T.cast(piece, f"int32x{4 * x86_vectors.depth(isa)}")
+                out,
+                number * 4 * attention_vectors.depth(isa),
+                T.cast(piece, f"int32x{4 * attention_vectors.depth(isa)}"),
             )
 
     np.testing.assert_array_equal(run(isa, body, row, out="int32")[:16], row)
@@ -102,7 +104,7 @@ def test_pieces_are_four_words_of_a_row(isa):
 @pytest.mark.parametrize("count", [1, 37, 64])
 def test_valid_bytes_are_where_the_first_numbers_are_packed(isa, count):
     def body(_isa, out):
-        store(out, 0, x86_vectors.natural_order(x86_vectors.valid_bytes(count), 4))
+        store(out, 0, attention_vectors.natural_order(attention_vectors.valid_bytes(count), 4))
 
     found = run(isa, body, out="int32")[:16].view(np.uint8)
     np.testing.assert_array_equal(found, np.where(np.arange(64) < count, 255, 0))
@@ -113,7 +115,7 @@ def test_dwords_are_transposed_inside_groups_of_four(isa):
 
     def body(_isa, a, out):
         loads = [T.bind(load(a, (j, 0), 16)) for j in range(4)]
-        for i, row in enumerate(x86_vectors.transpose_dwords(loads)):
+        for i, row in enumerate(attention_vectors.transpose_dwords(loads)):
             store(out, 16 * i, row)
 
     expected = rows.reshape(4, 4, 4).transpose(2, 1, 0)

@@ -13,9 +13,9 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.bit_planes import BYTE, Plane
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Expr, lanes, splat
 from tvmq.schedule.x86_intrinsics import pmaddubsw, pmaddwd, vpdpbusd
-from tvmq.schedule.x86_isa import Isa
 
 # Groups of 16 sums that a tile may hold without spilling, by (bits, vnni).
 REGISTERS = {(512, True): 24, (512, False): 20, (256, True): 6, (256, False): 4, (128, False): 2}
