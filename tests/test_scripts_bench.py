@@ -186,6 +186,18 @@ def test_a_model_that_cannot_be_exported_is_a_note_and_ends_nothing(
     assert "| DeiT-Ti | - | failed | failed | - | - | - |" in scripts.rows.markdown(found)
 
 
+def test_rivals_are_calibrated_with_whole_batches(scripts: Any, tmp_path: Path):
+    import quantize
+
+    model = scripts.models.MODELS["mobilenetv2_100_8"]
+    pixels = model.samples(3 * model.batch)["pixels"]
+    np.savez(tmp_path / "input.npz", pixels=pixels[: model.batch])
+    np.savez(tmp_path / "calibration.npz", pixels=pixels[model.batch :])
+    seen = [sample["pixels"] for sample in quantize.samples(tmp_path)]
+    assert [len(batch) for batch in seen] == [8, 8]
+    np.testing.assert_array_equal(np.concatenate(seen), pixels[8:])
+
+
 def test_multiplications_are_counted_from_the_graph(scripts: Any):
     weights = [("w", (6, 2, 3, 3)), ("m", (10, 4)), ("g", (4, 5))]
     nodes = [

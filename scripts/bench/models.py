@@ -19,7 +19,7 @@ from onnx_graph import computed, fold
 
 SEED = 0
 TOKENS, WORDS = 128, 30522
-CALIBRATION_SAMPLES = 8
+CALIBRATION_BATCHES = 8
 SPREAD = 0.02  # standard deviation of what is added to biases and norms
 OPSET = 17
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -31,8 +31,9 @@ class Model:
 
     title: str
     build: Callable[[], Any]
-    samples: Callable[[int], Arrays]  # n samples: {input: [n, ...]}, each sample a batch of one
+    samples: Callable[[int], Arrays]  # n samples: {input: [n, ...]}
     transformer: bool  # quantizers that have settings for transformers use them
+    batch: int = 1  # samples of one run
 
 
 def export(model: Model, folder: Path) -> None:
@@ -46,10 +47,11 @@ def export(model: Model, folder: Path) -> None:
     torch.manual_seed(SEED)
     module = model.build().eval()
     blur(module)
-    samples = model.samples(CALIBRATION_SAMPLES + 1)
-    first = {name: array[:1] for name, array in samples.items()}
+    samples = model.samples(CALIBRATION_BATCHES * model.batch + model.batch)
+    first = {name: array[: model.batch] for name, array in samples.items()}
     np.savez(folder / "input.npz", **first)  # type: ignore[arg-type]
-    np.savez(folder / "calibration.npz", **{name: array[1:] for name, array in samples.items()})  # type: ignore[arg-type]
+    rest = {name: array[model.batch :] for name, array in samples.items()}
+    np.savez(folder / "calibration.npz", **rest)  # type: ignore[arg-type]
     path = folder / "model.onnx"
     arguments = tuple(torch.from_numpy(array) for array in first.values())
     torch.onnx.export(
@@ -162,9 +164,11 @@ def texts(n: int) -> Arrays:
     return {"input_ids": random.integers(0, WORDS, (n, TOKENS), np.int64), "attention_mask": mask}
 
 
-def vision(title: str, name: str, *, transformer: bool, **options: Any) -> Model:
+def vision(title: str, name: str, *, transformer: bool, batch: int = 1, **options: Any) -> Model:
     """Return one of timm's models."""
-    return Model(title, timm_model(name, **options), pictures(224), transformer)
+    if batch > 1:
+        title = f"{title}, batch {batch}"
+    return Model(title, timm_model(name, **options), pictures(224), transformer, batch)
 
 
 MODELS = {
@@ -181,6 +185,9 @@ MODELS = {
         texts,
         True,
     ),
+    "deit_small_8": vision("DeiT-S", "deit_small_patch16_224", transformer=True, batch=8),
+    "resnet50_8": vision("ResNet-50", "resnet50", transformer=False, batch=8, zero_init_last=False),
+    "mobilenetv2_100_8": vision("MobileNetV2", "mobilenetv2_100", transformer=False, batch=8),
 }
 SMOKE = {"small_vit": Model("ViT of two blocks", small_vit, pictures(64), True)}
 

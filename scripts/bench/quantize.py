@@ -19,11 +19,13 @@ Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 
 def samples(folder: Path) -> Iterator[Arrays]:
-    """Yield the calibration samples, each a batch of one."""
+    """Yield the calibration samples in batches as large as a run takes."""
+    with np.load(folder / "input.npz") as file:
+        batch = len(file[file.files[0]])
     with np.load(folder / "calibration.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    for i in range(len(next(iter(arrays.values())))):
-        yield {name: array[i : i + 1] for name, array in arrays.items()}
+    for i in range(0, len(next(iter(arrays.values()))), batch):
+        yield {name: array[i : i + batch] for name, array in arrays.items()}
 
 
 def onnxruntime_int8(folder: Path, output: Path) -> None:
