@@ -9,7 +9,7 @@ import pytest
 
 import tvmq
 from tests import tiny_program, tiny_transformer
-from tvmq import artifact
+from tvmq import artifact, machine
 from tvmq.compiled import CompiledModel, load
 from tvmq.errors import ArtifactError, InputError, VerificationError
 
@@ -113,15 +113,16 @@ def test_benchmark_covers_latency_and_kernels(model):
 
 
 def test_a_model_for_another_machine_can_be_described_but_not_run(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "cpu_features", lambda: frozenset({"sse2"}))
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"sse2"}))
     opened = artifact.open_artifact(path)
     needs_more = dataclasses.replace(opened.manifest.description, features=("avx512_vnni", "sse2"))
     foreign = CompiledModel(opened.built, needs_more, golden=opened.golden)
     foreign.save(tmp_path / "m")
-    with pytest.raises(
-        ArtifactError, match=r"needs the CPU feature avx512_vnni, which this CPU \(.*\) lacks"
-    ):
+    lacking = r"needs the CPU feature avx512_vnni, which this CPU \(.*\) lacks"
+    with pytest.raises(ArtifactError, match=lacking):
         load(tmp_path / "m")
+    with pytest.raises(ArtifactError, match=lacking):
+        foreign(X)
 
 
 def test_torch_can_be_imported_after_the_first_call(path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 
 import pytest
 
-from tvmq import doctor, environment, report
+from tvmq import doctor, report
 from tvmq.doctor import Check, Diagnosis, State, check_package, examine
 from tvmq.environment import INSTALL_COMPILER, INSTALL_PHOTOS
 
@@ -51,11 +52,12 @@ def test_without_pillow_only_photos_are_missing(monkeypatch: pytest.MonkeyPatch)
 def test_without_a_linker_artifacts_still_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     diagnosis = examine()
     assert (diagnosis.can_run, diagnosis.can_compile) == (True, False)
     linker = next(check for check in diagnosis.checks if check.name == "linker")
     assert linker == Check("linker", "none found", State.NO_COMPILE, "pip install ziglang")
+    assert Check("linker for ARM", "none found", State.OK, "pip install ziglang") in diagnosis.checks
 
 
 def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch):

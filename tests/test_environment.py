@@ -56,29 +56,6 @@ def test_another_pair_is_refused_with_the_way_out(monkeypatch, found, message):
     assert "run `pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1`" in str(caught.value)
 
 
-def test_ziglang_serves_where_no_compiler_is(monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(environment.shutil, "which", lambda _: None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else None)
-    assert environment.require_linker().command == (sys.executable, "-m", "ziglang", "c++")
-    cross = environment.require_linker("riscv64-linux-gnu").command
-    assert cross[-2:] == ("-target", "riscv64-linux-gnu")
-
-
-def test_no_linker_names_the_package_that_brings_one(monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(environment.shutil, "which", lambda _: None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EnvironmentMismatchError, match="run `pip install ziglang`"):
-        environment.require_linker()
-
-
-def test_a_failing_linker_is_quoted(tmp_path):
-    linker = environment.require_linker()
-    with pytest.raises(EnvironmentMismatchError, match=r"linker: .* failed: .*absent\.o"):
-        linker(str(tmp_path / "out.so"), [str(tmp_path / "absent.o")])
-
-
 @pytest.mark.parametrize(
     ("text", "features", "name"),
     [
@@ -116,15 +93,6 @@ def test_default_threads_are_physical_cores_within_the_quota(tmp_path, monkeypat
     (tmp_path / "cpu.max").write_text("max 100000\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert environment.default_threads() == 2
-
-
-@pytest.mark.slow
-def test_ziglang_links_a_library_for_another_machine(tmp_path):
-    pytest.importorskip("ziglang")
-    (tmp_path / "f.c").write_text("int f(void) { return 1; }\n")
-    linker = environment.Linker((sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-gnu"))
-    linker(str(tmp_path / "f.so"), [str(tmp_path / "f.c")])
-    assert (tmp_path / "f.so").read_bytes()[18] == 183  # EM_AARCH64
 
 
 @pytest.mark.skipif(len(environment.allowed_cpus()) < 2, reason="one CPU")

@@ -17,6 +17,7 @@ STAGES = (
     ("record", "bench"),
     ("line_file",),
     ("spec", "environment"),
+    ("linker", "machine"),
     ("target", "formats", "unary", "images", "sites"),
     ("reference_layers",),
     ("reference_ops",),

@@ -345,7 +345,7 @@ def test_every_stage_ends_where_it_said_it_would(reported: Any):
     starts = [i for i, (_, done, _) in enumerate(seen) if done == 0]
     stages = [seen[a:b] for a, b in zip(starts, [*starts[1:], len(seen)], strict=True)]
     assert " ".join(stage[0][0] for stage in stages) == (
-        "import canonicalize balance calibrate steps importance weights lower schedule compile"
+        "import canonicalize balance calibrate steps importance weights lower schedule compile link"
     )
     for stage in stages:
         names, done, totals = zip(*stage, strict=True)

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tvmq.environment import require_linker
+from tvmq.linker import require_linker
 from tvmq.spec import (
     Built,
     Constant,
@@ -98,6 +98,7 @@ def description(features: tuple[str, ...] = ()) -> Description:
     return Description(
         target="x86_baseline",
         profile=load_profile("x86_baseline").to_toml(),
+        triple="x86_64-linux-gnu",
         features=features,
         coverage=Coverage((CoverageRow("fc", "linear", True, "planned", 512),)),
         plan=Plan("17", (SitePlan("fc", "linear", Precision(8, 8), "planned"),)),

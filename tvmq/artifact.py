@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +26,10 @@ import numpy as np
 from tvmq import container
 from tvmq.arena import pack_constants, read_constants, view
 from tvmq.container import DEFLATED, STORED, Entry, Member
-from tvmq.environment import FFI_VERSION, TVM_VERSION, allow_amx_tiles, cpu_features, cpu_name
+from tvmq.environment import FFI_VERSION, TVM_VERSION
 from tvmq.errors import ArtifactError, UsageError
 from tvmq.golden import Golden, Sample, is_float
+from tvmq.machine import require_machine
 from tvmq.manifest import (
     Manifest,
     MemberEntry,
@@ -46,8 +45,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 CONTENTS = ("constants.bin", "library.so", "graph.json", "golden.bin")
 MAX_MANIFEST = 64 << 20  # bytes inflated; a model of a thousand sites takes one
-ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
-MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +126,7 @@ def open_artifact(
         raise ArtifactError(f"{path}: SHA-256 is {digest}, {sha256} is wanted; this is another file")
     manifest = _checked_manifest(place, entries)
     library = _inflated(place, "library.so", entries)
-    _check_machine(place, manifest.description.features, library)
+    require_machine(place, manifest.description.features, library)
     built = Built(
         library=library,
         constants=read_constants(manifest.constants, entries["constants.bin"].data),
@@ -150,28 +147,6 @@ def graph_text(built: Built) -> str:
         raise ArtifactError(
             f"graph.json is damaged ({error}); copy the artifact or compile it again"
         ) from error
-
-
-def machine_of(library: bytes) -> str:
-    """Return the architecture an ELF library is for, "" if it is none that tvmq knows."""
-    if library[:4] != b"\x7fELF":
-        return ""
-    return ELF_MACHINES.get(int.from_bytes(library[18:20], "little"), "")
-
-
-def this_machine() -> str:
-    """Return this machine's architecture as Linux names it."""
-    name = platform.machine().lower()
-    return MACHINE_ALIASES.get(name, name)
-
-
-def runs_here(description: Description, library: bytes) -> bool:
-    """Tell whether this machine can execute the library."""
-    try:
-        _check_machine(Path(), description.features, library)
-    except ArtifactError:
-        return False
-    return True
 
 
 def _write_atomically(path: Path, members: Sequence[Member]) -> None:
@@ -257,28 +232,6 @@ def _check_members(path: Path, manifest: Manifest, entries: Mapping[str, Entry])
                 f"{path}: {member.name} has SHA-256 {entry.sha256[:12]}..., {member.sha256[:12]}... is "
                 f"wanted; the file was damaged or changed: copy or compile it again"
             )
-
-
-def _check_machine(path: Path, features: Sequence[str], library: bytes) -> None:
-    built_for, here = machine_of(library), this_machine()
-    if built_for != here or not sys.platform.startswith("linux"):
-        raise ArtifactError(
-            f"{path}: holds code for linux on {built_for or 'an unknown machine'}, "
-            f"this is {sys.platform} on {here}; "
-            f"compile it for this machine (`tvmq compile --target native`)"
-        )
-    available = cpu_features()
-    missing = sorted(set(features) - available) if available else []
-    if missing:
-        raise ArtifactError(
-            f"{path}: needs the CPU feature {', '.join(missing)}, which this CPU ({cpu_name()}) lacks; "
-            f"compile it for this machine (`tvmq compile --target native`)"
-        )
-    if "amx_tile" in features and not allow_amx_tiles():
-        raise ArtifactError(
-            f"{path}: needs AMX tiles, which Linux does not let this process use (5.16 or later does); "
-            f"compile it for `--target native`"
-        )
 
 
 def _inflated(path: Path, name: str, entries: Mapping[str, Entry]) -> bytes:

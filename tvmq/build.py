@@ -17,12 +17,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmq.environment import require_linker
 from tvmq.exactness import Analysis, analyse
+from tvmq.linker import Linker, require_linker
 from tvmq.passes.clip_takes import ClipTakes
 from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, substitute
-from tvmq.progress import Progress, silent
+from tvmq.progress import Progress, silent, step
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
@@ -60,9 +60,10 @@ def build(
     lifted, packed = _scheduled(traced, constants, dispatch)
     graph = lift_constants(mod, constants)
     progress("schedule", 1, 1)
-    progress("compile", 0, 1)
-    library = _library(lifted, profile, linker)
-    progress("compile", 1, 1)
+    with step(progress, "compile"):
+        executable = _executable(lifted, profile)
+    with step(progress, linker.stage):
+        library = _linked(executable, linker)
     main = mod["main"]
     weights = weights_of(mod)
     kept = [
@@ -126,11 +127,14 @@ def loop_passes(target: Any) -> list[Any]:
     ]
 
 
-def _library(mod: tvm.IRModule, profile: TargetProfile, linker: Any) -> bytes:
+def _executable(mod: tvm.IRModule, profile: TargetProfile) -> Any:
     target = profile.tvm()
     with tvm.transform.PassContext(opt_level=3), target:
         lowered = tvm.transform.Sequential(lowering_passes(target))(mod)
-        executable = tvm.compile(lowered, target=target, relax_pipeline=None)
+        return tvm.compile(lowered, target=target, relax_pipeline=None)
+
+
+def _linked(executable: Any, linker: Linker) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.so"
         executable.export_library(str(path), fcompile=linker)

@@ -163,7 +163,7 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
         "inputs": ", ".join(str(spec) for spec in manifest.inputs),
         "outputs": ", ".join(str(spec) for spec in manifest.outputs),
         "weights": _weights(manifest),
-        "target": description.target,
+        "target": f"{description.target} ({description.triple})",
         "CPU features": " ".join(description.features),
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
         "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",

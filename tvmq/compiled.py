@@ -15,6 +15,7 @@ from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
+from tvmq.machine import require_machine, runs_here
 from tvmq.manifest import Manifest
 from tvmq.runtime import Program, load_runtime
 from tvmq.spec import ENTRY, Array, Built, Coverage, Description, OutputSpec, Plan, TensorSpec
@@ -186,6 +187,7 @@ class CompiledModel:
 
     @cached_property
     def _program(self) -> Program:
+        require_machine("model", self._description.features, self._built.library)
         return Program(self._built)
 
     @cached_property
@@ -193,7 +195,7 @@ class CompiledModel:
         if self._known is not None:
             return self._known
         arrays = self._golden_arrays()
-        if artifact.runs_here(self._description, self._built.library):
+        if runs_here(self._description.features, self._built.library):
             outputs, sites = self._program.run(*arrays), self._program.trace(*arrays)
         else:
             outputs, sites = self._reference(arrays, None)

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from tvmq import environment
 from tvmq.errors import EnvironmentMismatchError
+from tvmq.linker import INSTALL_LINKER, require_linker
 from tvmq.record import Record
 from tvmq.target import native_profile
 
@@ -79,7 +80,7 @@ class Diagnosis(Record):
 
 def examine() -> Diagnosis:
     """Look at Python, packages, CPU, linker and memory."""
-    return Diagnosis((_python(), *_packages(), *_cpu(), _linker(), _memory()))
+    return Diagnosis((_python(), *_packages(), *_cpu(), *_linker(), _memory()))
 
 
 def _python() -> Check:
@@ -138,11 +139,15 @@ def _cpu() -> Iterator[Check]:
         yield Check("target", "no profile fits this CPU", State.NO_COMPILE, str(error))
 
 
-def _linker() -> Check:
-    try:
-        return Check("linker", " ".join(environment.require_linker().command), State.OK)
-    except EnvironmentMismatchError:
-        return Check("linker", "none found", State.NO_COMPILE, "pip install ziglang")
+def _linker() -> Iterator[Check]:
+    for name, triple, missing in (
+        ("linker", None, State.NO_COMPILE),
+        ("linker for ARM", "aarch64-linux-gnu", State.OK),
+    ):
+        try:
+            yield Check(name, " ".join(require_linker(triple).command), State.OK)
+        except EnvironmentMismatchError:
+            yield Check(name, "none found", missing, INSTALL_LINKER)
 
 
 def _memory() -> Check:

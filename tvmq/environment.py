@@ -8,13 +8,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
 
 from tvmq.errors import EnvironmentMismatchError
 
@@ -29,7 +25,6 @@ INSTALL = "`pip install -c requirements/tested.txt .` in a clone of tvmq"
 INSTALL_PHOTOS = """`pip install -c requirements/tested.txt ".[images]"` in a clone of tvmq"""
 INSTALL_COMPILER = """`pip install -c requirements/tested.txt ".[compile]"` in a clone of tvmq"""
 
-HOST_COMPILERS = ("c++", "g++", "clang++")
 CPUINFO = Path("/proc/cpuinfo")
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 THREADS = Path("/proc/self/task")
@@ -44,6 +39,12 @@ MACOS_ARM_FEATURES = {
     "hw.optional.arm.FEAT_LSE": "atomics",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
 }
+
+# The same for aarch64, as the bits that Linux gives every process: an emulator tells its own there, where
+# /proc/cpuinfo may show those of the machine below.
+AT_HWCAP, AT_HWCAP2 = 16, 26
+HWCAP_BITS = {"asimd": 1, "atomics": 8, "asimdhp": 10, "asimdrdm": 12, "asimddp": 20, "sve": 22}
+HWCAP2_BITS = {"sve2": 1, "i8mm": 13}
 
 
 def versions() -> dict[str, str | None]:
@@ -73,53 +74,11 @@ def require_compiler() -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Linker:
-    """Links object files to a shared library; hand it to export_library(fcompile=...)."""
-
-    command: tuple[str, ...]
-    object_format: ClassVar[str] = "o"  # read by export_library
-
-    def __call__(self, output: str, objects: str | Sequence[str], options: Any = None, **_: Any) -> None:
-        """Write the shared library `output`; raise EnvironmentMismatchError with the linker's words."""
-        files = [objects] if isinstance(objects, str) else list(objects)
-        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        command = [*self.command, "-shared", "-fPIC", *undefined, "-o", str(output), *(options or []), *files]
-        import subprocess  # 5 ms that running a model need not spend
-
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            words = (done.stderr or done.stdout).strip()[-2000:]
-            raise EnvironmentMismatchError(f"linker: {' '.join(self.command)} failed: {words}")
-
-
-def require_linker(triple: str | None = None) -> Linker:
-    """Return a linker for this machine, or for `triple` ("aarch64-linux-gnu").
-
-    For this machine: $CXX, c++, g++, clang++, else the PyPI package ziglang; for another: <triple>-g++, else
-    ziglang. Raises EnvironmentMismatchError that names ziglang.
-    """
-    if triple is not None and triple.split("-")[0] == platform.machine():
-        triple = None
-    names: tuple[str, ...] = (f"{triple}-g++",) if triple else HOST_COMPILERS
-    if not triple and os.environ.get("CXX"):
-        names = (os.environ["CXX"], *names)
-    for name in names:
-        path = shutil.which(name)
-        if path:
-            return Linker((path,))
-    if importlib.util.find_spec("ziglang") is not None:
-        target = ("-target", triple) if triple else ()
-        return Linker((sys.executable, "-m", "ziglang", "c++", *target))
-    raise EnvironmentMismatchError(
-        f"environment: no linker found, one of {', '.join(names)} or the PyPI package ziglang is wanted; "
-        f"run `pip install ziglang`"
-    )
-
-
 @cache
 def cpu_features() -> frozenset[str]:
     """Return this CPU's features as Linux spells them (`avx512_vnni`, `asimddp`); empty if unknown."""
+    if platform.machine() == "aarch64" and sys.platform.startswith("linux"):
+        return _arm_features()
     if CPUINFO.is_file():
         return _listed_features(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     if sys.platform == "darwin":
@@ -186,6 +145,13 @@ def default_threads() -> int:
     return max(1, min(len(cores), _quota(len(cores))))
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made or measured again: $XDG_CACHE_HOME/tvmq, else ~/.cache/tvmq."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification says that a relative path there is to be ignored.
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "tvmq"
+
+
 def _siblings(cpu: int) -> str:
     try:
         return (CPU_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
@@ -220,6 +186,15 @@ def _cpuinfo_fields(text: str) -> dict[str, str]:
 def _listed_features(text: str) -> frozenset[str]:
     fields = _cpuinfo_fields(text)
     return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def _arm_features() -> frozenset[str]:
+    auxiliary = ctypes.CDLL(None).getauxval
+    auxiliary.restype, auxiliary.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    tables = ((AT_HWCAP, HWCAP_BITS), (AT_HWCAP2, HWCAP2_BITS))
+    return frozenset(
+        name for which, bits in tables for name, bit in bits.items() if auxiliary(which) >> bit & 1
+    )
 
 
 def _macos_features() -> frozenset[str]:

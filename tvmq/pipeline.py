@@ -26,10 +26,11 @@ from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
 from tvmq.cost.model_works import Subject
 from tvmq.cost.table import cost_table, open_store
-from tvmq.environment import cpu_features, default_threads, require_linker, require_tvm
+from tvmq.environment import cpu_features, default_threads, require_tvm
 from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.formats import Quantization
 from tvmq.golden import random_like
+from tvmq.linker import require_linker
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
@@ -259,6 +260,7 @@ def describe(
     return Description(
         target=profile.name,
         profile=profile.to_toml(),
+        triple=str(profile.tvm_target["mtriple"]),
         features=tuple(sorted(profile.features)),
         coverage=coverage,
         plan=plan,

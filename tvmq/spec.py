@@ -199,6 +199,7 @@ class Description(Record):
 
     target: str  # name of the target profile
     profile: str  # the profile's TOML text
+    triple: str  # of the code, as compilers spell it: "aarch64-linux-gnu"
     features: tuple[str, ...]  # CPU features that the code needs, as Linux spells them
     coverage: Coverage
     plan: Plan

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvmq.environment import cache_folder
 from tvmq.errors import UsageError
 
 FILE_NAME = "tuning.jsonl"
@@ -60,8 +61,5 @@ def make_default_folder() -> None:
 
 
 def default_database() -> Path:
-    """Return the file in $XDG_CACHE_HOME/tvmq, or in ~/.cache/tvmq where that is not set."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says that a relative path there is to be ignored.
-    folder = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    return folder / "tvmq" / FILE_NAME
+    """Return the file in the cache folder."""
+    return cache_folder() / FILE_NAME
