@@ -4,8 +4,8 @@ from tvm.script import tirx as T
 from tests.schedule.pool import pool_of
 from tvmq.cost.measure import MAX_RUNS, MIN_RUNS, Timer
 from tvmq.cost.works import Work
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.target import load_profile
 
 SIZE = 1 << 13

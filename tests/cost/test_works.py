@@ -9,8 +9,8 @@ from tvmq import reference
 from tvmq.cost.model_works import uniform
 from tvmq.cost.works import Parts, Work, isolated, peak_bytes, without
 from tvmq.passes.rebuild import bindings
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.spec import W8A8
 

@@ -3,8 +3,8 @@ import tvm
 from tvm import relax
 from tvm.script import tirx as T
 
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import KernelTable
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.space import Space
 
 

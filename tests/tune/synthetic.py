@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tvmq.neighbours import Neighbours
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.space import Decisions, Space
 from tvmq.tune.database import Database, Setting
 from tvmq.tune.measure import BrokenCandidateError

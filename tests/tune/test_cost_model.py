@@ -5,7 +5,7 @@ import pytest
 
 from tests.tune.synthetic import SPACE, cost, kernel
 from tvmq.errors import EnvironmentMismatchError
-from tvmq.schedule.kernels import Kernel
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.tune.cost_model import CostModel, family, features, require_xgboost
 

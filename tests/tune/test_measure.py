@@ -6,8 +6,8 @@ import tvm
 from tvm.script import tirx as T
 
 from tests.schedule.pool import pool_of
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.space import Space
 from tvmq.target import load_profile
 from tvmq.tune.measure import BrokenCandidateError, KernelBench, settled

@@ -23,8 +23,8 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, op_name, operands, sequence, substitute
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import NO_DECISIONS, Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
 

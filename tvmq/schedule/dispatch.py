@@ -16,6 +16,7 @@ from tvm import relax
 
 from tvmq.passes.composites import attributes
 from tvmq.schedule import kernels
+from tvmq.schedule.kernel import Kernel, Packing
 from tvmq.schedule.kernel_table import NO_DECISIONS, KernelTable, Use
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
@@ -36,7 +37,7 @@ class SiteCall:
     """One call of a kernel, by the site that it computes; arguments as the kernel reads them."""
 
     site: str
-    kernel: kernels.Kernel
+    kernel: Kernel
     arguments: tuple[Any, ...]
 
 
@@ -122,7 +123,7 @@ class _Dispatcher:
         replaced = relax.op.call_tir(self.table.call(kernel, args), relax.Tuple(args), out)
         return relax.VarBinding(binding.var, self.builder.normalize(replaced))
 
-    def _pack(self, arg: Any, packing: kernels.Packing | None) -> Any:
+    def _pack(self, arg: Any, packing: Packing | None) -> Any:
         """Return the argument in the kernel's layout; None when it must be packed and is no constant."""
         if packing is None:
             return arg

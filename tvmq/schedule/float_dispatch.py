@@ -25,8 +25,8 @@ from tvmq.schedule.float_linear import (
     pack_float_weight,
     schedule_float_linear,
 )
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import NO_DECISIONS, KernelTable, Use
-from tvmq.schedule.kernels import Kernel
 from tvmq.schedule.linear_spec import LANES, pad_channels
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.space import Decisions

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from tvmq.schedule.elementwise import SCHEDULED
-from tvmq.schedule.kernels import Kernel
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.space import Decisions
 
 OPAQUE = 8  # TVM's OpPatternKind: never fused with its neighbours

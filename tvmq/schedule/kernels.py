@@ -5,10 +5,8 @@ A new kernel is a new entry in FAMILIES and the file it names; see CONTRIBUTING.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +16,7 @@ from tvm import tirx
 
 from tvmq.bit_planes import BYTE
 from tvmq.formats import PACKED_BITS
-from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.passes.pool_composite import Pooling
 from tvmq.schedule import (
     attention,
     attention_spec,
@@ -40,48 +36,23 @@ from tvmq.schedule.depthwise import DepthwiseDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.isa import Isa, isa_of
+from tvmq.schedule.kernel import EMPTY, Kernel, Packing, Shape
 from tvmq.schedule.layer_norm import LayerNormDecision
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
-from tvmq.schedule.pool import PoolSpec, pool_prim_func
+from tvmq.schedule.pool import pool_prim_func
 from tvmq.schedule.register_tiles import Decision
 from tvmq.schedule.saturation import pack_sorted, unpack_sorted
-from tvmq.schedule.space import Decisions, Space
+from tvmq.schedule.specs import (
+    ATTENTION_INPUTS,
+    attention_spec_of,
+    layer_norm_spec_of,
+    pool_spec_of,
+    product_spec_of,
+)
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
-Shape = tuple[int, ...]
-EMPTY = Space()
-ATTENTION_INPUTS = 4  # q, k, v and the table; biases and a mask follow
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a constant is laid out for a kernel; the layout's name finds the way back."""
-
-    layout: str
-    pack: Callable[[Array], Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel for one call. Calls with equal keys share it."""
-
-    key: Any  # what it computes, and all else that its code depends on; its repr names it in a database
-    name: str
-    packing: tuple[Packing | None, ...]  # per argument; None: as it is
-    build: Callable[..., tirx.PrimFunc]  # called with the decisions of a point of space
-    space: Space = EMPTY
-    tuned_as: Any = None  # what of key decides the speed; kernels that share it are tuned once. None: all
-
-    @property
-    def semantics(self) -> str:
-        """Return what tuning knows this kernel by: the same text in every process."""
-        return repr(self.key if self.tuned_as is None else self.tuned_as)
-
-    def function(self, decisions: Decisions | None = None) -> tirx.PrimFunc:
-        """Return the PrimFunc, by the default decisions if none are given."""
-        return self.build(**(self.space.default if decisions is None else decisions))
 
 
 def find(
@@ -125,7 +96,7 @@ def _linear(
 ) -> Kernel | None:
     # The weight of a convolution that is a product of every pixel is [1, 1, inputs, outputs].
     (rows, inputs), outputs = shapes[0], shapes[1][-1]
-    spec = _product(attrs, rows, inputs, outputs)
+    spec = product_spec_of(attrs, rows, inputs, outputs)
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
@@ -164,7 +135,7 @@ def _conv2d(
     geometry = ConvGeometry.from_attrs(attrs)
     if geometry.depthwise:
         return _depthwise(attrs, shapes, profile, threads)
-    product = _product(attrs, geometry.pixels, geometry.group_inputs, geometry.outputs)
+    product = product_spec_of(attrs, geometry.pixels, geometry.group_inputs, geometry.outputs)
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
@@ -211,7 +182,7 @@ def _depthwise(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     geometry = ConvGeometry.from_attrs(attrs)
-    product = _product(attrs, geometry.pixels, 1, geometry.outputs)
+    product = product_spec_of(attrs, geometry.pixels, 1, geometry.outputs)
     spec = DepthwiseSpec(geometry=geometry, product=product, pad_value=int(attrs["pad_value"]))
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8" or depthwise_spec.supports(spec) is not None:
@@ -234,28 +205,10 @@ def _depthwise(
 def _pool(
     attrs: Mapping[str, Any], _shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    geometry = ConvGeometry.from_attrs(attrs)
-    names = [field.name for field in dataclasses.fields(Pooling) if field.name not in ("low", "high")]
-    pooling = Pooling(**_fields(attrs, *names), **_clip(attrs, str(attrs["out_dtype"])))
-    spec = PoolSpec(geometry, pooling)
-    name = f"{pooling.operation}_pool_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
+    spec = pool_spec_of(attrs)
+    geometry = spec.geometry
+    name = f"{spec.pooling.operation}_pool_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
     return Kernel((spec, profile.name, threads), name, (None,), lambda: pool_prim_func(spec, threads))
-
-
-def _product(attrs: Mapping[str, Any], rows: int, inputs: int, outputs: int) -> LinearSpec:
-    out_dtype = str(attrs["out_dtype"])
-    return LinearSpec(
-        rows=rows,
-        inputs=inputs,
-        outputs=outputs,
-        out_dtype=out_dtype,
-        residual=bool(attrs["residual"]),
-        table=bool(attrs["table"]),
-        fixed_point=bool(attrs["fixed_point"]),
-        zero_point=int(attrs["zero_point"]),
-        copy=_copy(attrs),
-        **_clip(attrs, out_dtype),
-    )
 
 
 def _packing(product: LinearSpec, weight: Packing, arguments: int) -> tuple[Packing | None, ...]:
@@ -265,35 +218,15 @@ def _packing(product: LinearSpec, weight: Packing, arguments: int) -> tuple[Pack
     return packing + (None,) * (arguments - len(packing))
 
 
-def _clip(attrs: Mapping[str, Any], out_dtype: str) -> dict[str, Any]:
-    """Return the clip bounds where they are not the dtype's own."""
-    if out_dtype not in INTEGER_RANGE:
-        return {}
-    low, high = int(attrs["low"]), int(attrs["high"])
-    return {} if (low, high) == INTEGER_RANGE[out_dtype] else {"low": low, "high": high}
-
-
-def _copy(attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return shift and zero point of a second result, and its clip bounds where they are not uint8's own."""
-    if "copy_shift" not in attrs:
-        return None
-    shift, zero_point, *clip = (int(attrs[f"copy_{name}"]) for name in ("shift", "zero_point", "low", "high"))
-    return (shift, zero_point) if tuple(clip) == INTEGER_RANGE["uint8"] else (shift, zero_point, *clip)
-
-
 def _layer_norm(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    pieces, (channels,) = int(attrs["pieces"]), shapes[1]
-    rows = shapes[0][0] // (pieces or 1)
-    numbers = _fields(attrs, "gain_shift", "epsilon", "limit", "out_dtype", "pieces")
-    clip = _clip(attrs, str(attrs["out_dtype"]))
-    spec = layer_norm.LayerNormSpec(rows, channels, **numbers, copy=_copy(attrs), **clip)
+    spec = layer_norm_spec_of(attrs, shapes)
     if layer_norm.supports(spec) is not None:
         return None
     return Kernel(
         (spec, profile.name),
-        f"layer_norm_{rows}x{channels}",
+        f"layer_norm_{spec.rows}x{spec.channels}",
         (None,) * len(shapes),
         lambda **decisions: layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions)),
         layer_norm.layer_norm_space(spec, threads),
@@ -304,18 +237,7 @@ def _layer_norm(
 def _attention(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    count = int(attrs["biases"])
-    biases = shapes[ATTENTION_INPUTS:][:count]
-    mask = shapes[ATTENTION_INPUTS + count :][: int(attrs["mask"])]
-    optional = ("biases", "mask", "indexed", "low", "high")
-    names = [f.name for f in dataclasses.fields(attention_spec.AttentionSpec) if f.name not in optional]
-    spec = attention_spec.AttentionSpec(
-        **_fields(attrs, *names),
-        biases=tuple((shape[0], shape[1]) for shape in biases),
-        mask=(mask[0][0], mask[0][1]) if mask else None,
-        indexed=bool(attrs["indexed"]),
-        **_clip(attrs, str(attrs["out_dtype"])),
-    )
+    spec = attention_spec_of(attrs, shapes)
     isa = isa_of(profile)
     if isa is None or attention_spec.supports(spec) is not None:
         return None
@@ -323,7 +245,7 @@ def _attention(
     def build(**decisions: Any) -> tirx.PrimFunc:
         return attention.attention_prim_func(spec, AttentionDecision(**decisions), isa)
 
-    packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * count
+    packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * len(spec.biases)
     packing += [None] * (len(shapes) - len(packing))
     return Kernel(
         (spec, profile.name, threads),
@@ -333,10 +255,6 @@ def _attention(
         attention_spec.attention_space(spec, threads, attention.TILE_VECTORS[isa.bits]),
         (attention_spec.speed_of(spec), profile.name),
     )
-
-
-def _fields(attrs: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: attrs[name] for name in names}
 
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]

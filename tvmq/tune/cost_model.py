@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError
-from tvmq.schedule.kernels import Kernel
+from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.space import Decisions
 
 LEAST_SAMPLES = 8  # under this many a model says nothing
