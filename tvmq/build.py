@@ -27,7 +27,7 @@ from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.schedule.kernel_table import NO_DECISIONS
-from tvmq.schedule.kernels import unpack
+from tvmq.schedule.packing import unpack
 from tvmq.schedule.space import Decisions
 from tvmq.spec import COPY, ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
 from tvmq.target import TargetProfile

@@ -11,7 +11,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import ISA, NAMES, marked, target_of
+from tests.schedule.isa_cases import ISA, KERNEL_NAMES, built, marked
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.schedule.attention import TILE_VECTORS, attention_prim_func
@@ -81,7 +81,7 @@ def check(
 ) -> None:
     decision = decision or default_decision(spec, threads, TILE_VECTORS[ISA[isa].bits])
     func = attention_prim_func(spec, decision, ISA[isa])
-    kernel = tvm.compile(func, target=target_of(ISA[isa]))
+    kernel = built(func, isa)
     for q, k, v, *others in batches:
         out = tvm.runtime.tensor(np.full(q.shape, 77, spec.out_dtype))
         packed = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
@@ -100,7 +100,7 @@ def _moved(x: Any, order: Any) -> Any:
     return moved
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 @settings(max_examples=3, deadline=None)
 @given(
     batch=st.integers(1, 2),
@@ -132,7 +132,7 @@ def test_any_shape_is_exact(
     check(spec, isa, random_inputs(spec), threads=threads)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 def test_the_table_is_looked_up_at_every_distance(isa: str) -> None:
     # One query of ones against keys whose only non-zero dim counts down: distances 0, 1, 2, ... 200.
     spec = replace(DEIT, heads=1, queries=1, keys=201, head_dim=16, score_shift=0, numerator=3 * 10**8)
@@ -143,7 +143,7 @@ def test_the_table_is_looked_up_at_every_distance(isa: str) -> None:
     check(spec, isa, [q, k, random_inputs(spec)[2]])
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 def test_extreme_values(isa: str) -> None:
     spec = replace(DEIT, queries=50, keys=50, head_dim=80, score_shift=6, numerator=2**31 - 1, norm_shift=30)
     low, high = ([np.full_like(x, value) for x in random_inputs(spec)] for value in (-128, 127))
@@ -161,7 +161,7 @@ def test_both_thread_counts_give_the_same_bytes(isa: str, threads: int) -> None:
         check(spec, isa, random_inputs(spec), threads=2)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 @settings(max_examples=3, deadline=None)
 @given(
     batch=st.sampled_from([1, 2, 4]),
@@ -193,7 +193,7 @@ def test_any_bias_and_mask_is_exact(
     check(spec, isa, random_inputs(spec))
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 @settings(max_examples=2, deadline=None)
 @given(
     batch=st.sampled_from([1, 2, 4]),
@@ -212,14 +212,14 @@ def test_rows_in_another_order_are_exact(
     check(spec, isa, random_inputs(spec), threads=threads)
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 @pytest.mark.parametrize("keys", [3, 40])
 def test_a_hidden_key_that_pads_a_pair_raises_no_maximum(isa: str, keys: int) -> None:
     spec = replace(DEIT, heads=1, queries=3, keys=keys, head_dim=32, score_shift=0, mask=(1, 3))
     check(spec, isa, *(random_inputs(spec, seed) for seed in range(4)))
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 def test_extreme_biases_and_rows_that_see_nothing(isa: str) -> None:
     spec = replace(DEIT, batch=2, queries=9, keys=37, head_dim=16, score_shift=-11, biases=((1, 2), (2, 1)))
     spec = replace(spec, mask=(2, 1))
@@ -232,7 +232,7 @@ def test_extreme_biases_and_rows_that_see_nothing(isa: str) -> None:
     check(spec, isa, inputs, [low, keys, *inputs[2:]], [high, keys, *inputs[2:]])
 
 
-@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("isa", KERNEL_NAMES)
 @settings(max_examples=2, deadline=None)
 @given(st.data())
 def test_every_point_of_the_space_gives_the_same_bytes(isa: str, data: st.DataObject) -> None:

@@ -6,7 +6,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tests.schedule.isa_cases import ISA, NAMES, target_of
+from tests.schedule.isa_cases import ISA, NAMES, built
 from tvmq.schedule import attention_vectors
 from tvmq.schedule.attention_spec import pair_order
 from tvmq.schedule.vectors import load, splat, store
@@ -24,7 +24,7 @@ def run(isa: str, body, *arrays: np.ndarray, out: str) -> np.ndarray:
             body(ISA[isa], *buffers, T.arg("out", T.buffer((64,), out)))
         func = builder.get().with_attr("global_symbol", "main")
     result = tvm.runtime.tensor(np.zeros(64, out))
-    compiled = tvm.compile(func, target_of(ISA[isa]))
+    compiled = built(func, isa)
     compiled(*(tvm.runtime.tensor(a) for a in arrays), result)
     return result.numpy()
 
@@ -74,8 +74,8 @@ def test_four_rows_are_reduced_together(isa):
 
 def test_dots_of_a_repeated_word(isa):
     depth = attention_vectors.depth(ISA[isa])
-    first = RNG.integers(0, 256, (2, 2 * depth)).astype(attention_vectors.left(ISA[isa]))
-    second = RNG.integers(-128, 128, 16 * depth).astype(attention_vectors.right(ISA[isa]))
+    first = RNG.integers(0, 256, (2, 2 * depth)).astype(attention_vectors.weight_type(ISA[isa]))
+    second = RNG.integers(-128, 128, 16 * depth).astype(attention_vectors.value_type(ISA[isa]))
 
     def body(isa, a, b, out):
         word = attention_vectors.broadcast_word(isa, a, 1, 1)

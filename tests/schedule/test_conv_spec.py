@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.schedule.conv_cases import geometry_of, spec_of
+from tests.schedule.isa_cases import ISA
 from tvmq.schedule.conv_spec import buffers, pack_rows, pack_taps, supports, unpack_weight
 
 
@@ -35,4 +36,4 @@ def test_what_is_read_where_it_lies(channels, fields, direct, flat):
     spec = spec_of(geometry_of(channels, 20, **fields), "trunk")
     assert (spec.direct, spec.flat) == (direct, flat)
     assert supports(spec) is None
-    assert list(buffers(spec)) == ["x", "weight", "bias", "shift", "residual", "out", "copy"]
+    assert list(buffers(spec, ISA["sse4"])) == ["x", "weight", "bias", "shift", "residual", "out", "copy"]

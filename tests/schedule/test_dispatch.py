@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tests import tiny_transformer
 from tvmq import reference
 from tvmq.passes.composites import attributes
 from tvmq.passes.lower_integer import LowerInteger
+from tvmq.schedule import packing
 from tvmq.schedule.dispatch import DispatchKernels, called_functions
 from tvmq.target import load_profile
 
@@ -31,9 +34,17 @@ def test_kernels_replace_functions_and_the_replaced_are_gone(integer: tvm.IRModu
     assert {packed.layout for packed in dispatch.packed.values()} == {"linear16x4", "channels16"}
 
 
-def test_a_profile_without_kernels_changes_nothing(integer: tvm.IRModule):
-    same = DispatchKernels(load_profile("arm_dotprod"))(integer)
-    tvm.ir.assert_structural_equal(same, integer)
+def test_a_profile_without_dots_gets_what_needs_none(integer: tvm.IRModule):
+    dispatch = DispatchKernels(replace(load_profile("x86_baseline"), features=frozenset({"sse2"})))
+    dispatch(integer)
+    assert {call.kernel.name.partition("_")[0] for call in dispatch.calls} == {"layer"}
+
+
+def test_a_weight_that_a_kernel_is_not_exact_with_gets_none(integer: tvm.IRModule, monkeypatch):
+    monkeypatch.setattr(packing, "pairs_stay_in_words", lambda weights: False)
+    dispatch = DispatchKernels(load_profile("arm_neon"))
+    dispatch(integer)
+    assert {call.kernel.name.partition("_")[0] for call in dispatch.calls} == {"layer", "attention"}
 
 
 @pytest.mark.isa("avx2")

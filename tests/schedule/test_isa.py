@@ -23,7 +23,6 @@ def test_a_profile_gets_the_fastest_set_it_has(isa: str, profile: str) -> None:
 
 def test_every_set_has_a_profile_and_a_profile_without_one_has_none() -> None:
     assert set(ISA) == set(PROFILES)
-    assert isa_of(load_profile("arm_dotprod")) is None
     assert isa_of(replace(load_profile("x86_baseline"), features=frozenset({"sse", "sse2"}))) is None
 
 
@@ -37,7 +36,8 @@ def test_a_dot_is_named_after_its_instruction_and_width() -> None:
     names = {isa.dot for isa in ISAS}
     assert "vpdpbusd512_dot_16x4_u8s8s32" in names
     assert "pmaddubsw128_dot_16x4_u8s8s32" in names
-    assert len(names) == 5  # the three with 512-bit vpdpbusd share it
+    assert "sdot128_dot_16x4_u8s8s32" in names
+    assert len(names) == 7  # the three with 512-bit vpdpbusd share it
 
 
 @pytest.mark.slow
@@ -65,6 +65,8 @@ CODE = [
     ("avx512", "vpmaddubsw", ("vpdpbusd",)),
     ("avx2", "vpmaddubsw", ("%zmm", "%ymm16", "%k1", "vpdpbusd")),
     ("sse4", "pmaddubsw", ("%ymm", "vpmadd")),
+    ("dotprod", "sdot", ("usdot",)),
+    ("neon", "smull", ("sdot",)),
 ]
 
 

@@ -11,7 +11,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import ISA, marked, target_of
+from tests.schedule.isa_cases import built, marked
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.formats import code_limits
@@ -26,7 +26,7 @@ from tvmq.schedule.layer_norm import (
 )
 
 BASE = "sse4"  # on every x86 machine
-WIDTHS = [marked("avx512_vbmi"), marked("avx2"), marked("sse4")]
+WIDTHS = [marked("avx512_vbmi"), marked("avx2"), marked("sse4"), marked("neon", slow=True)]
 DEIT = LayerNormSpec(
     rows=197,
     channels=192,
@@ -42,7 +42,7 @@ def check(spec: LayerNormSpec, isa: str, *inputs: Any, decision: LayerNormDecisi
     gain = random.integers(-(2**12), 2**8, spec.channels).astype("int32")
     offset = random.integers(-(2**17), 2**17, spec.channels).astype("int32")
     func = layer_norm_prim_func(spec, decision)
-    kernel = tvm.compile(func, target=target_of(ISA[isa]))
+    kernel = built(func, isa)
     for x in inputs:
         out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))
         outs = [out] + ([tvm.runtime.tensor(np.full(x.shape, 77, "uint8"))] if spec.copy else [])

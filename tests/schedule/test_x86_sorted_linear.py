@@ -19,7 +19,7 @@ from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.saturation import pack_sorted
 from tvmq.schedule.x86_sorted_linear import sorted_linear_prim_func, sorted_space, supports
 
-NAMES = [marked(name) for name, isa in ISA.items() if not isa.vnni]
+NAMES = [marked(name) for name, isa in ISA.items() if not isa.quads]
 ENDS = [(64, 64), (127, 1), (-64, -64), (-127, -1), (127, -127), (-128, 127), (-128, -128), (127, 127)]
 case = partial(random_case, pack=pack_sorted)
 

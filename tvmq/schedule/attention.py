@@ -27,33 +27,42 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.numerics import HIDDEN_LOGIT, LEAST_LOGIT, SOFTMAX_TABLE_SIZE
 from tvmq.schedule.attention_operands import limit_scores, load_queries, pack_keys, pack_values
+from tvmq.schedule.attention_products import WORDS, Tile, add_products
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR, AttentionDecision, AttentionSpec, supports
 from tvmq.schedule.attention_vectors import (
-    broadcast_word,
     cut,
     depth,
     dot,
-    left,
+    key_type,
     natural_order,
     ones,
     packed_bytes,
     packed_place,
     packed_words,
+    query_type,
     reduce_rows,
-    right,
     saturating,
     valid_bytes,
+    value_type,
+    weight_type,
 )
+from tvmq.schedule.byte_vectors import lookup
 from tvmq.schedule.isa import Isa
-from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store, vector_type
-from tvmq.schedule.x86_intrinsics import lookup
+from tvmq.schedule.vectors import (
+    Buffer,
+    Expr,
+    lanes,
+    limited,
+    load,
+    shuffle,
+    splat,
+    store,
+    vector_type,
+)
 
 GROUP = 64  # keys whose weights are looked up at once: one byte vector
 MOST_PACKED = 4  # vectors of sums that become one of bytes
 TILE_VECTORS = {512: 4, 256: 1, 128: 1}  # per row of a tile, by the width of a register
-
-Tile = list[tuple[int, int, Buffer]]  # row, vector, their 16 sums
-Places = list[tuple[Expr, ...]]
 
 
 def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, isa: Isa) -> tirx.PrimFunc:
@@ -139,16 +148,17 @@ class _Kernel:
 
     def _allocate(self) -> None:
         dim = self.spec.head_dim
-        operand, width = right(self.isa), 16 * self.depth
-        self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // self.depth, width), operand)
-        self.packed_v = T.sblock_alloc_buffer((self.words, self.chunks, width), operand)
+        width = 16 * self.depth
+        self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // self.depth, width), key_type(self.isa))
+        self.packed_v = T.sblock_alloc_buffer((self.words, self.chunks, width), value_type(self.isa))
         self.key_constant = T.sblock_alloc_buffer((self.blocks * KEY_BLOCK,), "int32")
-        self.left_q = T.sblock_alloc_buffer((self.rows, dim), left(self.isa))
+        self.left_q = T.sblock_alloc_buffer((self.rows, dim), query_type(self.isa))
         fours = -(-self.rows // 4) * 4
         self.score = T.sblock_alloc_buffer((self.rows, self.pairs * PAIR), "int16")
         self.peak = T.sblock_alloc_buffer((fours,), "int32")
-        self.weight = T.sblock_alloc_buffer((self.rows, self.groups * GROUP), left(self.isa))
+        self.weight = T.sblock_alloc_buffer((self.rows, self.groups * GROUP), weight_type(self.isa))
         self.reciprocal = T.sblock_alloc_buffer((fours,), "int32")
+        self.start = T.sblock_alloc_buffer((fours,), "int32")  # of the sums of weight * (v + 128)
         self.total = T.sblock_alloc_buffer((self.rows, 16), "int32")
         if self.mask is not None:
             limits = self.rows if self.mask.shape[1] > 1 else 1
@@ -211,17 +221,12 @@ class _Kernel:
         tile = [(i, j, self.acc[i * vectors + j]) for i in range(self.rows) for j in range(vectors)]
         for _, j, acc in tile:
             store(acc, 0, load(self.key_constant, (block + j) * 16, 16))
-        with T.serial(self.spec.head_dim // self.depth) as word:
-            places = [(block + j, word, 0) for j in range(vectors)]
-            self._products(tile, self.left_q, word, self.packed_k, places)
+        together = WORDS if self.isa.neon else 1
+        with T.serial(self.spec.head_dim // (self.depth * together)) as step:
+            words = [step * together + number for number in range(together)]
+            places = [[(block + j, word) for j in range(vectors)] for word in words]
+            add_products(self.isa, tile, self.left_q, words[0], self.packed_k, places)
         return tile
-
-    def _products(self, tile: Tile, lefts: Buffer, word: Expr, rights: Buffer, places: Places) -> None:
-        """Add the dots of one word to all sums of a tile; places: where each vector of `rights` is."""
-        words = [T.bind(broadcast_word(self.isa, lefts, i, word)) for i in range(self.rows)]
-        vectors = [T.bind(load(rights, place, 16 * self.depth)) for place in places]
-        for i, j, acc in tile:
-            store(acc, 0, dot(self.isa, load(acc, 0, 16), words[i], vectors[j]))
 
     def _store_scores(self, i: int, key: Expr, first: Expr, second: Expr) -> None:
         """Scores of row i and 32 keys from key on: shifted, plus the biases, limited by the mask."""
@@ -285,6 +290,8 @@ class _Kernel:
         total = reduce_rows(totals, lambda a, b: a + b)
         quotient = splat(float(self.spec.numerator), "float64x4") / T.cast(total, "float64x4")
         reciprocal = T.cast(quotient, "int32x4")
+        if self.isa.neon:
+            store(self.start, first, total * splat(-128, "int32x4"))
         if self.mask is not None:  # a row that sees no key has the weights of one that sees all
             shown = load(self.peak, first, 4) > splat(HIDDEN_LOGIT, "int32x4")
             reciprocal = T.Select(shown, reciprocal, splat(0, "int32x4"))
@@ -300,7 +307,7 @@ class _Kernel:
         if count < GROUP:
             valid = T.bitwise_and(T.reinterpret("int32x16", weights), valid_bytes(count))
             weights = T.reinterpret("uint8x64", valid)
-        stored = T.bind(weights if self.isa.vnni else T.cast(weights, "int16x64"))
+        stored = T.bind(weights if self.isa.quads else T.cast(weights, "int16x64"))
         store(self.weight, (i, key), stored)
         for at in range(0, GROUP, 16 * self.depth):
             words = cut(stored, at, 16 * self.depth)
@@ -315,13 +322,16 @@ class _Kernel:
 
     def _output_tile(self, first: int, vectors: int) -> None:
         tile = [(i, j, self.acc[i * vectors + j]) for i in range(self.rows) for j in range(vectors)]
-        for _, _, acc in tile:
-            store(acc, 0, splat(0, "int32x16"))
+        for i, _, acc in tile:
+            store(acc, 0, T.broadcast(self.start[i], 16) if self.isa.neon else splat(0, "int32x16"))
+        columns = [first + j for j in range(vectors)]
+        done = self._whole_groups(tile, columns) if self.isa.neon else 0
         per_quad = 4 // self.depth
-        with T.serial(self.words) as word:
+        with T.serial(self.words - done) as left:
+            word = done + left
             place = packed_place(word // per_quad) * per_quad + word % per_quad
-            self._products(
-                tile, self.weight, place, self.packed_v, [(word, first + j, 0) for j in range(vectors)]
+            add_products(
+                self.isa, tile, self.weight, place, self.packed_v, [[(word, column) for column in columns]]
             )
         dtype = self.spec.out_dtype
         for i in range(self.rows):
@@ -335,6 +345,18 @@ class _Kernel:
             packed = T.bind(limited(packed_bytes(self.isa, halves[0], halves[-1], dtype), self.spec.clip))
             values = T.reinterpret(f"{dtype}x{16 * vectors}", natural_order(packed, vectors))
             store(self.out, (self.row_of[i], self.column + first * 16), values)
+
+    def _whole_groups(self, tile: Tile, columns: Sequence[Expr]) -> int:
+        """Add the dots of all whole groups of keys, some words at once; return how many words these are."""
+        words = GROUP // self.depth
+        if groups := self.words // words:
+            with T.grid(groups, words // WORDS) as (group, step):
+                first = group * words
+                # packed_place puts the words first + step, and every fourth after it, side by side.
+                own = [first + step + WORDS * number for number in range(WORDS)]
+                places = [[(word, column) for column in columns] for word in own]
+                add_products(self.isa, tile, self.weight, first + step * WORDS, self.packed_v, places)
+        return groups * words
 
     def _divided(self, total: Expr, factor: Expr) -> Expr:
         """round_shift_wide(total * factor, norm_shift) + zero_point of int32x16: even and odd lanes apart."""

@@ -13,7 +13,16 @@ from tvm.tirx import const
 
 from tvmq.numerics import HIDDEN_LOGIT, INTEGER_RANGE
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR
-from tvmq.schedule.attention_vectors import depth, dot, packed_words, pieces, right, transpose_dwords, widened
+from tvmq.schedule.attention_vectors import (
+    depth,
+    dot,
+    key_type,
+    packed_words,
+    pieces,
+    plus_128,
+    transpose_dwords,
+    widened,
+)
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Buffer, Expr, concat, load, shuffle, splat, store
 
@@ -23,14 +32,13 @@ Rows = Callable[[Expr], Expr]
 
 
 def load_queries(isa: Isa, q: Buffer, rows: Sequence[Expr], column: Expr, out: Buffer) -> None:
-    """Fill out [rows, dim], elements of `left`; uint8 is q + 128."""
+    """Fill out [rows, dim], elements of `query_type`; uint8 is q + 128."""
     dim = int(out.shape[1])
     width = math.gcd(dim, WIDEST)
     for i, row in enumerate(rows):
         with T.serial(dim // width) as step:
             signed = load(q, (row, column + step * width), width)
-            flipped = T.bitwise_xor(T.reinterpret(f"uint8x{width}", signed), splat(128, f"uint8x{width}"))
-            store(out, (i, step * width), flipped if isa.vnni else widened(isa, signed))
+            store(out, (i, step * width), plus_128(signed) if isa.vnni else widened(isa, signed))
 
 
 def pack_keys(
@@ -62,21 +70,22 @@ def _pack_piece(
     # puts one dword of all 16 keys, in order, into each vector.
     stripes = [T.bind(concat(keys[j::4], "int32x4")) for j in range(4)]
     for dword, vector in enumerate(transpose_dwords(stripes)):
-        words = T.bind(T.reinterpret(f"{right(isa)}x{packed.shape[2]}", vector))
+        words = T.bind(T.reinterpret(f"{key_type(isa)}x{packed.shape[2]}", vector))
         store(packed, (place[0], place[1] + dword, 0), words)
         if isa.vnni:
             store(total, 0, dot(isa, load(total, 0, 16), splat(128, "uint8x64"), words))
 
 
 def pack_values(isa: Isa, v: Buffer, row_of: Rows, column: Expr, packed: Buffer) -> None:
-    """Fill packed [words of keys, dim/16, 16 dims, keys of a word]."""
+    """Fill packed [words of keys, dim/16, 16 dims, keys of a word], elements of `value_type`."""
     keys = depth(isa)
     order = [16 * key + lane for lane in range(16) for key in range(keys)]
     with T.serial(packed.shape[0]) as word:
         rows = [T.bind(row_of(word * keys + key)) for key in range(keys)]
         with T.serial(packed.shape[1]) as chunk:
             loads = [load(v, (row, column + chunk * 16), 16) for row in rows]
-            store(packed, (word, chunk, 0), widened(isa, shuffle(loads, order)))
+            values = shuffle(loads, order)
+            store(packed, (word, chunk, 0), plus_128(values) if isa.neon else widened(isa, values))
 
 
 def limit_scores(

@@ -12,52 +12,73 @@ from functools import partial
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import Shuffle, const
 
+from tvmq.schedule import arm_intrinsics
+from tvmq.schedule.byte_vectors import pack_bytes, pack_words
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Buffer, Expr, lanes, load, shuffle, splat
-from tvmq.schedule.x86_intrinsics import pack_bytes, pack_words, pmaddwd, vpdpbusd
+from tvmq.schedule.x86_intrinsics import pmaddwd, vpdpbusd
 
 PIECE = 16  # bytes that a transpose of dwords takes from one row
 
 
 def depth(isa: Isa) -> int:
     """Return how many products go to one sum in one dot."""
-    return 4 if isa.vnni else 2
+    return 4 if isa.quads else 2
 
 
-def left(isa: Isa) -> str:
-    """Return the element type of a dot's first operand; uint8 for vpdpbusd."""
-    return "uint8" if isa.vnni else "int16"
+def query_type(isa: Isa) -> str:
+    """Return the element type of q in its dots with keys; uint8 for vpdpbusd."""
+    return "int8" if isa.neon else weight_type(isa)
 
 
-def right(isa: Isa) -> str:
-    """Return the element type of a dot's second operand."""
-    return "int8" if isa.vnni else "int16"
+def key_type(isa: Isa) -> str:
+    """Return the element type of k in these."""
+    return "int8" if isa.quads else "int16"
+
+
+def weight_type(isa: Isa) -> str:
+    """Return the element type of softmax's weights in their dots with values."""
+    return "uint8" if isa.quads else "int16"
+
+
+def value_type(isa: Isa) -> str:
+    """Return the element type of v in these; NEON multiplies uint8 by uint8, so v + 128."""
+    return "uint8" if isa.neon else key_type(isa)
 
 
 def dot(isa: Isa, acc: Expr, first: Expr, second: Expr) -> Expr:
-    """Return acc int32x16 + dots of 16 words of `left` by 16 words of `right`."""
+    """Return acc int32x16 + dots of 16 words of q or softmax's weights by 16 words of k or v."""
     count, size = 16 // isa.parts, 16 * depth(isa) // isa.parts
     sums = []
     for part in range(isa.parts):
         total = cut(acc, part * count, count)
         words = [cut(operand, part * size, size) for operand in (first, second)]
-        sums.append(vpdpbusd(isa, total, *words) if isa.vnni else total + pmaddwd(isa, *words))
+        if isa.neon:
+            sums.append(arm_intrinsics.dot(isa, total, *words))
+        else:
+            sums.append(vpdpbusd(isa, total, *words) if isa.vnni else total + pmaddwd(isa, *words))
     return joined(sums)
 
 
 def widened(isa: Isa, values: Expr) -> Expr:
-    """Return int8 values as elements of `right`."""
-    return values if isa.vnni else T.cast(values, f"int16x{lanes(values)}")
+    """Return int8 values as elements of `key_type`."""
+    return values if isa.quads else T.cast(values, f"int16x{lanes(values)}")
+
+
+def plus_128(values: Expr) -> Expr:
+    """Return int8 values + 128 as uint8."""
+    dtype = f"uint8x{lanes(values)}"
+    return T.bitwise_xor(T.reinterpret(dtype, values), splat(128, dtype))
 
 
 def packed_words(isa: Isa, first: Expr, second: Expr) -> Expr:
     """Return two int32x16 saturated to int16x32, in attention_spec.pair_order."""
-    return _packed(isa, pack_words, first, second)
+    return _packed(isa, partial(pack_words, isa), first, second)
 
 
 def packed_bytes(isa: Isa, first: Expr, second: Expr, dtype: str = "uint8") -> Expr:
     """Return two int16x32 of packed_words saturated to 64 of dtype; packed_place says in which order."""
-    return _packed(isa, partial(pack_bytes, dtype), first, second)
+    return _packed(isa, partial(pack_bytes, isa, dtype), first, second)
 
 
 def _packed(isa: Isa, pack: Callable[[Expr, Expr], Expr], first: Expr, second: Expr) -> Expr:
@@ -101,9 +122,9 @@ def reduce_rows(rows: Sequence[Expr], operation: Callable[[Expr, Expr], Expr]) -
 
 
 def pieces(isa: Isa, values: Expr) -> list[Expr]:
-    """Return int8x16 as pieces of four words each, elements of `right`."""
+    """Return int8x16 as pieces of four words each, elements of `key_type`."""
     wide = widened(isa, values)
-    count = PIECE if isa.vnni else PIECE // 2
+    count = PIECE if isa.quads else PIECE // 2
     return [cut(wide, at, count) for at in range(0, 16, count)]
 
 
@@ -123,14 +144,14 @@ def transpose_dwords(rows: Sequence[Expr]) -> list[Expr]:
 
 
 def broadcast_word(isa: Isa, buffer: Buffer, row: Expr, index: Expr) -> Expr:
-    """Return a word of buffer[row], elements of `left`, repeated 16 times."""
+    """Return a word of buffer[row] repeated 16 times."""
     word = T.reinterpret("int32", load(buffer, (row, index * depth(isa)), depth(isa)))
-    return T.reinterpret(f"{left(isa)}x{16 * depth(isa)}", T.broadcast(word, 16))
+    return T.reinterpret(f"{buffer.dtype}x{16 * depth(isa)}", T.broadcast(word, 16))
 
 
 def ones(isa: Isa) -> Expr:
-    """Return 16 words of ones, elements of `right`."""
-    return splat(1, f"{right(isa)}x{16 * depth(isa)}")
+    """Return 16 words of ones, elements of `value_type`."""
+    return splat(1, f"{value_type(isa)}x{16 * depth(isa)}")
 
 
 def valid_bytes(count: int) -> Expr:

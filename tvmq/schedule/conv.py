@@ -19,12 +19,14 @@ from tvmq import bit_planes
 from tvmq.bit_planes import Plane
 from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
-from tvmq.schedule.dots import activations, dot, packed_dot, packed_sums, unpacked, weights
+from tvmq.schedule.dots import activations, dot, packed_dot, packed_sums, signed, unpacked, weights
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
-from tvmq.schedule.vectors import Buffer, Expr, load, prefetch, splat, store
+from tvmq.schedule.vectors import Buffer, Expr, lane_of, load, prefetch, splat, store, vector_type
+
+FOURS = 4  # steps whose bytes fill a register of 128 bits
 
 
 def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.PrimFunc:
@@ -40,7 +42,7 @@ def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.Pri
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("conv2d")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
-        arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec).items()}
+        arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec, isa).items()}
         step = step_groups(spec, isa, decision.column_tile)
         _Kernel(spec, decision, Epilogue(spec.product, arguments, isa, step)).emit()
     return builder.get()
@@ -56,8 +58,12 @@ class _Kernel:
         self.extents = Extents.of(spec, self.pixels, self.columns)
         self.band_lines = -(-self.extents.lines // decision.bands)
         self.part_columns = -(-self.extents.columns // decision.parts)
-        lanes = LANES // self.isa.parts
-        self.places = [(j, part * lanes) for j in range(self.columns) for part in range(self.isa.parts)]
+        self.lanes = LANES // self.isa.parts
+        self.places = [(j, at) for j in range(self.columns) for at in range(0, LANES, self.lanes)]
+        self.multiply = packed_dot if spec.packed else dot
+        self.stride = spec.geometry.stride_columns * spec.geometry.channels
+        # NEON multiplies by a lane of a register, which so many steps fill.
+        self.block = max(bit_planes.block_steps(spec.weight_bits), FOURS if self.isa.neon else 1)
         self.line_bytes = row_bytes(spec.geometry)  # without padding, if the input is read where it lies
 
     def emit(self) -> None:
@@ -96,7 +102,7 @@ class _Kernel:
         spec = self.spec
         self.origin = const(0, "int32")
         return padded_band(
-            spec.geometry, self.x, spec.pad_value, self.image, self.first_line, self.band_lines
+            spec.geometry, self.x, spec.pad_value, self.image, self.first_line, self.band_lines, self.isa
         )
 
     def _tile(self, column: Expr, line: Expr, tile: Expr) -> None:
@@ -114,10 +120,9 @@ class _Kernel:
             row = (self.image * g.out_rows + self.first_line + line) * g.out_columns + pixel
         if g.groups > 1:
             base = T.bind(base + group // spec.lanes_per_group * g.group_inputs)
-        for acc in self.acc:
-            store(acc, 0, splat(0, "int32x16"))
+        self._start(group)
         self._next_groups(group, line * self.extents.tiles + tile)
-        block = bit_planes.block_steps(spec.weight_bits)
+        block = self.block
         whole, rest = divmod(spec.steps, block)
         with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across:
             window = down * (g.dilation_rows * self.line_bytes) + across * (g.dilation_columns * g.channels)
@@ -128,6 +133,17 @@ class _Kernel:
             if rest:
                 self._block(group, segment, const(whole, "int32"), rest, offset)
         self._store(row, group)
+
+    def _start(self, group: Expr) -> None:
+        """Set the sums of a tile to zero, or to what makes up for the 128 that its pixels lack."""
+        lanes = self.lanes
+        for j, at in self.places:
+            start = splat(0, f"int32x{lanes}")
+            if self.isa.neon:
+                place = (group + j, 0, self.spec.registers, at * DEPTH)
+                start = T.bind(T.reinterpret(f"int32x{lanes}", load(self.weight, place, lanes * DEPTH)))
+            for i in range(self.pixels):
+                store(self.acc[i * self.columns + j], at, start)
 
     def _next_groups(self, group: Expr, tile: Expr) -> None:
         """Choose the groups of the next column tile whose weights this tile of pixels asks for."""
@@ -141,16 +157,22 @@ class _Kernel:
 
     def _block(self, group: Expr, segment: Expr, index: Expr, steps: int, offset: Expr) -> None:
         """The steps of a block, after which every plane of the weights begins a new byte."""
-        bits, block = self.spec.weight_bits, bit_planes.block_steps(self.spec.weight_bits)
+        bits, block = self.spec.weight_bits, self.block
         for step in range(steps):
+            if self.isa.neon and step % FOURS == 0:
+                self.seen = self._fours(offset + (index * block + step) * DEPTH, min(steps - step, FOURS))
             vectors = []
             for plane, first, vector, place in bit_planes.places(bits, self.spec.steps, step):
                 at = first + index * (block // plane.per_byte) + vector
                 vectors.append((plane, place, at))
                 for ahead in self.ahead if place == 0 else ():
                     prefetch(self.weight, (ahead, segment, at, 0), level=2)
-            found = [self._weights(group + j, segment, part, vectors) for j, part in self.places]
-            self._step(found, offset + (index * block + step) * DEPTH)
+            words = self._words(offset + (index * block + step) * DEPTH, step)
+            for j, at in self.places:
+                weight = self._weights(group + j, segment, at, vectors)
+                for i in range(self.pixels):
+                    acc = self.acc[i * self.columns + j]
+                    store(acc, at, self.multiply(self.isa, load(acc, at, self.lanes), words[i], weight))
 
     def _weights(self, group: Expr, segment: Expr, part: int, vectors: list[tuple[Plane, int, Expr]]) -> Any:
         """Return the weights of one step for a register of sums."""
@@ -163,18 +185,26 @@ class _Kernel:
             return unpacked(self.isa, self.spec.weight_bits, stored)
         return weights(self.isa, stored[0][2])
 
-    def _step(self, found: list[Any], offset: Expr) -> None:
-        """Four bytes of every pixel times four weights of every output."""
-        stride = self.spec.geometry.stride_columns * self.spec.geometry.channels
-        lanes = LANES // self.isa.parts
-        multiply = packed_dot if self.spec.packed else dot
+    def _fours(self, offset: Expr, steps: int) -> list[Expr]:
+        """Return the bytes of so many steps of every pixel, int32 [steps]; a product names a lane of it."""
+        found = []
         for i in range(self.pixels):
-            four = T.reinterpret("int32", load(self.source, offset + i * stride, DEPTH))
-            words = T.broadcast(four, lanes)
-            seen = T.bind(words) if self.spec.packed else activations(self.isa, words)
-            for (j, at), weight in zip(self.places, found, strict=True):
-                acc = self.acc[i * self.columns + j]
-                store(acc, at, multiply(self.isa, load(acc, at, lanes), seen, weight))
+            values = load(self.source, offset + i * self.stride, steps * DEPTH)
+            values = signed(self.isa, values) if self.spec.direct else values
+            found.append(T.bind(T.reinterpret(vector_type("int32", steps), values)))
+        return found
+
+    def _words(self, offset: Expr, step: int) -> list[Any]:
+        """Return four bytes of every pixel, in all places of a register, as `multiply` takes them."""
+        found = []
+        for i in range(self.pixels):
+            if self.isa.neon:
+                words = lane_of(self.seen[i], step % FOURS, self.lanes)
+            else:
+                four = T.reinterpret("int32", load(self.source, offset + i * self.stride, DEPTH))
+                words = T.broadcast(four, self.lanes)
+            found.append(T.bind(words) if self.spec.packed else activations(self.isa, words))
+        return found
 
     def _store(self, row: Expr, group: Expr) -> None:
         per_step = self.epilogue.per_step

@@ -6,6 +6,9 @@ packed [groups of 16 outputs, segments, steps, 16, 4]: a step is four bytes of a
 filled up with zeros. Those of fewer than 8 bits share bytes with those of other steps, see bit_planes.
 
 A product of matrices is a convolution of one line of pixels by a window of one.
+
+Where pixels are made signed (see dots.signed), each segment has one more vector at its end. That of the first
+segment holds 16 int32: 128 times the sum of an output's weights; the others hold zeros.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from tvmq import bit_planes
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, epilogue_buffers
 
 Int8s = npt.NDArray[np.int8]
@@ -86,32 +90,35 @@ def supports(spec: ConvSpec) -> str | None:
     return None
 
 
-def buffers(spec: ConvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+def buffers(spec: ConvSpec, isa: Isa) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
     g = spec.geometry
     segments = g.kernel_rows * spec.taps
     return {
         "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
-        "weight": ((spec.product.groups, segments, spec.registers, LANES * DEPTH), "int8"),
+        "weight": ((spec.product.groups, segments, spec.registers + isa.neon, LANES * DEPTH), "int8"),
         **epilogue_buffers(spec.product),
     }
 
 
-def pack_rows(weight: Int8s, bits: int = bit_planes.BYTE) -> Int8s:
-    """Return int8 [rows, columns, inputs, outputs] packed with segments that are rows."""
+def pack_rows(weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed with segments that are rows; signed: the pixels."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows, columns * inputs, outputs), bits)
+    return _pack(weight.reshape(rows, columns * inputs, outputs), bits, signed)
 
 
-def pack_taps(weight: Int8s, bits: int = bit_planes.BYTE) -> Int8s:
-    """Return int8 [rows, columns, inputs, outputs] packed with segments that are taps."""
+def pack_taps(weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed with segments that are taps; signed: the pixels."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows * columns, inputs, outputs), bits)
+    return _pack(weight.reshape(rows * columns, inputs, outputs), bits, signed)
 
 
-def unpack_weight(packed: Int8s, shape: tuple[int, ...], bits: int = bit_planes.BYTE) -> Int8s:
+def unpack_weight(
+    packed: Int8s, shape: tuple[int, ...], bits: int = bit_planes.BYTE, *, signed: bool = False
+) -> Int8s:
     """Return int8 [rows, columns, inputs, outputs], or [inputs, outputs], whichever way it was packed."""
     rows, columns, inputs, outputs = (1, 1, *shape)[-4:]
+    packed = packed[:, :, :-1] if signed else packed
     groups, segments = packed.shape[:2]
     length = rows * columns * inputs // segments
     steps = -(-length // DEPTH)
@@ -121,9 +128,14 @@ def unpack_weight(packed: Int8s, shape: tuple[int, ...], bits: int = bit_planes.
     return np.ascontiguousarray(flat[:, :length, :outputs].reshape(shape))
 
 
-def _pack(weight: npt.NDArray[Any], bits: int) -> Int8s:
+def _pack(weight: npt.NDArray[Any], bits: int, signed: bool) -> Int8s:
     segments, length, outputs = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -length % DEPTH), (0, -outputs % LANES)))
     tiles = padded.reshape(segments, -1, DEPTH, padded.shape[2] // LANES, LANES).transpose(3, 0, 1, 4, 2)
     values = np.ascontiguousarray(tiles.reshape(*tiles.shape[:3], LANES * DEPTH))
-    return bit_planes.pack(values, bits)
+    packed = bit_planes.pack(values, bits)
+    if not signed:
+        return packed
+    missing = np.zeros((len(packed), segments, LANES), "<i4")
+    missing[:, 0] = 128 * padded.sum((0, 1), np.int32).reshape(-1, LANES)
+    return np.concatenate([packed, missing.view(np.int8)[:, :, None]], axis=2)

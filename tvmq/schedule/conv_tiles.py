@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 from tvmq.schedule.conv_spec import ConvSpec
-from tvmq.schedule.dots import REGISTERS
+from tvmq.schedule.dots import most_groups
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
@@ -76,7 +76,7 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
     shares = {1, threads, 2 * threads}
 
     def valid(decisions: Decisions) -> bool:
-        return int(decisions["pixel_tile"]) * int(decisions["column_tile"]) <= REGISTERS[isa.bits, isa.vnni]
+        return int(decisions["pixel_tile"]) * int(decisions["column_tile"]) <= most_groups(isa)
 
     return Space(
         {
@@ -98,7 +98,7 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
 @functools.cache
 def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     """Return the decision that wastes fewest issue slots; of equals, the one that loads least per product."""
-    registers = int(REGISTERS[isa.bits, isa.vnni] * (PACKED_SHARE if spec.packed else 1))
+    registers = int(most_groups(isa) * (PACKED_SHARE if spec.packed else 1))
     tiles = [
         (pixels, columns)
         for pixels in range(1, min(line_pixels(spec), MAX_PIXELS, registers) + 1)

@@ -17,7 +17,17 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
 
-from tvmq.schedule.depthwise_spec import QUARTERS, Chunk, DepthwiseSpec, buffers, chunks, supports
+from tvmq.schedule.byte_vectors import lookup, pack_bytes, pack_words, permute
+from tvmq.schedule.depthwise_spec import (
+    MISSING,
+    QUARTERS,
+    Chunk,
+    DepthwiseSpec,
+    buffers,
+    chunks,
+    packed_channels,
+    supports,
+)
 from tvmq.schedule.dots import activations, dot, weights
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
@@ -25,7 +35,6 @@ from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store
-from tvmq.schedule.x86_intrinsics import lookup, pack_bytes, pack_words, pshufb
 
 TILES = (4, 5, 6, 7, 8, 14)  # pixels
 BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read
@@ -80,7 +89,7 @@ def depthwise_prim_func(spec: DepthwiseSpec, decision: DepthwiseDecision, isa: I
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("depthwise")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
-        arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec).items()}
+        arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec, isa).items()}
         step = groups_per_step(spec.product, isa)
         _Kernel(spec, decision, Epilogue(spec.product, arguments, isa, step)).emit()
     return builder.get()
@@ -107,7 +116,9 @@ class _Kernel:
             self.order = {width: _natural(width) for width in {chunk.width for chunk in found}}
             image = T.bind(index // bands)
             first = T.bind(T.min(index % bands * self.lines, g.out_rows - self.lines))
-            self.band = padded_band(g, self.arguments["x"], self.spec.pad_value, image, first, self.lines)
+            self.band = padded_band(
+                g, self.arguments["x"], self.spec.pad_value, image, first, self.lines, self.isa
+            )
             tiles = -(-g.out_columns // self.pixels)
             with T.serial(self.lines) as line:
                 row = T.bind((image * g.out_rows + first + line) * g.out_columns)
@@ -171,9 +182,13 @@ class _Kernel:
         return result
 
     def _initial(self, chunk: Chunk, at: int, count: int) -> Expr:
-        if self.spec.short:
-            return load(self.arguments["bias"], chunk.place + at, count)
-        return splat(0, f"int32x{count}")
+        start = load(self.arguments["bias"], chunk.place + at, count) if self.spec.short else None
+        if not self.isa.neon:
+            return splat(0, f"int32x{count}") if start is None else start
+        weight, g = self.arguments["weight"], self.spec.geometry
+        place = int(weight.shape[0]) - (packed_channels(g.channels) - chunk.place - at) * MISSING
+        missing = T.reinterpret(f"int32x{count}", load(weight, place, count * MISSING))
+        return missing if start is None else start + missing
 
     def _store(self, isa: Isa, row: Expr, chunk: Chunk, sums: list[Expr]) -> None:
         if not self.spec.short:
@@ -183,9 +198,9 @@ class _Kernel:
         count = width // QUARTERS
         shifts = [load(self.arguments["shift"], chunk.place + at * count, count) for at in range(QUARTERS)]
         shifted = [T.shift_right(total, shift) for total, shift in zip(sums, shifts, strict=True)]
-        packed = pack_bytes(product.out_dtype, *(pack_words(*shifted[i : i + 2]) for i in (0, 2)))
+        packed = pack_bytes(isa, product.out_dtype, *(pack_words(isa, *shifted[i : i + 2]) for i in (0, 2)))
         # The packs work inside lanes of 128 bits: byte 4 * s + i of a lane is channel 4 * i + s.
-        packed = pshufb(packed, self.order[width])
+        packed = permute(isa, packed, self.order[width])
         packed = limited(packed, product.clip)
         if product.table:
             packed = lookup(self.isa, self.arguments["table"], T.bind(packed), width)
@@ -239,7 +254,7 @@ def _wide(words: Expr) -> Expr:
 
 
 def _natural(width: int) -> Expr:
-    """Return the byte order that undoes the packs, as pshufb takes it: int8 [width]."""
+    """Return the byte order that undoes the packs, as permute takes it: int8 [width]."""
     lane = bytes(QUARTERS * (i % QUARTERS) + i // QUARTERS for i in range(LANES))
     words = [const(int.from_bytes(lane[at : at + 4], "little"), "int32") for at in range(0, LANES, 4)]
     return T.bind(T.reinterpret(f"int8x{width}", shuffle(words * (width // LANES), range(width // 4))))

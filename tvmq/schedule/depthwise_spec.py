@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_spec import DEPTH, LANES, LinearSpec, epilogue_buffers
 
 Array = npt.NDArray[Any]
 QUARTERS = 4  # vectors of sums of a chunk
+MISSING = 4  # bytes per channel of what follows the weights where pixels are made signed
 MAX_COLUMNS = 11  # of the kernel; all columns of a pixel are unrolled
 
 
@@ -80,19 +82,23 @@ def packed_channels(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-def buffers(spec: DepthwiseSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+def buffers(spec: DepthwiseSpec, isa: Isa) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
     g = spec.geometry
     per_channel = spec.quads * g.kernel_columns * DEPTH
     return {
         "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
-        "weight": ((packed_channels(g.channels) * per_channel,), "int8"),
+        "weight": ((packed_channels(g.channels) * (per_channel + MISSING * isa.neon),), "int8"),
         **epilogue_buffers(spec.product),
     }
 
 
-def pack_weight(weight: Array, widest: int) -> Array:
-    """Return int8 [rows, columns, 1, channels] packed: chunk, quad, column, vector, channel, row."""
+def pack_weight(weight: Array, widest: int, *, signed: bool = False) -> Array:
+    """Return int8 [rows, columns, 1, channels] packed: chunk, quad, column, vector, channel, row.
+
+    Where pixels are made signed (see dots.signed), 128 times the sum of every channel follows: int32, in the
+    order of pack_channels.
+    """
     rows, columns, _, channels = weight.shape
     padded = np.pad(weight[:, :, 0], ((0, -rows % DEPTH), (0, 0), (0, 0)))
     quads = padded.reshape(-1, DEPTH, columns, channels)
@@ -101,6 +107,9 @@ def pack_weight(weight: Array, widest: int) -> Array:
         own = quads[..., chunk.start : chunk.start + chunk.width]
         split = own.reshape(*quads.shape[:3], -1, QUARTERS)
         parts.append(split.transpose(0, 2, 4, 3, 1).ravel())
+    if signed:
+        missing = 128 * weight.sum((0, 1, 2), np.int32)
+        parts.append(pack_channels(missing, widest).astype("<i4").view(np.int8))
     return np.concatenate(parts)
 
 

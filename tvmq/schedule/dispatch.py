@@ -124,14 +124,17 @@ class _Dispatcher:
         return relax.VarBinding(binding.var, self.builder.normalize(replaced))
 
     def _pack(self, arg: Any, packing: Packing | None) -> Any:
-        """Return the argument in the kernel's layout; None when it must be packed and is no constant."""
+        """Return the argument in the kernel's layout; None where it is not constant, or not exact there."""
         if packing is None:
             return arg
         if not isinstance(arg, tvm.ir.GenericConst):
             return None
         packed = self.owner.packed
         if arg not in packed:
-            packed[arg] = Packed(relax.const(packing.pack(arg.value.numpy())), packing.layout)
+            values = packing.pack(arg.value.numpy())
+            if not packing.fits(values):
+                return None
+            packed[arg] = Packed(relax.const(values), packing.layout)
         return packed[arg].constant
 
 

@@ -1,8 +1,9 @@
-"""The x86 instruction sets that kernels are written for.
+"""The instruction sets that kernels are written for.
 
 On all of them a kernel computes with vectors of 16 sums of 32 bits; LLVM cuts plain arithmetic on those
 into registers. What it does not find by itself, dots of bytes and tables in registers, `x86_intrinsics` and
-`attention_vectors` write with the instructions of an Isa. A kernel family asks the Isa, never a CPU feature.
+`arm_intrinsics` write, and what depends on more than one instruction `dots` and `attention_vectors`. A kernel
+family asks the Isa, never a CPU feature.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ class Isa:
     vnni: bool = False  # vpdpbusd: sums of four uint8 x int8; else pmaddwd, sums of two int16 x int16
     amx: bool = False  # tdpbusd: tiles, for linears
     vbmi: bool = False  # vpermi2b: byte tables of 128 entries; else pshufb, tables of 16
+    neon: bool = False  # 64-bit ARM: int8 x int8 and uint8 x uint8, so uint8 less 128 is multiplied by int8
+    dotprod: bool = False  # sdot and udot: sums of four products; else smull, whose neighbours are added up
+
+    @property
+    def quads(self) -> bool:
+        """Whether a dot adds four products of bytes, not two of int16."""
+        return self.vnni or self.neon
 
     @property
     def parts(self) -> int:
@@ -45,6 +53,8 @@ class Isa:
     @property
     def dot(self) -> str:
         """Name of the product of uint8 by int8, four to each of 16 sums; with vpdpbusd a tensor intrinsic."""
+        if self.neon:
+            return f"{'sdot' if self.dotprod else 'smull'}{self.bits}_dot_16x4_u8s8s32"
         return f"{'vpdpbusd' if self.vnni else 'pmaddubsw'}{self.bits}_dot_16x4_u8s8s32"
 
 
@@ -61,6 +71,11 @@ ISAS = (
     Isa(name="avx512", features=_AVX512, bits=512, registers=32),
     Isa(name="avx2", features=_AVX2, bits=256, registers=16),
     Isa(name="sse4", features=_SSE4, bits=128, registers=16),
+    Isa(
+        name="dotprod", features=frozenset({"asimd", "asimddp"}),
+        bits=128, registers=32, neon=True, dotprod=True,
+    ),
+    Isa(name="neon", features=frozenset({"asimd"}), bits=128, registers=32, neon=True),
 )  # fmt: skip
 
 

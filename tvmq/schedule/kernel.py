@@ -22,6 +22,7 @@ class Packing:
 
     layout: str
     pack: Callable[[Array], Array]
+    fits: Callable[[Array], bool] = lambda _packed: True  # whether the kernel is exact with what is packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
@@ -34,15 +33,15 @@ from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, conv_space
 from tvmq.schedule.depthwise import DepthwiseDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
-from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.isa import Isa, isa_of
 from tvmq.schedule.kernel import EMPTY, Kernel, Packing, Shape
 from tvmq.schedule.layer_norm import LayerNormDecision
-from tvmq.schedule.linear_spec import LANES, LinearSpec, pack_weight, pad_channels, unpack_weight
+from tvmq.schedule.linear_spec import LinearSpec, pack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
+from tvmq.schedule.packing import of_arguments, of_depthwise, of_windows
 from tvmq.schedule.pool import pool_prim_func
 from tvmq.schedule.register_tiles import Decision
-from tvmq.schedule.saturation import pack_sorted, unpack_sorted
+from tvmq.schedule.saturation import pack_sorted
 from tvmq.schedule.specs import (
     ATTENTION_INPUTS,
     attention_spec_of,
@@ -60,35 +59,7 @@ def find(
 ) -> Kernel | None:
     """Return the kernel for a composite with these attributes and argument shapes, None if there is none."""
     family = FAMILIES.get(str(attrs["kernel"]))
-    if family is None or profile.architecture != "x86_64":
-        return None
-    return family(attrs, shapes, profile, threads)
-
-
-def unpack(array: Array, layout: str, logical_shape: Shape) -> Array:
-    """Return a packed constant as the integer function takes it."""
-    if layout == "plain":
-        return array
-    return UNPACK[layout](array, logical_shape)
-
-
-def _channels() -> Packing:
-    return Packing("channels16", lambda v: pad_channels(v, -(-len(v) // LANES) * LANES))
-
-
-UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
-    {
-        "linear16x4": lambda array, shape: unpack_weight(array, *shape[-2:]).reshape(shape),
-        "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
-        "conv16x4": conv_spec.unpack_weight,
-        **{f"conv16x4w{n}": functools.partial(conv_spec.unpack_weight, bits=n) for n in PACKED_BITS},
-        **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
-        **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
-        "float16": lambda array, shape: unpack_float_weight(array, *shape),
-        "keys16": attention_spec.unpack_bias,
-        "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
-    }
-)
+    return None if family is None else family(attrs, shapes, profile, threads)
 
 
 def _linear(
@@ -101,7 +72,7 @@ def _linear(
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
     bits = _packed_bits(attrs, isa)
-    if bits < BYTE:  # a window of one pixel passes over a line of them
+    if bits < BYTE or isa.neon:  # a window of one pixel passes over a line of them
         window = {"batch": 1, "rows": 1, "kernel_rows": 1, "kernel_columns": 1}
         geometry = ConvGeometry(**window, columns=rows, channels=inputs, outputs=outputs)
         line = ConvSpec(geometry=geometry, product=spec, weight_bits=bits)
@@ -110,7 +81,7 @@ def _linear(
         return None
     layout, pack = ("linear16x4", pack_weight) if isa.vnni else ("sorted16x4", pack_sorted)
     weight = Packing(layout, lambda values: pack(values.reshape(inputs, outputs)))
-    packing = _packing(spec, weight, len(shapes))
+    packing = of_arguments(spec, weight, len(shapes))
 
     if isa.amx and x86_amx_linear.supports(spec) is None:
         build, space = functools.partial(x86_amx_linear.amx_linear_prim_func, spec, isa, threads), EMPTY
@@ -140,7 +111,7 @@ def _conv2d(
     if isa is None or attrs["in_dtype"] != "uint8":
         return None
     bits = _packed_bits(attrs, isa)
-    if geometry.pointwise and product.copy is None and bits == BYTE and (isa.amx or not isa.vnni):
+    if geometry.pointwise and product.copy is None and bits == BYTE and (isa.amx or not isa.quads):
         linear = _linear(attrs, shapes, profile, threads)
         if linear is not None:  # multiplies faster than dots of pairs
             return linear
@@ -155,21 +126,13 @@ def _windows(
     """Return the kernel that passes a window over its input."""
     if conv_spec.supports(spec) is not None:
         return None
-    bits = spec.weight_bits
-    pack = functools.partial(conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps, bits=bits)
-    layout = f"conv16x4w{bits}" if spec.packed else "conv16x4"
 
     def build(**decisions: Any) -> tirx.PrimFunc:
         return conv_prim_func(spec, ConvDecision(**decisions), isa)
 
-    packing = _packing(spec.product, Packing(layout, lambda values: pack(_kernel(values))), arguments)
-    name = f"{name}_w{bits}" if spec.packed else name
+    packing = of_arguments(spec.product, of_windows(spec, isa), arguments)
+    name = f"{name}_w{spec.weight_bits}" if spec.packed else name
     return Kernel((spec, profile.name, threads), name, packing, build, conv_space(spec, isa, threads))
-
-
-def _kernel(weight: Array) -> Array:
-    """Return a weight [inputs, outputs] as that of a window of one pixel; any other as it is."""
-    return weight.reshape((1, 1, *weight.shape)[-4:])
 
 
 def _packed_bits(attrs: Mapping[str, Any], isa: Isa) -> int:
@@ -187,12 +150,7 @@ def _depthwise(
     isa = isa_of(profile)
     if isa is None or attrs["in_dtype"] != "uint8" or depthwise_spec.supports(spec) is not None:
         return None
-    widest = depthwise.widest_chunk(isa)
-    weight = Packing(f"depthwise{widest}", lambda v: depthwise_spec.pack_weight(v, widest))
-    packing = _packing(product, weight, len(shapes))
-    if spec.short:
-        ordered = Packing(f"quarters{widest}", lambda v: depthwise_spec.pack_channels(v, widest))
-        packing = (None, weight, ordered, ordered, *packing[4:])
+    packing = of_depthwise(spec, isa, depthwise.widest_chunk(isa), len(shapes))
 
     def build(**decisions: Any) -> tirx.PrimFunc:
         return depthwise.depthwise_prim_func(spec, DepthwiseDecision(**decisions), isa)
@@ -209,13 +167,6 @@ def _pool(
     geometry = spec.geometry
     name = f"{spec.pooling.operation}_pool_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
     return Kernel((spec, profile.name, threads), name, (None,), lambda: pool_prim_func(spec, threads))
-
-
-def _packing(product: LinearSpec, weight: Packing, arguments: int) -> tuple[Packing | None, ...]:
-    """Return how x, weight, bias, rescale... and the rest are packed."""
-    rescale = 2 if product.fixed_point else 1
-    packing = (None, weight, *[_channels()] * (1 + rescale))
-    return packing + (None,) * (arguments - len(packing))
 
 
 def _layer_norm(

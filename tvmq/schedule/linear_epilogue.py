@@ -11,10 +11,11 @@ from tvm import tirx
 from tvm.tirx.script import builder as T  # noqa: N812 - the name TVM uses
 
 from tvmq.numerics import INTEGER_RANGE
+from tvmq.schedule.byte_vectors import lookup, pack_bytes, pack_words
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
 from tvmq.schedule.vectors import prefetch, shuffle
-from tvmq.schedule.x86_intrinsics import PACK_BYTES, concat, lookup, pack_bytes, pack_words
+from tvmq.schedule.x86_intrinsics import PACK_BYTES, concat
 
 PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
 MOST_LINES = 1  # of weights that a row prefetches; where more are due, the loop over depths asks for them
@@ -116,7 +117,7 @@ class Epilogue:
     def _packed(self, groups: list[Any]) -> Any:
         """Return 64 requantized sums as clipped bytes; int16, between the two, holds both limits."""
         dtype = self.spec.out_dtype
-        packed = pack_bytes(dtype, *(pack_words(groups[at], groups[at + 1]) for at in (0, 2)))
+        packed = pack_bytes(self.isa, dtype, *(pack_words(self.isa, *groups[at : at + 2]) for at in (0, 2)))
         # The packs work inside lanes of 128 bits: dword 4*lane + m holds group m's channels from 4*lane on.
         order = [4 * lane + m for m in range(4) for lane in range(4)]
         values = T.reinterpret(f"{dtype}x64", shuffle([T.reinterpret("int32x16", packed)], order))

@@ -65,6 +65,13 @@ def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
     return Shuffle(list(vectors), [const(lane, "int32") for lane in order])
 
 
+def lane_of(vector: Expr, lane: int, count: int) -> Expr:
+    """Return one lane of vector, count times."""
+    if lanes(vector) < count:  # which a shuffle of TVM must not be
+        return repeat(vector if lanes(vector) == 1 else shuffle([vector], [lane]), count)
+    return shuffle([vector], [lane] * count)
+
+
 def concat(vectors: Sequence[Expr], dtype: str) -> Expr:
     """Return the lanes of all vectors in turn, each vector's bits read as dtype."""
     parts = [T.reinterpret(dtype, vector) for vector in vectors]

@@ -1,0 +1,91 @@
+"""How constants are laid out for kernels, and the way back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tvmq.bit_planes import BYTE
+from tvmq.formats import PACKED_BITS
+from tvmq.schedule import attention_spec, conv_spec, depthwise_spec
+from tvmq.schedule.arm_intrinsics import pairs_stay_in_words
+from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.depthwise_spec import DepthwiseSpec
+from tvmq.schedule.float_linear import unpack_float_weight
+from tvmq.schedule.isa import Isa
+from tvmq.schedule.kernel import Packing
+from tvmq.schedule.linear_spec import LANES, LinearSpec, pad_channels, unpack_weight
+from tvmq.schedule.saturation import unpack_sorted
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+Packings = tuple[Packing | None, ...]  # per argument; None: as it is
+
+
+UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
+    {
+        "linear16x4": lambda array, shape: unpack_weight(array, *shape[-2:]).reshape(shape),
+        "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
+        "conv16x4": conv_spec.unpack_weight,
+        "conv16x4s": functools.partial(conv_spec.unpack_weight, signed=True),
+        **{
+            f"conv16x4w{n}{sign}": functools.partial(conv_spec.unpack_weight, bits=n, signed=bool(sign))
+            for n in PACKED_BITS
+            for sign in ("", "s")
+        },
+        **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
+        "depthwise16s": functools.partial(depthwise_spec.unpack_weight, widest=16),
+        **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
+        "float16": lambda array, shape: unpack_float_weight(array, *shape),
+        "keys16": attention_spec.unpack_bias,
+        "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
+    }
+)
+
+
+def unpack(array: Array, layout: str, logical_shape: Shape) -> Array:
+    """Return a packed constant as the integer function takes it."""
+    if layout == "plain":
+        return array
+    return UNPACK[layout](array, logical_shape)
+
+
+def of_arguments(product: LinearSpec, weight: Packing, arguments: int) -> Packings:
+    """Return how x, weight, bias, rescale... and the rest are packed."""
+    channels = Packing("channels16", lambda v: pad_channels(v, -(-len(v) // LANES) * LANES))
+    packing = (None, weight, *[channels] * (3 if product.fixed_point else 2))
+    return packing + (None,) * (arguments - len(packing))
+
+
+def of_windows(spec: ConvSpec, isa: Isa) -> Packing:
+    """Return how the weights of a convolution, or of a linear as one, are packed for an instruction set."""
+    pack = conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps
+
+    def packed(values: Array) -> Array:
+        window = values.reshape((1, 1, *values.shape)[-4:])
+        return pack(window, spec.weight_bits, signed=isa.neon)
+
+    layout = f"conv16x4{f'w{spec.weight_bits}' if spec.packed else ''}"
+    if not isa.neon:
+        return Packing(layout, packed)
+    exact = isa.dotprod or spec.weight_bits < BYTE
+    return Packing(f"{layout}s", packed, lambda values: exact or pairs_stay_in_words(values[:, :, :-1]))
+
+
+def of_depthwise(spec: DepthwiseSpec, isa: Isa, widest: int, arguments: int) -> Packings:
+    """Return how the arguments of a depthwise convolution are packed for an instruction set."""
+    pack = functools.partial(depthwise_spec.pack_weight, widest=widest, signed=isa.neon)
+    weight = Packing(f"depthwise{widest}", pack)
+    if isa.neon:
+        sums = depthwise_spec.packed_channels(spec.geometry.channels) * depthwise_spec.MISSING
+        weight = Packing(f"depthwise{widest}s", pack, lambda v: isa.dotprod or pairs_stay_in_words(v[:-sums]))
+    packing = of_arguments(spec.product, weight, arguments)
+    if not spec.short:
+        return packing
+    ordered = Packing(f"quarters{widest}", lambda v: depthwise_spec.pack_channels(v, widest))
+    return (None, weight, ordered, ordered, *packing[4:])
