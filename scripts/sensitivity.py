@@ -22,7 +22,7 @@ from tvmq.model_file import open_model
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.cost_table import precision_name
 from tvmq.plan.groups import site_groups
-from tvmq.plan.program import EIGHT
+from tvmq.plan.problem import EIGHT
 from tvmq.plan.sensitivity import MEASURES, Losses, Subject, sensitivities
 from tvmq.quantizer import canonical
 from tvmq.report import comparison

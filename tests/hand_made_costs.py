@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
 from math import prod
 
 from tvmq.automatic import Prepared
 from tvmq.plan.assign import assign_precisions
-from tvmq.plan.cost_table import FLOAT, CostTable, EdgeCost, SiteCost, precision_name
+from tvmq.plan.cost_table import FLOAT, CostTable, SiteCost, precision_name
 from tvmq.plan.nodes import MULTIPLYING
 from tvmq.spec import W8A8, Precision
 
@@ -29,5 +29,8 @@ def costs(model: Prepared, precisions: Sequence[Precision]) -> CostTable:
             slow = 0.2 if node.kind == "layer_norm" else 0.05
             rows.append(SiteCost(name, precision_name(W8A8), slow, 0, 64, "roofline"))
             rows.append(SiteCost(name, FLOAT, 0.1, 0, 256, "roofline"))
-    edges = tuple(EdgeCost(a, b, 0.001, 0.001) for a, b in pairwise(sites))
-    return CostTable(model.hash, "x86_baseline", "", 1, tuple(rows), edges, 0.1, 1000)
+    values = tuple(
+        replace(v, from_float=0.001, readings=tuple(replace(r, to_float=0.001) for r in v.readings))
+        for v in model.values
+    )
+    return CostTable(model.hash, "x86_baseline", "", 1, tuple(rows), values, 0.1, 1000)

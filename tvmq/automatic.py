@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,13 @@ from tvmq.plan.groups import SiteGroup, site_groups
 from tvmq.plan.memory import moments
 from tvmq.plan.nodes import MULTIPLYING, SITE_KINDS, Nodes, index
 from tvmq.plan.options import Budget
-from tvmq.plan.program import EIGHT, Assignment, Limits, Problem, solve
+from tvmq.plan.problem import EIGHT, Assignment, Limits, Problem
+from tvmq.plan.program import solve
 from tvmq.plan.reasons import explained, no_slower
 from tvmq.plan.records import PlanReport, choices_of, evaluated_of
 from tvmq.plan.search import Goal, Log, Outcome, checked_metric, search
 from tvmq.plan.sensitivity import OF_ERRORS, Subject, sensitivities
+from tvmq.plan.values import Value, values_of
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs, ranges
 from tvmq.quantizer import balanced, formats_of, planned
@@ -86,6 +87,11 @@ class Prepared:
     fitted: Sequence[Batch]
     held: Sequence[Batch]
     settings: Settings
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Return what passes between its sites."""
+        return values_of(self.nodes, {name: tuple(spec.shape) for name, spec in _inputs(self)})
 
     @property
     def hash(self) -> str:
@@ -150,8 +156,9 @@ def automatic(
     subject = Subject(prepared.mod, prepared.nodes, groups, numbers, _few(prepared.fitted, LOSS_SAMPLES))
     losses = sensitivities(subject, measure, seed=settings.seed, progress=progress)
     table = costs(prepared, [] if budget.wants_nothing else CANDIDATES)
-    inputs = {name: 4 * prod(spec.shape) for name, spec in _inputs(prepared)}
-    problem = Problem(groups, losses, table, moments(prepared.nodes, prepared.formats, groups, inputs))
+    floats_in = [name for name, spec in _inputs(prepared) if spec.dtype == FLOAT32]
+    alive = moments(prepared.nodes, prepared.formats, table.values, floats_in)
+    problem = Problem(groups, losses, table, alive)
     evaluation = _Evaluation(prepared, numbers, groups, validation, runnable)
     if budget.wants_nothing:
         plan = no_slower(problem, solve(problem, Limits(), "ms"), Limits())

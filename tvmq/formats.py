@@ -109,6 +109,7 @@ class Quantization(Record):
     weights: Mapping[str, QuantizedWeight]  # by site
     biases: Mapping[str, npt.NDArray[np.float32]]  # by bias node: the corrected bias
     uint8_readers: frozenset[str]  # nodes that read the uint8 copy of an int16 value
+    left_float: frozenset[str] = frozenset()  # sites that stay in float though integers lie around them
 
     def scales(self) -> tuple[Scale, ...]:
         """Return how every tensor is stored, values first, each kind in graph order."""

@@ -7,7 +7,7 @@ from rich.console import Console
 from tests.plan.cost_tables import problem
 from tvmq.analysis.drawing import Bar, Dot, Label
 from tvmq.analysis.plan_pictures import COLOURS, FLOAT_COLOUR, draw_plan, drawing, tables
-from tvmq.plan.program import Limits, Problem
+from tvmq.plan.problem import Limits, Problem
 from tvmq.plan.reasons import explained
 from tvmq.plan.records import PlanReport, choices_of
 from tvmq.plan.search import Evaluated, pareto_set

@@ -1,20 +1,10 @@
 from tests.cost.tiny import NATIVE, asked
-from tvmq.cost.model_works import Collector, edges_of
+from tvmq.cost.model_works import Collector
 from tvmq.cost.works import Parts
 from tvmq.plan.assign import assign_precisions
 from tvmq.spec import W8A8, Precision
 
 SITES = ["norm1", "fc1", "gelu.0", "fc2", "norm2", "head"]
-
-
-def test_edges_join_sites_across_what_lies_between():
-    found = {(writer, reader): value for writer, value, reader in edges_of(asked().nodes, SITES)}
-    assert found.keys() == {
-        ("", "norm1"), ("norm1", "fc1"), ("fc1", "gelu.0"), ("gelu.0", "fc2"), ("fc2", "norm2"),
-        ("", "norm2"), ("norm2", "head"), ("head", ""),
-    }  # fmt: skip
-    assert found["fc1", "gelu.0"] == "fc1.bias"
-    assert found["norm1", "fc1"] == "norm1"
 
 
 def test_a_model_is_taken_apart_in_every_precision_that_its_sites_have():
@@ -24,7 +14,7 @@ def test_a_model_is_taken_apart_in_every_precision_that_its_sites_have():
     collector.add(W8A8)
     collector.add(Precision(4, 8))
     collector.add_float(SITES)
-    found = collector.finish(SITES)
+    found = collector.finish()
     names = {site: {name for other, name in found.options if other == site} for site in SITES}
     assert names["norm1"] == {"float", "w8a8"}
     assert names["head"] == {"float", "w8a8"}  # the last product keeps 8 bits, and so does the first
@@ -33,5 +23,10 @@ def test_a_model_is_taken_apart_in_every_precision_that_its_sites_have():
     assert found.options["gelu.0", "w8a8"] == ()
     assert len(found.options["gelu.0", "float"]) == 1
     assert found.activation_bytes["w8a8"] < found.activation_bytes["float"]
-    direct = next(edge for edge in found.edges if edge.writer == "head")
-    assert direct.to_float == ()  # its sums become float where they are stored
+    ends = {each.value.name: (each.value.writers, each.value.readers) for each in found.conversions}
+    assert ends == {
+        "x": ((), ("norm1", "add.2")), "norm1": (("norm1",), ("fc1",)), "fc1.bias": (("fc1",), ("gelu.0",)),
+        "gelu.0": (("gelu.0",), ("fc2",)), "fc2.bias": (("fc2",), ("add.2",)),
+        "add.2": (("fc2",), ("norm2",)), "norm2": (("norm2",), ("head",)), "head.bias": (("head",), ("",)),
+    }  # fmt: skip
+    assert all(each.to_integer and each.to_float[0] for each in found.conversions)

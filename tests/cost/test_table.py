@@ -110,12 +110,13 @@ def test_a_plan_costs_its_sites_and_the_changes_of_form_between_them(tmp_path: P
     table = of(store_in(tmp_path, measure=True))
     names = dict.fromkeys([cost.site for cost in table.sites], "w8a8")
     integer = table.ms(names)
-    edges = {(edge.writer, edge.reader): edge for edge in table.edges}
-    ends = edges["", "norm1"].from_float + edges["", "norm2"].from_float + edges["head", ""].to_float
-    assert integer == pytest.approx(table.fixed_ms + ends + sum(table.of[n, "w8a8"].ms for n in names))
+    values = {value.name: value for value in table.values}
+    assert integer == pytest.approx(
+        table.fixed_ms + values["x"].from_float + sum(table.of[n, "w8a8"].ms for n in names)
+    )
     mixed = table.ms(names | {"fc1": "float"})
     change = table.of["fc1", "float"].ms - table.of["fc1", "w8a8"].ms
-    between = edges["norm1", "fc1"].to_float + edges["fc1", "gelu.0"].from_float
+    between = values["norm1"].readings[0].to_float + values["fc1.bias"].from_float
     assert mixed == pytest.approx(integer + change + between)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tvmq.errors import UsageError
 from tvmq.plan.options import Budget, merged
-from tvmq.plan.program import Limits
+from tvmq.plan.problem import Limits
 
 
 def test_megabytes_are_millions_of_bytes_and_a_budget_may_want_nothing():

@@ -1,5 +1,5 @@
 from tests.plan.cost_tables import problem
-from tvmq.plan.program import Limits
+from tvmq.plan.problem import Limits
 from tvmq.plan.reasons import explained, no_slower
 
 ROWS = {

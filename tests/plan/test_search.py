@@ -10,7 +10,8 @@ import pytest
 
 from tests.plan.cost_tables import problem
 from tvmq.errors import UsageError
-from tvmq.plan.program import Assignment, Limits, solve, within
+from tvmq.plan.problem import Assignment, Limits, within
+from tvmq.plan.program import solve
 from tvmq.plan.search import Goal, Log, Outcome, neighbours, pareto_set, search, uniform
 
 RANDOM = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The works of every site of a canonical model in every precision, and of the edges between sites."""
+"""The works of every site of a canonical model in every precision, and of conversions between sites."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.rebuild import bindings, operands
 from tvmq.plan.assign import achieved, assign_precisions, coverage_of
 from tvmq.plan.cost_table import FLOAT, precision_name
-from tvmq.plan.formats import ACCUMULATING, Formats, value_formats
+from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.hardware import offered
-from tvmq.plan.nodes import MULTIPLYING, OUTPUT, Node, Nodes
+from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
+from tvmq.plan.values import Value, values_of
 from tvmq.quantize.choose import choose
 from tvmq.sites import sites
 from tvmq.spec import W8A8, Plan, Precision
@@ -40,13 +41,12 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
-    """A value that one site writes and another reads; "" is the model's input or output."""
+class Conversions:
+    """What converts a value between sites."""
 
-    writer: str
-    reader: str
+    value: Value
     to_integer: tuple[Work, ...]
-    to_float: tuple[Work, ...]
+    to_float: tuple[tuple[Work, ...], ...]  # by reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ModelWorks:
 
     options: Options
     weight_bytes: Mapping[tuple[str, str], int]
-    edges: tuple[Edge, ...]
+    conversions: tuple[Conversions, ...]
     rest: Works  # that of the 8-bit module; only what is of no site
     activation_bytes: Mapping[str, int]
 
@@ -118,12 +118,14 @@ class Collector:
             self._options[site, FLOAT] = works
             self._bytes[site, FLOAT] = sum(_constant_bytes(self._values[name].value) for name in names)
 
-    def finish(self, plan_sites: Sequence[str]) -> ModelWorks:
+    def finish(self) -> ModelWorks:
         """Return what was collected."""
         assert self._formats is not None
         assert self._rest is not None
-        edges = tuple(self._edge(*pair) for pair in edges_of(self._subject.nodes, plan_sites))
-        return ModelWorks(self._options, self._bytes, edges, self._rest, self._activations)
+        params = self._subject.mod["main"].params
+        shapes = {str(p.name): tuple(int(d) for d in p.ty.shape) for p in params}
+        between = tuple(map(self._conversions, values_of(self._subject.nodes, shapes)))
+        return ModelWorks(self._options, self._bytes, between, self._rest, self._activations)
 
     def _offers(self, node: Node, precision: Precision) -> bool:
         inputs = 1
@@ -133,48 +135,12 @@ class Collector:
             inputs = math.prod(weight) // outputs
         return precision in offered(node.kind, inputs, self._profile, [precision])
 
-    def _edge(self, writer: str, value: str, reader: str) -> Edge:
-        nodes, formats = self._subject.nodes, self._formats
-        assert formats is not None
-        source = formats.source(nodes, value)
-        stored = formats.values.get(source) if source is not None else None
+    def _conversions(self, value: Value) -> Conversions:
+        assert self._formats is not None
+        stored = self._formats.values.get(value.name)
         dtype = "uint8" if stored is None else stored.dtype
-        shape = self._shape(value)
-        node = nodes.by_name.get(writer)
-        # A product's sums become float where they are stored, instead of integers.
-        direct = node is not None and node.kind in ACCUMULATING
-        to_integer = self._parts.conversion(shape, dtype, to_float=False) if shape else ()
-        to_float = self._parts.conversion(shape, dtype, to_float=True) if shape and not direct else ()
-        return Edge(writer, reader, to_integer, to_float)
-
-    def _shape(self, value: str) -> tuple[int, ...]:
-        if value in self._subject.nodes.by_name:
-            return self._subject.nodes.by_name[value].shape
-        parameter = next(p for p in self._subject.mod["main"].params if p.name == value)
-        return tuple(int(d) for d in parameter.ty.shape) if str(parameter.ty.dtype) == "float32" else ()
-
-
-def edges_of(nodes: Nodes, plan_sites: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return (writing site, value, reading site) for every value that passes from site to site.
-
-    What lies between two sites (a bias, views, adds) takes the form that both sides agree on.
-    """
-    own = set(plan_sites)
-    writers: dict[str, dict[str, str]] = {name: {"": name} for name in nodes.parameters}
-    found: dict[tuple[str, str], str] = {}
-    for name, node in nodes.by_name.items():
-        before = {w: value for source in node.inputs for w, value in writers.get(source, {}).items()}
-        if name in own:
-            for writer, value in before.items():
-                found.setdefault((writer, name), value)
-            writers[name] = {name: name}
-        else:
-            # What a bias or an add makes of it is the value that is stored.
-            writers[name] = {w: name if node.kind in ("bias", "add") else v for w, v in before.items()}
-        if OUTPUT in nodes.consumers.get(name, ()):
-            for writer, value in writers[name].items():
-                found.setdefault((writer, ""), value)
-    return [(writer, value, reader) for (writer, reader), value in found.items()]
+        back = (self._parts.conversion(each.shape, dtype, to_float=True) for each in value.readings)
+        return Conversions(value, self._parts.conversion(value.shape, dtype, to_float=False), tuple(back))
 
 
 def _constant_bytes(value: object) -> int:

@@ -8,11 +8,11 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvmq.cost.measure import Timer, Times
-from tvmq.cost.model_works import Collector, ModelWorks, Subject
+from tvmq.cost.model_works import Collector, Conversions, ModelWorks, Subject
 from tvmq.cost.predict import Predictor, features_of
 from tvmq.cost.roofline import CALL_US, RUN_US, constants_from, roofline_us
 from tvmq.cost.store import Measured, Store, default_store
@@ -27,10 +27,10 @@ from tvmq.plan.cost_table import (
     ROOFLINE,
     SOURCES,
     CostTable,
-    EdgeCost,
     SiteCost,
     precision_name,
 )
+from tvmq.plan.values import Value
 from tvmq.progress import Progress, silent
 from tvmq.runtime import use_threads
 from tvmq.schedule.kernel_table import NO_DECISIONS
@@ -100,10 +100,6 @@ def cost_table(
         for (site, name), found in works.options.items()
     )
     near = levels[NAME]
-    edges = tuple(
-        EdgeCost(e.writer, e.reader, times.ms(e.to_integer, near), times.ms(e.to_float, near))
-        for e in works.edges
-    )
     sources = {cost.source for cost in sites}
     return CostTable(
         module_hash=subject.module_hash,
@@ -111,7 +107,7 @@ def cost_table(
         device=fingerprint(store.setting) if MEASURED in sources or PREDICTED in sources else "",
         threads=threads,
         sites=sites,
-        edges=edges,
+        values=tuple(_priced(each, times, levels[NAME]) for each in works.conversions),
         fixed_ms=times.ms(works.rest.rest, near) + 1e-3 * (RUN_US + CALL_US * works.rest.calls),
         fixed_bytes=works.rest.rest_bytes,
         activation_bytes=works.activation_bytes,
@@ -141,7 +137,7 @@ def _collected(
     names = [s.site for s in assign_precisions(subject.nodes, subject.module_hash).sites]
     collector.add_float(names)
     progress("take apart", steps, steps)
-    return collector.finish(names)
+    return collector.finish()
 
 
 def _levels(works: ModelWorks, profile: TargetProfile) -> dict[str, str]:
@@ -163,7 +159,8 @@ def _all(works: ModelWorks, levels: Mapping[str, str]) -> list[tuple[Work, str]]
     near = levels[NAME]
     found = [(work, levels[name]) for (_, name), each in works.options.items() for work in each]
     found += [(work, near) for work in works.rest.rest]
-    return found + [(work, near) for e in works.edges for work in (*e.to_integer, *e.to_float)]
+    several = (each for c in works.conversions for each in (c.to_integer, *c.to_float))
+    return found + [(work, near) for each in several for work in each]
 
 
 class _Times:
@@ -241,6 +238,13 @@ def _site_cost(
     nothing = MEASURED if measure else ROOFLINE  # a site that is a part of another's kernel
     source = max((each.source for each in found), key=SOURCES.index, default=nothing)
     return SiteCost(site, name, 1e-3 * us, spread, size, source)
+
+
+def _priced(found: Conversions, times: _Times, level: str) -> Value:
+    """Return a value with what its conversions cost."""
+    pairs = zip(found.value.readings, found.to_float, strict=True)
+    readings = tuple(replace(reading, to_float=times.ms(works, level)) for reading, works in pairs)
+    return replace(found.value, readings=readings, from_float=times.ms(found.to_integer, level))
 
 
 def _what_was_disturbed(disturbed: int, all_kernels: int) -> str:

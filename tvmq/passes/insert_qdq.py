@@ -4,7 +4,9 @@ Before:  x -> matmul(W) -> add(b) -> y
 After:   dequantize(quantize(x)) -> matmul(dequantize(W_int8)) -> add(b') -> dequantize(quantize(y))
          dequantize(quantize(clip(y, low, high)))        where y's limits are narrower than its dtype
 
-The float function changes by rounding only; every number of the quantizer is a constant in the module.
+The float function changes by rounding only; every number of the quantizer is a constant in the module. Sites
+that a plan leaves in float are named in an attribute of main, as between two stored values they look like
+others.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from tvm.relax import op
 from tvmq.formats import Quantization, QuantParams
 from tvmq.passes.rebuild import sequence
 
+LEFT_FLOAT = "tvmq.left_float"  # main's attribute: the names of sites that no lowering makes integer
 WEIGHT_AXIS = {"relax.matmul": 1, "relax.nn.conv2d": 0, "relax.nn.conv2d_transpose": 1}
 
 
@@ -63,7 +66,9 @@ class _Inserter:
         outputs: dict[Any, Any] = {}
         result = self._outputs(result, outputs)
         body = sequence([relax.DataflowBlock(self.bindings)], result)
-        return relax.Function(self.main.params, body, self.main.ret_ty, is_pure=True, attrs=self.main.attrs)
+        main = relax.Function(self.main.params, body, self.main.ret_ty, is_pure=True, attrs=self.main.attrs)
+        left = sorted(self.numbers.left_float)
+        return main.with_attr(LEFT_FLOAT, left) if left else main
 
     def _bind(self, value: Any, name: str) -> Any:
         normal = self.builder.normalize(value)

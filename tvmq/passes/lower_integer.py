@@ -4,8 +4,8 @@ Before:  dequantize(x) -> matmul(dequantize(W)) -> add(bias) -> quantize
 After:   linear_0(x, W, bias_int32, shift)      a private function of plain integer ops (composites.py)
 
 An op is lowered when its operands are stored integers and its result is quantized; anything else, and what
-an `ignored` pattern left without quantize/dequantize, stays the float op it was, between a dequantize and a
-quantize. The walk keeps operations pending until it meets the quantize that gives them their output scale:
+main's attribute LEFT_FLOAT names, stays the float op it was, between a dequantize and a quantize.
+The walk keeps operations pending until it meets the quantize that gives them their output scale:
 lower_products.py, lower_attention.py and lower_sites.py hold the operations, lower_views.py what only moves
 values, lower_float.py the way back to float.
 """
@@ -29,6 +29,7 @@ from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.passes import lower_attention, lower_pools, lower_products, lower_sites, lower_views
 from tvmq.passes.composite_body import integer
 from tvmq.passes.composites import attributes
+from tvmq.passes.insert_qdq import LEFT_FLOAT
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_float import float_call, float_value
 from tvmq.passes.lowering_values import (
@@ -80,6 +81,7 @@ class Lowering:
         self.main = main
         self.emit = Emitter()
         self.env: dict[Expr, Any] = {param: param for param in main.params}
+        self.left = set(map(str, (main.attrs or {}).get(LEFT_FLOAT, ())))
         self.chains = chains_of(main)
         whole = self.chains.inside.union(self.chains.by_result)
         plain = (b.value for b in bindings(main) if b.var not in whole)
@@ -96,7 +98,7 @@ class Lowering:
             elif binding.var not in self.chains.inside:
                 self.env[binding.var] = self._lower(binding.var.name, binding.value)
         result = float_value(self.emit, self._operand(self.main.body.body))
-        return self.emit.finish(self.main, result)
+        return self.emit.finish(self.main.without_attr(LEFT_FLOAT) if self.left else self.main, result)
 
     def _lower(self, name: str, value: Expr) -> Any:
         if isinstance(value, relax.Var):
@@ -106,13 +108,14 @@ class Lowering:
         operands = tuple(self._operand(arg) for arg in value.args)
         readers = self.readers[value.args[0]] if value.args and isinstance(value.args[0], relax.Var) else 0
         source = QdqCall(name, value, operands, readers)
-        handler = HANDLERS.get(op_name(value))
+        handler = None if name in self.left else HANDLERS.get(op_name(value))
         result = None if handler is None else handler(self.emit, source)
         return float_call(self.emit, source) if result is None else result
 
     def _lower_chain(self, name: str, value: Expr, chain: Chain) -> Any:
         source = QdqCall(name, value, (self.env[chain.source],), self.readers[chain.source], chain)
-        return lower_sites.unary(self.emit, source) or float_call(self.emit, source)
+        whole = None if name in self.left else lower_sites.unary(self.emit, source)
+        return whole or float_call(self.emit, source)
 
     def _operand(self, arg: Expr) -> Any:
         """Return what an argument has become; a tuple's fields one by one."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from tvmq.plan.values import Value, conversions_ms
 from tvmq.record import Record
 from tvmq.spec import Precision
 
@@ -35,16 +36,6 @@ class SiteCost(Record):
     source: str  # of SOURCES
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeCost(Record):
-    """What it costs that a reader wants another dtype than the writer stores."""
-
-    writer: str  # site; "" for the model's input
-    reader: str  # site; "" for the model's output
-    from_float: float  # ms, the writer being float and the reader integer: quantize
-    to_float: float  # ms, the writer being integer and the reader float: dequantize
-
-
 @dataclass(frozen=True)
 class CostTable(Record):
     """The costs of one model on one machine."""
@@ -54,7 +45,7 @@ class CostTable(Record):
     device: str  # fingerprint of the machine that measured; "" where nothing was measured
     threads: int
     sites: tuple[SiteCost, ...]
-    edges: tuple[EdgeCost, ...] = ()
+    values: tuple[Value, ...] = ()  # in graph order, with what converting them costs
     fixed_ms: float = 0.0  # of what no choice changes: views, tables, adds, calls
     fixed_bytes: int = 0  # of the artifact: code, graph, constants of no site
     activation_bytes: Mapping[str, int] = field(default_factory=dict)  # peak, by uniform precision's name
@@ -65,16 +56,7 @@ class CostTable(Record):
         return {(cost.site, cost.precision): cost for cost in self.sites}
 
     def ms(self, chosen: Mapping[str, str]) -> float:
-        """Return the latency of a plan, site -> precision's name for all sites; KeyError if not offered.
-
-        A value that several sites read in the other form is converted for each of them: the model does that
-        once, so such plans are a little faster.
-        """
+        """Return the latency of a plan, site -> precision's name for all sites; KeyError if not offered."""
+        integer = {site: name != FLOAT for site, name in chosen.items()}
         total = self.fixed_ms + sum(self.of[site, name].ms for site, name in chosen.items())
-        for edge in self.edges:
-            writes, reads = (chosen.get(site, FLOAT) == FLOAT for site in (edge.writer, edge.reader))
-            if writes and not reads:
-                total += edge.from_float
-            elif reads and not writes:
-                total += edge.to_float
-        return total
+        return total + conversions_ms(self.values, integer)

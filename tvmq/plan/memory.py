@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 from tvmq.plan.formats import Formats, swallowed
-from tvmq.plan.groups import SiteGroup
 from tvmq.plan.nodes import OUTPUT, Nodes
-from tvmq.plan.program import Moment
+from tvmq.plan.problem import FLOAT_BYTES, Moment
+from tvmq.plan.values import Value
 
 BYTES = {"uint8": 1, "int8": 1, "int16": 2}
-FLOAT_BYTES = 4
 
 
 def moments(
-    nodes: Nodes, formats: Formats, groups: Sequence[SiteGroup], parameters: Mapping[str, int]
+    nodes: Nodes, formats: Formats, values: Sequence[Value], parameters: Collection[str]
 ) -> tuple[Moment, ...]:
-    """Return the points of the program at which more is alive than at any other, or other groups' values are.
+    """Return the points of the program at which more is alive than at any other, or other values are.
 
-    formats: of the plan with all sites in integers. parameters: the bytes of the model's inputs by name.
-    Views take no memory of their own, and what a kernel computes on the fly takes none.
+    formats: of the plan with all sites in integers. parameters: the float inputs of the model. Views take no
+    memory of their own, and what a kernel computes on the fly takes none.
     """
     places = {name: place for place, name in enumerate((*nodes.parameters, *nodes.by_name))}
     fused = swallowed(nodes, formats.integer)
-    at = {site: group.name for group in groups for site in group.sites}
-    spans = [
-        (places[name], _last_use(nodes, name, places), name)
-        for name in places
-        if name not in fused and not (name in nodes.by_name and nodes.by_name[name].kind == "view")
-    ]
+    spans = [(places[v.name], _last_use(nodes, v.name, places), v) for v in values if v.name not in fused]
     found: list[Moment] = []
-    for now in range(len(places)):
-        alive = [name for first, last, name in spans if first <= now <= last]
-        fixed = 0
-        integer: dict[str, int] = {}
-        floating: dict[str, int] = {}
-        for name in alive:
-            if name in parameters:
-                fixed += parameters[name]
-                continue
-            size = prod(nodes.by_name[name].shape)
-            owner = _owner(nodes, name, at)
-            stored = _stored_bytes(formats, name) * size
-            if owner is None:
-                fixed += stored
-                continue
-            integer[owner] = integer.get(owner, 0) + stored
-            floating[owner] = floating.get(owner, 0) + FLOAT_BYTES * size
-        found.append(Moment(fixed, integer, floating))
+    for name, now in places.items():
+        found.append(_moment([v for first, last, v in spans if first <= now <= last], formats, parameters))
+        # What is made here in float may be quantized next, when what it was made of is gone.
+        kept = [v for first, last, v in spans if first == now or first <= now < last]
+        if any(value.name == name for value in kept):
+            found.append(replace(_moment(kept, formats, parameters), made=name))
     return _largest(found)
+
+
+def _moment(alive: Sequence[Value], formats: Formats, parameters: Collection[str]) -> Moment:
+    # The caller holds an input, whatever becomes of it.
+    given = sum(FLOAT_BYTES * prod(v.shape) for v in alive if v.name in parameters)
+    stored = {v.name: _stored_bytes(formats, v.name) * prod(v.shape) for v in alive}
+    floating = {v.name: FLOAT_BYTES * prod(v.shape) * (v.name not in parameters) for v in alive}
+    return Moment(given, stored, floating)
 
 
 def _last_use(nodes: Nodes, name: str, places: Mapping[str, int]) -> int:
@@ -69,27 +60,20 @@ def _stored_bytes(formats: Formats, name: str) -> int:
     return FLOAT_BYTES if fmt is None else BYTES[fmt.dtype] + fmt.also_uint8
 
 
-def _owner(nodes: Nodes, name: str, at: Mapping[str, str]) -> str | None:
-    """Return the group that decides whether a value is float: of the site it was made by last."""
-    while name not in at:
-        node = nodes.by_name.get(name)
-        if node is None or not node.inputs:
-            return None
-        name = node.inputs[-1] if node.kind == "add" else node.inputs[0]
-    return at[name]
-
-
 def _largest(found: Sequence[Moment]) -> tuple[Moment, ...]:
     """Leave out moments of which another has no less of anything."""
     kept: list[Moment] = []
-    for moment in sorted(found, key=lambda m: (-m.fixed - sum(m.floating.values()), m.fixed)):
+    for moment in sorted(found, key=lambda m: (-m.fixed - sum(m.floating.values()), m.fixed, not m.made)):
         if not any(_covers(other, moment) for other in kept):
             kept.append(moment)
     return tuple(kept)
 
 
 def _covers(other: Moment, moment: Moment) -> bool:
-    pairs = ((other.integer, moment.integer), (other.floating, moment.floating))
-    return other.fixed >= moment.fixed and all(
-        ours.get(name, 0) >= theirs[name] for ours, theirs in pairs for name in theirs
+    pairs = ((other.stored, moment.stored), (other.floating, moment.floating))
+    same = moment.made in ("", other.made) or not moment.floating[moment.made]
+    return (
+        same
+        and other.fixed >= moment.fixed
+        and all(ours.get(name, -1) >= theirs[name] for ours, theirs in pairs for name in theirs)
     )

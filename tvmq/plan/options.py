@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tvmq.errors import UsageError
-from tvmq.plan.program import Limits
+from tvmq.plan.problem import Limits
 
 AUTO = "auto"  # as bits
 

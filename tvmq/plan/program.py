@@ -1,162 +1,30 @@
 """Choose a precision for every group of sites by an integer program over costs and losses.
 
-One binary per group and choice. Loss, milliseconds and bytes add up over groups; where one side of an edge is
-float and the other integer, a continuous variable is at least the difference of the two groups' float
-binaries and carries the cost of the conversion (as conversions only ever cost, it is no larger than that).
-Peak memory is one constraint per moment of the program at which other values are alive.
+One binary per group and choice; loss, milliseconds and bytes add up over groups. Between them, continuous
+variables follow from the binaries, as only one value of each is possible, or pays: for a sum, whether it is
+in integers; for a value, whether it is stored as such, and quantized; for each reading of it, whether it is
+dequantized. So a conversion costs once, however many read its result. Peak memory is one constraint per
+moment of the program at which other values are alive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tvmq.errors import InfeasibleBudgetError
-from tvmq.plan.cost_table import FLOAT, CostTable
-from tvmq.plan.groups import SiteGroup
-from tvmq.record import Record
+from tvmq.plan.cost_table import FLOAT
+from tvmq.plan.problem import SLACK, Assignment, Limits, Problem
+from tvmq.plan.values import Value
 
-EIGHT = "w8a8"
-SLACK = 1e-6  # relative: what rounding in the solver may leave of a limit
 SECONDS = 20.0  # after which the best plan found so far is taken
 TIMED_OUT = 1  # scipy's status of a result
 TIE = 1e-7  # what all of a model's time and size count for beside the largest loss: they decide ties
 UNIT = 1e3  # of the objective, whose differences the solver sees down to 1e-7
-OUTSIDE = ""  # the group of the model's inputs and outputs, which are float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits(Record):
-    """What a plan may cost at most; None: anything."""
-
-    ms: float | None = None
-    size: int | None = None  # bytes of the artifact
-    memory: int | None = None  # bytes of activations at once
-    loss: float | None = None
-
-    def __str__(self) -> str:
-        named = {"ms": self.ms, "loss": self.loss}
-        said = [f"{value:g} {name}" for name, value in named.items() if value is not None]
-        megabytes = {"MB": self.size, "MB of activations": self.memory}
-        said += [f"{value / 1e6:.4g} {name}" for name, value in megabytes.items() if value is not None]
-        return " and ".join(said) or "no limit"
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment(Record):
-    """A precision's name for every group, and what the plan is predicted to cost."""
-
-    precisions: Mapping[str, str]
-    loss: float
-    ms: float
-    size: int  # bytes
-    memory: int  # bytes of activations at once
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Return the precisions in the order of the groups."""
-        return tuple(self.precisions.values())
-
-    def __str__(self) -> str:
-        return f"{self.ms:.4g} ms, {self.size / 1e6:.4g} MB, predicted loss {self.loss:.3g}"
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """The bytes alive at one point: fixed, and those of each group's results by whether it is float."""
-
-    fixed: int
-    integer: Mapping[str, int]
-    floating: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What there is to choose from, and what each choice costs."""
-
-    groups: tuple[SiteGroup, ...]
-    losses: Mapping[tuple[str, str], float]  # by group and precision; float has 0
-    costs: CostTable
-    moments: Sequence[Moment] = field(default=())
-
-    @cached_property
-    def choices(self) -> dict[str, dict[str, tuple[float, float, int]]]:
-        """Return loss, milliseconds and bytes by group and precision; what has no price is no choice."""
-        return {group.name: self._priced(group) for group in self.groups}
-
-    @cached_property
-    def edges(self) -> tuple[tuple[str, str, float, float], ...]:
-        """Return (group, group, ms to integer, ms to float) of the conversions between groups."""
-        at = {site: group.name for group in self.groups for site in group.sites}
-        found: dict[tuple[str, str], tuple[float, float]] = {}
-        for edge in self.costs.edges:
-            writer, reader = (at.get(site, OUTSIDE) for site in (edge.writer, edge.reader))
-            if writer != reader:
-                up, down = found.get((writer, reader), (0.0, 0.0))
-                found[writer, reader] = up + edge.from_float, down + edge.to_float
-        return tuple((*pair, *costs) for pair, costs in found.items())
-
-    def assignment(self, precisions: Mapping[str, str]) -> Assignment:
-        """Return what a plan costs; precisions of all groups."""
-        chosen = [self.choices[group.name][precisions[group.name]] for group in self.groups]
-        ms = self.costs.fixed_ms + sum(each[1] for each in chosen)
-        floats = {group.name: precisions[group.name] == FLOAT for group in self.groups} | {OUTSIDE: True}
-        for writer, reader, from_float, to_float in self.edges:
-            if floats[writer] != floats[reader]:
-                ms += from_float if floats[writer] else to_float
-        memory = max((_alive(moment, floats) for moment in self.moments), default=0)
-        size = self.costs.fixed_bytes + sum(each[2] for each in chosen)
-        ordered = {group.name: precisions[group.name] for group in self.groups}
-        return Assignment(ordered, sum(each[0] for each in chosen), ms, size, memory)
-
-    def _priced(self, group: SiteGroup) -> dict[str, tuple[float, float, int]]:
-        found = {}
-        for precision in group.choices:
-            ms, size, known = 0.0, 0, True
-            for site in group.sites:
-                cost = self._cost(site, precision)
-                if cost is None:
-                    known = not any(self._cost(site, other) for other in group.choices) and known
-                    continue
-                ms, size = ms + cost.ms, size + cost.weight_bytes
-            if known:
-                loss = 0.0 if precision == FLOAT else self.losses[group.name, precision]
-                found[precision] = loss, ms, size
-        return found
-
-    def _cost(self, site: str, precision: str) -> Any:
-        """Return the cost of a site; what has 8 bits whatever its group has (a table) is priced at that."""
-        rows = self.costs.of
-        exact = rows.get((site, precision))
-        if exact is not None or precision == FLOAT or not self._eight_only(site):
-            return exact
-        return rows.get((site, EIGHT))
-
-    def _eight_only(self, site: str) -> bool:
-        return self._integer_prices.get(site) == {EIGHT}
-
-    @cached_property
-    def _integer_prices(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for cost in self.costs.sites:
-            if cost.precision != FLOAT:
-                found.setdefault(cost.site, set()).add(cost.precision)
-        return found
-
-
-def within(plan: Assignment, limits: Limits) -> bool:
-    """Tell whether a plan keeps to the limits."""
-    pairs = (
-        (plan.ms, limits.ms),
-        (plan.size, limits.size),
-        (plan.memory, limits.memory),
-        (plan.loss, limits.loss),
-    )
-    return all(most is None or value <= most + SLACK * abs(most) for value, most in pairs)
+TOTALS = ("loss", "ms", "size")
 
 
 def solve(problem: Problem, limits: Limits, least: str = "loss") -> Assignment:
@@ -206,53 +74,68 @@ def sweep(problem: Problem, limits: Limits, points: int = 12) -> tuple[Assignmen
     return tuple(sorted(found.values(), key=lambda plan: (plan.ms, plan.size, plan.loss)))
 
 
+@dataclass(slots=True)
+class _Linear:
+    """A number and multiples of variables, by column."""
+
+    constant: float = 0.0
+    of: dict[int, float] = field(default_factory=dict)
+
+    def add(self, factor: float, other: _Linear) -> _Linear:
+        """Add so many times another; return itself."""
+        self.constant += factor * other.constant
+        for column, value in other.of.items():
+            self.of[column] = self.of.get(column, 0.0) + factor * value
+        return self
+
+    def less(self, other: _Linear) -> _Linear:
+        """Return the difference."""
+        found = _Linear(self.constant, dict(self.of)).add(-1.0, other)
+        return _Linear(found.constant, {at: value for at, value in found.of.items() if value})
+
+
 class _Program:
-    """The matrices of a problem; limits are the right side of its rows."""
+    """The matrices of a problem; limits are the right side of some rows."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self.timed_out = False  # whether the last search for a plan was given up
-        self._columns = [
-            (group.name, precision) for group in problem.groups for precision in problem.choices[group.name]
-        ]
-        place = {column: index for index, column in enumerate(self._columns)}
-        costs = [problem.choices[group][precision] for group, precision in self._columns]
-        self._edges = [(*edge[:2], cost, way) for edge in problem.edges for cost, way in _ways(edge)]
-        self._width = len(self._columns) + len(self._edges)
-        self._rows = np.zeros((3, self._width))
-        self._rows[:, : len(costs)] = np.array(costs, float).reshape(-1, 3).T
-        for index, (_, _, cost, _) in enumerate(self._edges, start=len(costs)):
-            self._rows[1, index] = cost
-        self._ones = np.zeros((len(problem.groups), self._width))
-        for index, group in enumerate(problem.groups):
-            for precision in problem.choices[group.name]:
-                self._ones[index, place[group.name, precision]] = 1
-        self._links, self._least = self._linked(place)
-        self._alive, self._fixed = self._moments(place)
+        self._columns = [(g.name, precision) for g in problem.groups for precision in problem.choices[g.name]]
+        self._width = len(self._columns)
+        self._binaries = {column: _Linear(0.0, {at: 1.0}) for at, column in enumerate(self._columns)}
+        self._not_negative: list[_Linear] = []
+        self._ones = [_Linear(-1.0) for _ in problem.groups]
+        self._totals = [_Linear(fixed) for fixed in (0.0, *problem.fixed)]
+        for group, one in zip(problem.groups, self._ones, strict=True):
+            for precision, costs in problem.choices[group.name].items():
+                binary = self._binaries[group.name, precision]
+                one.add(1.0, binary)
+                for total, cost in zip(self._totals, costs, strict=True):
+                    total.add(cost, binary)
+        self._forms = {site: self._of_group(group.name) for group in problem.groups for site in group.sites}
+        self._alive = [_Linear(moment.fixed) for moment in problem.moments]
+        made = [self._made(value) for value in problem.costs.values]
+        for value, integer in zip(problem.costs.values, made, strict=True):
+            self._flow(value, integer)
 
     def solved(self, limits: Limits, least: str) -> Assignment | None:
         """Return the plan, None if there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
-        table = self._problem.costs
-        constraints = [LinearConstraint(self._ones, 1, 1)]
-        if len(self._links):
-            constraints.append(LinearConstraint(self._links, self._least, np.inf))
-        most = (limits.loss, limits.ms, limits.size)
-        fixed = (0.0, table.fixed_ms, table.fixed_bytes)
-        for row, limit, already in zip(self._rows, most, fixed, strict=True):
-            if limit is not None:
-                scale = max(abs(limit - already), np.abs(row).max(initial=0), 1e-30)
-                right = (limit - already + SLACK / 2 * abs(limit)) / scale
-                constraints.append(LinearConstraint(row / scale, -np.inf, right))
-        if limits.memory is not None and len(self._alive):
-            right = (limits.memory - self._fixed) / max(limits.memory, 1)
-            constraints.append(LinearConstraint(self._alive / max(limits.memory, 1), -np.inf, right))
-        integrality = np.zeros(self._width)
-        integrality[: len(self._columns)] = 1
+        rows, right = self._matrix(self._ones)
+        constraints = [LinearConstraint(rows, right, right)]
+        if self._not_negative:
+            rows, right = self._matrix(self._not_negative)
+            constraints.append(LinearConstraint(rows, right, np.inf))
+        pairs = [*zip(self._totals, (limits.loss, limits.ms, limits.size), strict=True)]
+        pairs += [(alive, limits.memory) for alive in self._alive]
+        within = [_at_most(total, limit) for total, limit in pairs if limit is not None]
+        if within:
+            rows, right = self._matrix(within)
+            constraints.append(LinearConstraint(rows, right, np.inf))
         result = milp(
-            self._objective(("loss", "ms", "size").index(least)),
-            integrality=integrality,
+            self._objective(TOTALS.index(least)),
+            integrality=np.arange(self._width) < len(self._columns),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 1e-7, "time_limit": SECONDS},
@@ -265,39 +148,89 @@ class _Program:
 
     def _objective(self, first: int) -> Any:
         """Return costs of order UNIT whose ties the other two decide, time before size."""
-        scaled = [UNIT * row / (np.abs(row).max(initial=0) or 1.0) for row in self._rows]
+        rows = np.zeros((len(self._totals), self._width))
+        for row, total in zip(rows, self._totals, strict=True):
+            row[list(total.of)] = list(total.of.values())
+        scaled = [UNIT * row / (np.abs(row).max(initial=0) or 1.0) for row in rows]
         second, third = (index for index in (1, 2, 0) if index != first)
         return scaled[first] + TIE * scaled[second] + TIE / 10 * scaled[third]
 
-    def _linked(self, place: Mapping[tuple[str, str], int]) -> tuple[Any, Any]:
-        """Return rows and their least values: an edge's variable reaches the difference of float binaries."""
-        rows = np.zeros((len(self._edges), self._width))
-        least = np.zeros(len(self._edges))
-        for index, (writer, reader, _, way) in enumerate(self._edges):
-            rows[index, len(self._columns) + index] = 1
-            for group, sign in ((writer, -way), (reader, way)):
-                if group == OUTSIDE:
-                    least[index] -= sign
-                elif (group, FLOAT) in place:
-                    rows[index, place[group, FLOAT]] += sign
-        return rows, least
+    def _matrix(self, rows: Sequence[_Linear]) -> tuple[Any, Any]:
+        """Return the variables' factors, and what these must come to for the rows to be 0."""
+        from scipy.sparse import csr_array
 
-    def _moments(self, place: Mapping[tuple[str, str], int]) -> tuple[Any, Any]:
-        rows = np.zeros((len(self._problem.moments), self._width))
-        fixed = np.array([moment.fixed for moment in self._problem.moments], float)
-        for row, moment in zip(rows, self._problem.moments, strict=True):
-            for (group, precision), column in place.items():
-                row[column] = (moment.floating if precision == FLOAT else moment.integer).get(group, 0)
-        return rows, fixed
+        which = [at for at, row in enumerate(rows) for _ in row.of]
+        columns = [column for row in rows for column in row.of]
+        factors = np.array([factor for row in rows for factor in row.of.values()], float)
+        found = csr_array((factors, (which, columns)), shape=(len(rows), self._width))
+        return found, np.array([-row.constant for row in rows])
+
+    def _variable(self) -> _Linear:
+        self._width += 1
+        return _Linear(0.0, {self._width - 1: 1.0})
+
+    def _of_group(self, name: str) -> _Linear:
+        """Return whether a group is in integers, 0 or 1."""
+        floating = self._binaries.get((name, FLOAT))
+        return _Linear(1.0) if floating is None else _Linear(1.0).less(floating)
+
+    def _any(self, several: Iterable[_Linear]) -> _Linear:
+        """Return 1 if one of several is 1, else 0."""
+        found: list[_Linear] = []
+        for each in several:
+            if each not in found and each != _Linear():
+                found.append(each)
+        if len(found) < 2 or _Linear(1.0) in found:
+            return _Linear() if not found else found[0] if len(found) == 1 else _Linear(1.0)
+        result, total = self._variable(), _Linear()
+        for each in found:
+            self._not_negative.append(result.less(each))
+            total.add(1.0, each)
+        self._not_negative.append(total.less(result))
+        return result
+
+    def _at_least(self, several: Iterable[_Linear]) -> _Linear:
+        """Return what is, where it costs something, the largest of several and 0."""
+        found = [each for each in several if each.of or each.constant > 0]
+        if not any(each.of for each in found):
+            return _Linear(max((each.constant for each in found), default=0.0))
+        result = self._variable()
+        self._not_negative += [result.less(each) for each in found]
+        return result
+
+    def _made(self, value: Value) -> _Linear:
+        """Return whether a value is made in integers; earlier ones have been asked before."""
+        made = self._any(self._forms.get(writer, _Linear()) for writer in value.writers)
+        if value.is_sum:
+            self._forms[value.name] = made
+        return made
+
+    def _flow(self, value: Value, made: _Linear) -> None:
+        """Add what the forms of a value cost; see values.forms_of."""
+        nothing = _Linear()
+        wanted = self._any(self._forms.get(reader, nothing) for reader in value.readers)
+        stored = wanted if value.direct else self._any([wanted, made])
+        quantized = self._at_least([wanted.less(made)])
+        copied = [
+            self._at_least([stored.less(self._forms.get(reader, nothing)) for reader in reading.readers])
+            for reading in value.readings
+        ]
+        ms = self._totals[TOTALS.index("ms")].add(value.from_float, quantized)
+        for reading, copy in zip(value.readings, copied, strict=True):
+            ms.add(reading.to_float, copy)
+        sizes = self._problem.copies[value.name]
+        for moment, alive in zip(self._problem.moments, self._alive, strict=True):
+            if value.name not in moment.floating:
+                continue
+            alive.add(moment.floating[value.name], _Linear(1.0).less(stored))
+            alive.add(moment.stored.get(value.name, 0), stored)
+            alive.add(moment.floating[value.name] * (moment.made == value.name), quantized)
+            for size, copy in zip(sizes, copied, strict=True):
+                alive.add(size, copy)
 
 
-def _ways(edge: tuple[str, str, float, float]) -> list[tuple[float, int]]:
-    """Return (cost, sign) of the conversions that cost something: 1 where the writer is the float one."""
-    return [(cost, sign) for cost, sign in ((edge[2], 1), (edge[3], -1)) if cost > 0]
-
-
-def _alive(moment: Moment, floats: Mapping[str, bool]) -> int:
-    named = {*moment.integer, *moment.floating}
-    return moment.fixed + sum(
-        (moment.floating if floats[name] else moment.integer).get(name, 0) for name in named
-    )
+def _at_most(total: _Linear, limit: float) -> _Linear:
+    """Return what is not negative where a total keeps to a limit, scaled."""
+    scale = max(abs(limit - total.constant), max(map(abs, total.of.values()), default=0.0), 1e-30)
+    room = _Linear(limit + SLACK / 2 * abs(limit)).less(total)
+    return _Linear().add(1 / scale, room)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tvmq.plan.cost_table import FLOAT
 from tvmq.plan.groups import SiteGroup
-from tvmq.plan.program import Assignment, Limits, Problem, within
+from tvmq.plan.problem import Assignment, Limits, Problem, within
 
 NOISE = 1e-9  # ms
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvmq.plan.groups import SiteGroup
-from tvmq.plan.program import Assignment, Limits, Problem
+from tvmq.plan.problem import Assignment, Limits, Problem
 from tvmq.plan.search import Evaluated, Outcome
 from tvmq.record import Record
 

@@ -19,7 +19,8 @@ import numpy as np
 from tvmq.errors import InfeasibleBudgetError, UsageError
 from tvmq.line_file import LineFile
 from tvmq.plan.cost_table import FLOAT
-from tvmq.plan.program import Assignment, Limits, Problem, solve, sweep, within
+from tvmq.plan.problem import Assignment, Limits, Problem, within
+from tvmq.plan.program import solve, sweep
 from tvmq.plan.reasons import no_slower
 from tvmq.progress import Progress, silent
 from tvmq.record import Record

@@ -13,7 +13,7 @@ from tvmq.calibrate.calibration import Calibration, InputMoments
 from tvmq.formats import Quantization, QuantizedWeight
 from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
-from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
+from tvmq.plan.nodes import MULTIPLYING, SITE_KINDS, Node, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.quantize.moments import WIDEST, as_covariances, as_moments
 from tvmq.quantize.rounding import damped, output_error, rounded_with_feedback
@@ -38,7 +38,8 @@ def ranges(nodes: Nodes, formats: Formats, calibration: Calibration, *, method: 
     """Return how the values of a planned module are stored; weights and biases are still to be chosen."""
     values, also = choose_scales(nodes, formats, calibration, method=method)
     constants = {name: values[root] for name, root in formats.roots.items()}
-    return Quantization(values, also, constants, {}, {}, formats.uint8_readers)
+    left = frozenset(name for name, node in nodes.by_name.items() if node.kind in SITE_KINDS)
+    return Quantization(values, also, constants, {}, {}, formats.uint8_readers, left - formats.integer)
 
 
 @one_thread()

@@ -72,6 +72,7 @@ def refined(
         {**numbers.weights, **weights},
         {**numbers.biases, **solved.biases},
         numbers.uint8_readers,
+        numbers.left_float,
     )
 
 
