@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmq.automatic import Settings
 from tvmq.errors import UsageError
 from tvmq.plan.assign import NO_REASONS, Bits
 from tvmq.plan.cost_table import precision_name
 from tvmq.plan.options import AUTO, Budget
 from tvmq.plan.recipe import Recipe
 from tvmq.plan.search import log_file
+from tvmq.prepared import Settings
 from tvmq.quantize.presets import Preset, preset_of
 from tvmq.quantizer import check_quantization, patterns
 from tvmq.spec import W8A8, Plan, Precision

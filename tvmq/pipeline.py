@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +19,13 @@ from typing import Any
 import tvm
 
 import tvmq
-from tvmq.automatic import Chosen, Costs, Prepared, Runnable, Sizes, Validation, automatic
-from tvmq.build import build
+from tvmq.automatic import Costs, automatic
+from tvmq.build import Built, build
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration
 from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
-from tvmq.cost.model_works import Subject
+from tvmq.cost.model_works import Subject, uniform
 from tvmq.cost.table import cost_table, open_store
 from tvmq.environment import cpu_features, default_threads, require_tvm
 from tvmq.errors import CalibrationError, TvmqWarning
@@ -34,18 +35,21 @@ from tvmq.linker import require_linker
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
-from tvmq.plan.assign import achieved, require_share
+from tvmq.plan.assign import Bits, achieved, require_share
 from tvmq.plan.cost_table import CostTable
 from tvmq.plan.nodes import Nodes
 from tvmq.plan.options import AUTO, Budget, merged
 from tvmq.plan.recipe import Recipe
+from tvmq.plan_evaluation import Runnable, Sizes, Validation
+from tvmq.prepared import Prepared
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.presets import DEFAULT, Preset
 from tvmq.quantizer import NO_CALIBRATION, canonical, quantized
-from tvmq.spec import Coverage, Description, Plan, Precision
+from tvmq.schedule.kernel_table import NO_DECISIONS
+from tvmq.spec import W8A8, Coverage, Description, Plan, Precision
 from tvmq.target import TargetProfile, load_profile
 from tvmq.tune.options import Tune
-from tvmq.tune.results import decisions_of
+from tvmq.tune.results import TunedKernel, decisions_of
 from tvmq.tune.tuner import prepare
 from tvmq.tune.tuner import tune as tuned_kernels
 
@@ -88,7 +92,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     fastest plan of 8 bits and float. No site is in integers that float is faster for, as far as they allow.
     validation: what "auto" judges plans by: a function of a model (called like a compiled one) that returns a
     metric, higher is better. Without, agreement with float on calibration samples kept for it.
-    minutes: how long "auto" evaluates plans for; what it found is in `compiled.search`.
+    minutes: how long "auto" evaluates plans for; what it found is in `compiled.search`. Plans are compared with
+    numbers of preset "fast"; what comes out has those of the chosen one and is evaluated once more.
     recipe: a file (see Recipe) whose bits and options take the place of those given here.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
@@ -120,56 +125,97 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     threads = options.threads or default_threads()
     if tune:
         prepare(profile, tune, threads)  # what it refuses is said now, not after minutes of work
-    found: Chosen | None = None
+    held = Held.of(calibration) if options.bits == AUTO else calibration
+    job = _Job(model, example_inputs, held, profile, options, strict, min_coverage, threads, tune, progress)
     if options.bits == AUTO:
-        calibration = Held.of(calibration)
-        subject = canonical(model, example_inputs, progress=progress)
-        found = automatic(
+        return job.automatic(wishes, validation)
+    return job.compiled(options.given, options.reasons)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a call of compile is about, however its bits are found."""
+
+    model: Any
+    example_inputs: Any
+    calibration: Any
+    profile: TargetProfile
+    options: Options
+    strict: bool
+    min_coverage: float | None
+    threads: int
+    tune: Tune | None
+    progress: Progress
+
+    def automatic(self, budget: Budget, validation: Validation | None) -> CompiledModel:
+        """Return the best of the plans that keep to a budget, made in full."""
+        subject = canonical(self.model, self.example_inputs, progress=self.progress)
+        plans = automatic(
             subject,
-            list(as_batches(calibration, input_specs(subject))),
-            profile,
-            wishes,
-            options.settings(strict=strict),
-            measured_costs(profile, wishes, threads, progress),
+            list(as_batches(self.calibration, input_specs(subject))),
+            self.profile,
+            budget,
+            self.options.settings(strict=self.strict),
+            measured_costs(self.profile, budget, self.threads, self.progress, self.tune),
             validation=validation,
-            runnable=runnable_for(profile, threads),
-            size_of=sizes_of(profile, threads),
-            progress=progress,
+            runnable=runnable_for(self.profile, self.threads),
+            size_of=sizes_of(self.profile, self.threads),
+            progress=self.progress,
         )
-    chosen = quantized(
-        model,
-        example_inputs,
-        calibration,
-        bits=found.bits if found else options.given,
-        reasons=found.reasons if found else options.reasons,
-        ignored=options.ignored,
-        requantize=options.requantize,
-        observer=options.observer,
-        preset=options.preset,
-        strict=strict,
-        seed=options.seed,
-        progress=progress,
-    )
-    options.require_model(chosen.plan)
-    require_share(chosen.coverage, min_coverage)
-    integer = lower(chosen.mod, chosen.numbers, progress=progress)
-    coverage = achieved(chosen.coverage, integer, strict=strict)
-    require_share(coverage, min_coverage)
-    verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
-    tuned = tuned_kernels(integer, profile, tune, threads=threads, progress=progress) if tune else ()
-    built = build(integer, profile, threads=threads, decisions=decisions_of(tuned), progress=progress)
-    photos = getattr(calibration, "preprocessing", None)
-    made_by = {
-        **options.told(chosen.plan, threads),
-        "tuned": [kernel.to_json() for kernel in tuned],
-        "photos": photos.to_json() if photos else None,
-    }
-    description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, made_by)
-    compiled = CompiledModel(built, description, samples=random_like([t.numpy() for t in chosen.batches[0]]))
-    if found:
-        compiled.search = found.report
-        warn_of_size(compiled, wishes)
-    return compiled
+        runs_here = not self.profile.missing(cpu_features())
+        for chosen in plans.chosen:
+            compiled, qdq = self.compiled(chosen.bits, chosen.reasons)
+            compiled.search = plans.made(chosen, qdq, compiled if runs_here else None)
+            if compiled.search is not None:
+                break
+        warn_of_size(compiled, budget)
+        return compiled
+
+    def compiled(self, bits: Bits, reasons: Mapping[str, str]) -> tuple[CompiledModel, tvm.IRModule]:
+        """Return the program for these bits, and the module with its numbers at level qdq."""
+        options, profile = self.options, self.profile
+        chosen = quantized(
+            self.model,
+            self.example_inputs,
+            self.calibration,
+            bits=bits,
+            reasons=reasons,
+            ignored=options.ignored,
+            requantize=options.requantize,
+            observer=options.observer,
+            preset=options.preset,
+            strict=self.strict,
+            seed=options.seed,
+            progress=self.progress,
+        )
+        options.require_model(chosen.plan)
+        require_share(chosen.coverage, self.min_coverage)
+        integer = lower(chosen.mod, chosen.numbers, progress=self.progress)
+        coverage = achieved(chosen.coverage, integer, strict=self.strict)
+        require_share(coverage, self.min_coverage)
+        verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
+        built, tuned = self._built(integer)
+        photos = getattr(self.calibration, "preprocessing", None)
+        made_by = {
+            **options.told(chosen.plan, self.threads),
+            "tuned": [kernel.to_json() for kernel in tuned],
+            "photos": photos.to_json() if photos else None,
+        }
+        description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, made_by)
+        samples = random_like([t.numpy() for t in chosen.batches[0]])
+        return CompiledModel(built, description, samples=samples), InsertQdq(chosen.numbers)(chosen.mod)
+
+    def _built(self, integer: tvm.IRModule) -> tuple[Built, tuple[TunedKernel, ...]]:
+        tuned: tuple[TunedKernel, ...] = ()
+        if self.tune:
+            tuned = tuned_kernels(
+                integer, self.profile, self.tune, threads=self.threads, progress=self.progress
+            )
+        decisions = decisions_of(tuned)
+        made = build(
+            integer, self.profile, threads=self.threads, decisions=decisions, progress=self.progress
+        )
+        return made, tuned
 
 
 def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
@@ -183,16 +229,29 @@ def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = sile
         return tvm.transform.Sequential([InsertQdq(numbers), LowerInteger()])(mod)
 
 
-def measured_costs(profile: TargetProfile, budget: Budget, threads: int, progress: Progress) -> Costs:
-    """Return what prices a model's sites: measured where this machine runs the target's code."""
+def measured_costs(
+    profile: TargetProfile, budget: Budget, threads: int, progress: Progress, tune: Tune | None = None
+) -> Costs:
+    """Return what prices a model's sites: measured where this machine runs the target's code.
+
+    With tune, prices are of the decisions that it knows, or finds for the model in 8 bits: half of its
+    minutes are for that, as the kernels of all plans are those in the main.
+    """
     here = not profile.missing(cpu_features()) and budget.measure_costs
     store = open_store(budget.costs, profile, threads, measure=here)
 
     def costs(model: Prepared, precisions: Sequence[Precision]) -> CostTable:
         subject = Subject(model.mod, model.nodes, model.seen, model.hash, model.settings.ignored)
+        decisions = NO_DECISIONS
+        if tune:
+            first = replace(tune, minutes=tune.minutes and tune.minutes / 2)
+            if tune.trials:
+                tuned_kernels(uniform(subject, W8A8)[2], profile, first, threads=threads, progress=progress)
+            decisions = prepare(profile, tune, threads).decisions
         return cost_table(
-            subject, profile, precisions, store, threads=threads, measure=here, progress=progress
-        )
+            subject, profile, precisions, store, threads=threads, measure=here, decisions=decisions,
+            progress=progress,
+        )  # fmt: skip
 
     return costs
 

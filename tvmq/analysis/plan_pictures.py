@@ -138,6 +138,8 @@ def tables(report: PlanReport) -> RenderableType:
     }
     if report.chosen_metric is not None:
         lines[report.metric] = f"{report.chosen_metric:.5g}, float {report.float_metric:.5g}"
+    if report.final_metric is not None:
+        lines["made in full"] = f"{report.final_metric:.5g}, with the numbers of the chosen preset"
     return Group(*shown, facts("Plan", {**lines, "search": report.ended}))
 
 

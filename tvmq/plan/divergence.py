@@ -66,6 +66,15 @@ def agreement(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return min(shared, len(wanted[0]) - _relative(wanted, found))
 
 
+def likeness(wanted: Sequence[Tensor]) -> str:
+    """Return what agreement is of such outputs."""
+    shared, relative = "probability given to the same classes", "1 less the relative squared error"
+    if not names_classes(wanted):
+        return relative
+    either = are_scores(wanted) and wanted[0].shape[1] <= FEW
+    return f"the smaller of {shared} and {relative}" if either else shared
+
+
 def _relative(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Return the sum over samples of the squared error, relative to the squares of what is wanted."""
     total = 0.0

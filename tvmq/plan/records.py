@@ -42,12 +42,20 @@ class PlanReport(Record):
     evaluated: tuple[Evaluated, ...]
     groups: tuple[GroupChoice, ...]
     ended: str
+    final_metric: float | None = None  # of what was made of the plan, its numbers chosen with the preset
 
     @property
     def drop(self) -> float | None:
-        """Return how far the metric is below the float model's."""
-        known = self.float_metric is not None and self.chosen_metric is not None
-        return self.float_metric - self.chosen_metric if known else None  # type: ignore[operator]
+        """Return how far the metric was below the float model's when plans were compared."""
+        return self._below_float(self.chosen_metric)
+
+    @property
+    def final_drop(self) -> float | None:
+        """Return how far the metric of what was made of the plan is below the float model's."""
+        return self._below_float(self.final_metric)
+
+    def _below_float(self, metric: float | None) -> float | None:
+        return None if self.float_metric is None or metric is None else self.float_metric - metric
 
 
 def choices_of(problem: Problem, plan: Assignment, reasons: dict[str, str]) -> tuple[GroupChoice, ...]:

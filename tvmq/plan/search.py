@@ -63,10 +63,14 @@ class Goal:
     limits: Limits
     least_metric: float | None = None
 
+    def reached(self, found: Evaluated) -> bool:
+        """Tell whether a plan's metric is good enough."""
+        return self.least_metric is None or found.metric >= self.least_metric
+
     def rank(self, found: Evaluated) -> tuple[float, ...]:
         """Return what is smallest for the best of all."""
-        plan, least = found.plan, self.least_metric
-        if least is not None and found.metric >= least:
+        plan = found.plan
+        if self.least_metric is not None and self.reached(found):
             return (0.0, plan.ms, plan.size, -found.metric)
         return (1.0, -found.metric, plan.ms, plan.size)
 
@@ -122,13 +126,16 @@ def search(
     seed: int = 0,
     progress: Progress = silent,
     now: Callable[[], float] = time.monotonic,
+    began: float | None = None,
 ) -> Outcome:
     """Return the best of the plans that were evaluated, of at least one.
 
-    minutes: begin no evaluation after so long; results in the log count, and cost no time.
+    minutes: begin no evaluation after so long, from `began` on, of the clock `now`; None: from now on.
+    Results in the log count, and cost no time.
     Raises InfeasibleBudgetError where no plan keeps to the goal's limits.
     """
-    ends = now() + 60 * minutes if minutes is not None else math.inf
+    started = now() if began is None else began
+    ends = math.inf if minutes is None else started + 60 * minutes
     found: dict[tuple[str, ...], Evaluated] = {}
     ended = "no neighbour is better"
     progress("search", 0, evaluations)
@@ -146,8 +153,7 @@ def search(
     progress("search", evaluations, evaluations)
     every = tuple(found.values())
     best = min(every, key=goal.rank)
-    enough = goal.least_metric is None or best.metric >= goal.least_metric
-    return Outcome(best, enough, pareto_set(every), every, ended)
+    return Outcome(best, goal.reached(best), pareto_set(every), every, ended)
 
 
 def pareto_set(found: Sequence[Evaluated]) -> tuple[Evaluated, ...]:

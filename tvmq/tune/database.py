@@ -150,6 +150,12 @@ class Database:
         """Return what is known of a kernel; it grows with append."""
         return self._histories.setdefault(kernel, History())
 
+    @property
+    def decisions(self) -> Mapping[str, Decisions]:
+        """Return what was chosen, by kernel."""
+        chosen = {kernel: history.chosen for kernel, history in self._histories.items()}
+        return {kernel: line.decisions for kernel, line in chosen.items() if line is not None}
+
     def append(self, event: Event, kernel: str, decisions: Decisions, **facts: Any) -> None:
         """Write one line and wait until it is on the disk."""
         line = Line(event, kernel, self.setting, dict(decisions), **facts)
