@@ -15,7 +15,7 @@ from pathlib import Path
 import rich
 from scipy.stats import spearmanr
 
-from tvmq.automatic import CANDIDATES, Settings, prepare, uniform_numbers
+from tvmq.automatic import CANDIDATES
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.images import load_calibration
 from tvmq.model_file import open_model
@@ -24,6 +24,7 @@ from tvmq.plan.cost_table import precision_name
 from tvmq.plan.groups import site_groups
 from tvmq.plan.problem import EIGHT
 from tvmq.plan.sensitivity import MEASURES, Losses, Subject, sensitivities
+from tvmq.prepared import Settings, prepare, uniform_numbers
 from tvmq.quantizer import canonical
 from tvmq.report import comparison
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from tvmq.automatic import Prepared
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.cost_table import FLOAT, CostTable, SiteCost, precision_name
 from tvmq.plan.nodes import MULTIPLYING
+from tvmq.prepared import Prepared
 from tvmq.spec import W8A8, Precision
 
 

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import tvm
 from torch import nn
 
+import tvmq
 from tests import hand_made_costs, tiny_transformer
-from tvmq.automatic import Chosen, ReferenceModel, Settings, _key, automatic, prepare
+from tvmq.automatic import Chosen, Plans, automatic
 from tvmq.calibrate.batches import as_batches, input_specs
-from tvmq.errors import InfeasibleBudgetError, UnsupportedModelError
+from tvmq.errors import InfeasibleBudgetError, TvmqWarning, UnsupportedModelError
 from tvmq.frontend import import_model
 from tvmq.passes.canonicalize import canonicalize
-from tvmq.plan.groups import SiteGroup
+from tvmq.pipeline import warn_of_size
 from tvmq.plan.options import Budget
-from tvmq.spec import W8A8, Precision
+from tvmq.plan.search import search
+from tvmq.prepared import Settings
+from tvmq.reference_model import ReferenceModel
+from tvmq.spec import W8A8
 from tvmq.target import load_profile
 
 SETTINGS = Settings(ignored=(), requantize="pot", observer="mse", seed=0, strict=False)
 
 
 def chosen(budget: Budget, validation=None, mod: tvm.IRModule | None = None, **changed) -> Chosen:
+    return plans(budget, validation, mod, **changed).chosen[0]
+
+
+def plans(budget: Budget, validation=None, mod: tvm.IRModule | None = None, size_of=None, **changed) -> Plans:
     mod = mod or tiny_transformer.canonical()
     batches = list(as_batches(tiny_transformer.inputs(8), input_specs(mod)))
     settings = Settings(**{name: getattr(SETTINGS, name) for name in Settings.__slots__} | changed)
@@ -38,6 +46,7 @@ def chosen(budget: Budget, validation=None, mod: tvm.IRModule | None = None, **c
         settings,
         hand_made_costs.costs,
         validation=validation,
+        size_of=size_of,
     )
 
 
@@ -96,6 +105,55 @@ def test_a_drop_is_kept_to_and_the_users_function_judges():
         chosen(Budget(max_drop=0.0, max_size_mb=0.15, evaluations=2), validation)
 
 
+def test_a_larger_budget_has_six_bits_where_these_pay():
+    limit = 0.85 * plain().report.chosen.size / 1e6
+    found = chosen(Budget(max_size_mb=limit, evaluations=1))
+    assert {6, 8} <= {p.weight_bits for p in found.bits.values() if p}
+
+
+def test_the_time_is_shared_by_all_rounds_of_a_search(monkeypatch: pytest.MonkeyPatch):
+    eight, hours = plain().report.chosen, iter(range(10**6))
+    began: list[float] = []
+    asked: list[int] = []
+
+    def searched(*arguments, **options):
+        began.append(options["began"])
+        return search(*arguments, **options)
+
+    def with_code(self, problem, plan, size_of):
+        asked.append(plan.size)
+        more = problem.costs.fixed_bytes + 4000 * (len(asked) == 2)  # of the first plan that was found
+        return replace(problem, costs=replace(problem.costs, fixed_bytes=more))
+
+    monkeypatch.setattr("tvmq.automatic.search", searched)
+    monkeypatch.setattr("tvmq.automatic.Evaluation.with_code", with_code)
+    monkeypatch.setattr(time, "monotonic", lambda: 3600.0 * next(hours))
+    budget = Budget(max_size_mb=0.75 * eight.size / 1e6, minutes=1)
+    (found,) = plans(budget, size_of=lambda *_: 0).chosen
+    assert len(began) == 2
+    assert len(set(began)) == 1
+    assert found.report.ended == "1 minutes are over"
+
+
+def test_a_plan_that_drops_too_far_once_it_is_made_gives_way_to_the_next_or_to_an_error():
+    eight = plain().report.chosen
+    found = plans(Budget(max_drop=0.2, max_size_mb=0.9 * eight.size / 1e6, evaluations=6))
+    assert 1 < len(found.chosen) <= 3
+    first, second = found.chosen[:2]
+    assert first.report.chosen.ms <= second.report.chosen.ms
+    mod = tiny_transformer.canonical()
+    good = found.made(first, mod, None)
+    assert good is not None
+    assert good.final_metric == pytest.approx(1)
+    assert good.final_drop == pytest.approx(0, abs=1e-6)
+    found.evaluation.of_module = lambda mod: 0.5
+    assert [found.made(each, mod, None) for each in found.chosen[:-1]] == [None] * (len(found.chosen) - 1)
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"max_drop=0.2: made with the chosen preset, plans drop .*, by 0.5 \(of"
+    ):
+        found.made(found.chosen[-1], mod, None)
+
+
 def test_an_impossible_size_names_the_ends():
     with pytest.raises(
         InfeasibleBudgetError, match=r"budget of 0.001 MB: no plan keeps to it; the fastest plan"
@@ -129,24 +187,18 @@ def test_a_model_without_float_outputs_has_a_fastest_plan_but_needs_a_validation
     assert (found.report.measure, len(found.report.evaluated)) == ("sqnr", 1)
 
 
-def test_a_log_is_of_the_samples_that_were_kept_and_of_the_groups():
-    mod = tiny_transformer.canonical()
-    batches = list(as_batches(tiny_transformer.inputs(8), input_specs(mod)))
-    prepared = prepare(mod, batches, SETTINGS, keep=True)
-    groups = (SiteGroup("a", ("a",), ("w8a8",)), SiteGroup("b", ("b",), ("w8a8",)))
-    others = replace(prepared, held=[(2 * x,) for (x,) in prepared.held])
-    keys = {
-        _key(prepared, groups, "m"), _key(others, groups, "m"), _key(prepared, groups[::-1], "m"),
-        _key(prepared, groups, "other"),
-    }  # fmt: skip
-    assert len(keys) == 4
-    assert _key(prepared, groups, "m") == _key(replace(prepared), groups, "m")
-
-
-def test_the_reference_is_called_like_a_compiled_model():
-    model = ReferenceModel(tiny_transformer.canonical())
-    (x,) = tiny_transformer.inputs(1)
-    found = model(x)
-    assert isinstance(found, np.ndarray)
-    assert torch.equal(torch.from_numpy(found), model(torch.from_numpy(x)))
-    assert Precision(4, 8) != W8A8
+@pytest.mark.slow
+def test_an_automatic_plan_keeps_to_its_size_as_a_file(tmp_path: Path):
+    samples = [torch.from_numpy(x) for x in tiny_transformer.inputs(8)]
+    options = {"calibration": samples, "example_inputs": samples[:1], "preset": "fast", "threads": 1}
+    uniform = tvmq.compile(tiny_transformer.transformer(), **options)
+    uniform.save(tmp_path / "uniform.tvmq")
+    megabytes = 0.95 * (tmp_path / "uniform.tvmq").stat().st_size / 1e6
+    budget = Budget(evaluations=2, costs=tmp_path / "costs.jsonl", measure_costs=False)
+    found = tvmq.compile(
+        tiny_transformer.transformer(), bits="auto", max_size_mb=megabytes, budget=budget, **options
+    )
+    found.save(tmp_path / "found.tvmq")
+    assert (tmp_path / "found.tvmq").stat().st_size <= 1e6 * megabytes
+    with pytest.warns(TvmqWarning, match="the artifact takes .* MB, for its kernels take"):
+        warn_of_size(found, Budget(max_size_mb=megabytes / 2))

@@ -1,18 +1,24 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import tvmq
 from tests import hand_made_costs, tiny_transformer
+from tests.schedule.pool import pool_of
 from tvmq import pipeline
-from tvmq.automatic import ReferenceModel
 from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.plan.options import Budget
 from tvmq.plan.recipe import Recipe
+from tvmq.reference_model import ReferenceModel
 from tvmq.spec import W8A8, Precision
+from tvmq.target import load_profile
+from tvmq.tune.database import Database, Event, setting_of
 
 (X,) = tiny_transformer.inputs(1, seed=9)
 WANTED = tiny_transformer.transformer()(torch.from_numpy(X)).detach().numpy()
@@ -110,5 +116,37 @@ def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch:
     found.recipe.save(tmp_path / "r.toml")
     tiny_transformer.compiled(recipe=tmp_path / "r.toml").save(tmp_path / "b.tvmq")
     assert (tmp_path / "a.tvmq").read_bytes() == (tmp_path / "b.tvmq").read_bytes()
-    left = {row.site: row.reason for row in found.coverage.rows if not row.integer}
-    assert left["norm"].startswith("float: w8a8 with its conversions is")
+    reasons = {row.site: row.reason for row in found.coverage.rows}
+    faster, larger = (
+        "float: w8a8 with its conversions is",
+        "ms slower than float, which does not fit the budget",
+    )
+    assert all(
+        reasons[name].startswith(faster) or larger in reasons[name] for name in reasons if "norm" in name
+    )
+
+
+@pytest.mark.parametrize("trials", [0, 8])
+def test_an_automatic_plan_is_priced_with_the_decisions_that_it_will_be_built_with(
+    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    profile = load_profile("native")
+    database = Database(tmp_path / "tuning.jsonl", setting_of(profile, 1))
+    done: list[Any] = []
+
+    def tuned(mod: object, *_: Any, **__: Any) -> tuple[()]:
+        done.append(mod)
+        database.append(Event.CHOSEN, "a kernel", {"lanes": 3}, us=1.0, default_us=2.0, trials=8)
+        return ()
+
+    monkeypatch.setattr(pipeline, "tuned_kernels", tuned)
+    monkeypatch.setattr(pipeline, "uniform", lambda subject, precision: (None, None, precision))
+    monkeypatch.setattr(pipeline, "cost_table", lambda *_, decisions, **__: done.append(dict(decisions)))
+    budget = Budget(costs=tmp_path / "costs.jsonl", measure_costs=False)
+    tune = tvmq.Tune(trials=trials, database=database.path)
+    settings = SimpleNamespace(ignored=())
+    known = dict.fromkeys(("mod", "nodes", "seen", "hash"), "a model") | {"settings": settings}
+    with pool_of(1):
+        costs = pipeline.measured_costs(profile, budget, 1, lambda *_: None, tune)
+        costs(SimpleNamespace(**known), ())
+    assert done == ([W8A8, {"a kernel": {"lanes": 3}}] if trials else [{}])

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import tvmq
-from tests.cost.tiny import ROWS, WIDTH
+from tests.cost.tiny import NATIVE, ROWS, WIDTH
+from tvmq import costing
 from tvmq.cli import main
 from tvmq.costing import Costs
 from tvmq.errors import CalibrationError, UsageError
+from tvmq.plan.cost_table import CostTable
+from tvmq.tune.database import Database, Event, setting_of
 
 
 def test_the_command_estimates_a_machine_that_is_not_at_hand(
@@ -40,6 +43,24 @@ def test_the_command_estimates_a_machine_that_is_not_at_hand(
     shown = capsys.readouterr().out
     assert "estimated for arm_dotprod, 1 thread" in shown
     assert "All that can be in w8a8:" in shown
+
+
+def test_the_decisions_of_the_tuning_database_are_priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    database = Database(tmp_path / "tuning.jsonl", setting_of(NATIVE, 1))
+    database.append(Event.CHOSEN, "a kernel", {"lanes": 3}, us=1.0, default_us=2.0, trials=4)
+    seen: list[dict[str, object]] = []
+
+    def table(*_: object, decisions: dict[str, object], **__: object) -> CostTable:
+        seen.append(dict(decisions))
+        return CostTable("", "", "", 1, ())
+
+    monkeypatch.setattr(costing, "cost_table", table)
+    monkeypatch.setattr(costing, "subject", lambda *_, **__: None)
+    options = {"calibration": [1], "threads": 1, "store": tmp_path / "costs.jsonl", "measure": False}
+    net, x = torch.nn.Linear(4, 4), torch.zeros(1, 4)
+    tvmq.costs(net, example_inputs=(x,), tune=tvmq.Tune(database=database.path), **options)
+    tvmq.costs(net, example_inputs=(x,), **options)
+    assert seen == [{"a kernel": {"lanes": 3}}, {}]
 
 
 def test_what_cannot_be_asked_is_refused():

@@ -25,13 +25,10 @@ from tests.torch_threads import torch_threads
 from tvmq.errors import (
     CalibrationError,
     EnvironmentMismatchError,
-    TvmqWarning,
     UnsupportedModelError,
     UsageError,
 )
 from tvmq.images import Preprocessing, load_calibration
-from tvmq.pipeline import warn_of_size
-from tvmq.plan.options import Budget
 from tvmq.quantizer import REQUANTIZE
 from tvmq.spec import Coverage, Plan, TensorSpec
 from tvmq.tune import tuner
@@ -382,41 +379,3 @@ def test_what_stages_hand_on_survives_being_written(tmp_path: Path):
     qdq = tiny_transformer.qdq_module()
     again = tvm.ir.load_json(tvm.ir.save_json(qdq))
     tvm.ir.assert_structural_equal(qdq, again)
-
-
-class PatchMerging(torch.nn.Module):
-    """A norm whose channels lie far from zero, before a linear without a bias, as in Swin."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.reduction = torch.nn.LayerNorm(32), torch.nn.Linear(32, 16, bias=False)
-        self.norm.bias.data += torch.linspace(-6, 6, 32)
-        self.head = torch.nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.nn.functional.gelu(self.reduction(self.norm(x))))
-
-
-def test_the_input_of_a_linear_without_a_bias_is_shifted():
-    samples = [torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(i)) for i in range(16)]
-    found = tvmq.compile(PatchMerging().eval(), calibration=samples, example_inputs=samples[:1], strict=True)
-    assert found.verify(samples[0].numpy()).ok
-    norm = next(scale for scale in found.manifest.description.scales if scale.tensor == "norm")
-    assert 64 < norm.zero_point < 192
-    assert norm.smallest < 0.05
-
-
-def test_an_automatic_plan_keeps_to_its_size_as_a_file(tmp_path: Path):
-    samples = [torch.from_numpy(x) for x in tiny_transformer.inputs(8)]
-    options = {"calibration": samples, "example_inputs": samples[:1], "preset": "fast", "threads": 1}
-    uniform = tvmq.compile(tiny_transformer.transformer(), **options)
-    uniform.save(tmp_path / "uniform.tvmq")
-    megabytes = 0.92 * (tmp_path / "uniform.tvmq").stat().st_size / 1e6
-    budget = Budget(evaluations=2, costs=tmp_path / "costs.jsonl", measure_costs=False)
-    found = tvmq.compile(
-        tiny_transformer.transformer(), bits="auto", max_size_mb=megabytes, budget=budget, **options
-    )
-    found.save(tmp_path / "found.tvmq")
-    assert (tmp_path / "found.tvmq").stat().st_size <= 1e6 * megabytes
-    with pytest.warns(TvmqWarning, match="the artifact takes .* MB, for its kernels take"):
-        warn_of_size(found, Budget(max_size_mb=megabytes / 2))

@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+import tvmq
 from tests import tiny_transformer
 from tvmq.errors import UsageError
 from tvmq.quantizer import check_quantization, first_samples, patterns, planned, quantized
@@ -38,3 +40,25 @@ def test_options_are_checked_and_patterns_may_be_one():
     assert (patterns("head"), patterns(["a", "b"])) == (("head",), ("a", "b"))
     batches = [(tiny_transformer.example()[0],)] * 5
     assert len(list(first_samples(batches, 3))) == 3
+
+
+class PatchMerging(torch.nn.Module):
+    """A norm whose channels lie far from zero, before a linear without a bias, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.reduction = torch.nn.LayerNorm(32), torch.nn.Linear(32, 16, bias=False)
+        self.norm.bias.data += torch.linspace(-6, 6, 32)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.gelu(self.reduction(self.norm(x))))
+
+
+def test_the_input_of_a_linear_without_a_bias_is_shifted():
+    samples = [torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(i)) for i in range(16)]
+    found = tvmq.compile(PatchMerging().eval(), calibration=samples, example_inputs=samples[:1], strict=True)
+    assert found.verify(samples[0].numpy()).ok
+    norm = next(scale for scale in found.manifest.description.scales if scale.tensor == "norm")
+    assert 64 < norm.zero_point < 192
+    assert norm.smallest < 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import tvm
 from tvm import relax
@@ -32,7 +33,7 @@ from tvmq.target import TargetProfile
 # What products may have besides 8 bits and float; which of them has a price follows from the target.
 CANDIDATES = (Precision(6, 8), Precision(4, 8), Precision(3, 8), Precision(2, 8))
 LOSS_SAMPLES = 32
-SIZE_ROUNDS = 3  # searches with what code really takes
+SIZE_ROUNDS = 5  # searches with what code really takes
 FINALS = 3  # plans that may be made in full before a drop is said to be out of reach
 
 Costs = Callable[[Prepared, Sequence[Precision]], CostTable]
@@ -75,8 +76,8 @@ class Plans:
             for each, final in self.missed
         )
         raise InfeasibleBudgetError(
-            f"max_drop={exact - self.least_metric:.4g}: numbers made with the chosen preset drop by more than "
-            f"those that plans are compared with, by {drops}; allow more, or take another preset"
+            f"max_drop={exact - self.least_metric:.4g}: made with the chosen preset, plans drop by more than "
+            f"when they were compared, by {drops}; allow more, or take another preset"
         )
 
 
@@ -174,29 +175,45 @@ def _searched(
     How much that is depends on the plan: where the best turns out larger than was thought, the search is done
     again, in what is left of the time.
     """
-    began = time.monotonic()
-    if size_of is not None:
-        problem = evaluation.with_code(problem, uniform_plan(problem), size_of)
-    for _ in range(SIZE_ROUNDS):
-        outcome = search(
-            problem,
-            goal,
-            evaluation.of_plan,
-            log=log,
-            minutes=budget.minutes,
-            evaluations=budget.evaluations,
-            seed=seed,
-            progress=progress,
-            began=began,
-        )
-        if size_of is None or budget.max_size_mb is None:
-            break
+    run = partial(
+        search,
+        goal=goal,
+        evaluate=evaluation.of_plan,
+        log=log,
+        minutes=budget.minutes,
+        evaluations=budget.evaluations,
+        seed=seed,
+        progress=progress,
+        began=time.monotonic(),
+    )
+    if size_of is None or budget.max_size_mb is None:
+        return problem, run(problem)
+    without_code = problem
+    problem = evaluation.with_code(problem, uniform_plan(problem), size_of)
+    outcome = run(problem)
+    for _ in range(SIZE_ROUNDS - 1):
         corrected = evaluation.with_code(problem, outcome.best.plan, size_of)
         missing = corrected.costs.fixed_bytes - problem.costs.fixed_bytes
         if outcome.best.plan.size + missing <= 1e6 * budget.max_size_mb:
             break
         problem = corrected
+        try:
+            outcome = run(problem)
+        except InfeasibleBudgetError:
+            # Every width brings code of its own: of a small model that may be more than it saves.
+            few_kinds = of_two_widths(without_code, outcome.best.plan)
+            problem = evaluation.with_code(few_kinds, solve(few_kinds, Limits(), "size"), size_of)
+            outcome = run(problem)
     return problem, outcome
+
+
+def of_two_widths(problem: Problem, plan: Assignment) -> Problem:
+    """Return a problem with 8 bits, the fewest bits of a plan, and float alone."""
+    kept = {EIGHT, FLOAT, min(set(plan.precisions.values()) - {FLOAT}, default=EIGHT)}
+    groups = tuple(
+        replace(group, choices=tuple(c for c in group.choices if c in kept)) for group in problem.groups
+    )
+    return replace(problem, groups=groups)
 
 
 @dataclass(frozen=True, slots=True)

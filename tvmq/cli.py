@@ -177,6 +177,9 @@ def cost(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Measure nothing: use the store, predict or estimate the rest.")
     ] = False,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Price kernels as `tvmq tune` found them on this machine.")
+    ] = False,
     samples: Samples = 16,
     batch: Batch = None,
     mean: Mean = "",
@@ -189,10 +192,12 @@ def cost(
     machine cannot run are estimated from its profile.
     """
     from tvmq import cli_compile, cli_cost
+    from tvmq.tune.options import Tune
 
-    options = {"target": target, "bits": bits.split(","), "threads": threads, "store": store}
+    options: dict[str, object] = {"target": target, "bits": bits.split(","), "threads": threads}
+    options |= {"store": store, "measure": not estimate, "tune": Tune(trials=0) if tuned else None}
     data = cli_compile.Data(calibration, samples, batch, mean, std)
-    return cli_cost.cost_model(model, data, options | {"measure": not estimate}, as_json=as_json)
+    return cli_cost.cost_model(model, data, options, as_json=as_json)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -23,8 +23,11 @@ from tvmq.progress import Progress, silent
 from tvmq.quantizer import NO_CALIBRATION, balanced, canonical, formats_of, observe, planned
 from tvmq.record import Record
 from tvmq.reference import require_operators
+from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.spec import Precision
 from tvmq.target import load_profile
+from tvmq.tune.options import Tune
+from tvmq.tune.tuner import prepare
 
 DEFAULT_PRECISIONS = ("w4a8",)
 
@@ -47,6 +50,7 @@ def costs(
     threads: int | None = None,
     store: str | os.PathLike[str] | None = None,
     measure: bool = True,
+    tune: Tune | None = None,
     progress: Progress = silent,
 ) -> Costs:
     """Return what each site costs in float, W8A8 and bits; model, target and calibration as for compile.
@@ -54,6 +58,7 @@ def costs(
     store: a file of JSON lines of what was measured, in a folder that exists; None: costs.jsonl in the user's
     cache folder. measure: time here what it lacks. Without, and for a target that this machine cannot run,
     that is predicted from what the store holds, or estimated from the target's profile; the table says which.
+    tune: price the decisions that its database holds, instead of the default ones; nothing is tuned here.
 
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
@@ -65,9 +70,17 @@ def costs(
     threads = threads or default_threads()
     here = not profile.missing(cpu_features())
     opened = open_store(store, profile, threads, measure=measure and here)
+    known = NO_DECISIONS if tune is None else prepare(profile, replace(tune, trials=0), threads).decisions
     found = subject(canonical(model, example_inputs, progress=progress), calibration, progress=progress)
     table = cost_table(
-        found, profile, precisions, opened, threads=threads, measure=measure and here, progress=progress
+        found,
+        profile,
+        precisions,
+        opened,
+        threads=threads,
+        measure=measure and here,
+        decisions=known,
+        progress=progress,
     )
     return Costs(table, held_out(opened.lines, profile) if opened.lines else None)
 

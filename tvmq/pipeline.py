@@ -20,7 +20,7 @@ import tvm
 
 import tvmq
 from tvmq.automatic import Costs, automatic
-from tvmq.build import Built, build
+from tvmq.build import build
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration
 from tvmq.compile_options import Held, Options, check_budget, check_build
@@ -46,7 +46,7 @@ from tvmq.progress import Progress, silent, step
 from tvmq.quantize.presets import DEFAULT, Preset
 from tvmq.quantizer import NO_CALIBRATION, canonical, quantized
 from tvmq.schedule.kernel_table import NO_DECISIONS
-from tvmq.spec import W8A8, Coverage, Description, Plan, Precision
+from tvmq.spec import W8A8, Built, Coverage, Description, Plan, Precision
 from tvmq.target import TargetProfile, load_profile
 from tvmq.tune.options import Tune
 from tvmq.tune.results import TunedKernel, decisions_of
@@ -92,8 +92,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     fastest plan of 8 bits and float. No site is in integers that float is faster for, as far as they allow.
     validation: what "auto" judges plans by: a function of a model (called like a compiled one) that returns a
     metric, higher is better. Without, agreement with float on calibration samples kept for it.
-    minutes: how long "auto" evaluates plans for; what it found is in `compiled.search`. Plans are compared with
-    numbers of preset "fast"; what comes out has those of the chosen one and is evaluated once more.
+    minutes: how long "auto" evaluates plans for; what it found is in `compiled.search`. Plans are compared
+    with numbers of preset "fast"; what comes out has those of the chosen one, and is evaluated once more.
     recipe: a file (see Recipe) whose bits and options take the place of those given here.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
     requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
@@ -212,9 +212,7 @@ class _Job:
                 integer, self.profile, self.tune, threads=self.threads, progress=self.progress
             )
         decisions = decisions_of(tuned)
-        made = build(
-            integer, self.profile, threads=self.threads, decisions=decisions, progress=self.progress
-        )
+        made = build(integer, self.profile, threads=self.threads, decisions=decisions, progress=self.progress)
         return made, tuned
 
 

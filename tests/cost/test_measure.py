@@ -2,7 +2,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from tests.schedule.pool import pool_of
-from tvmq.cost.measure import MAX_RUNS, MIN_RUNS, Timer
+from tvmq.cost.measure import LINE, MAX_RUNS, MIN_RUNS, WARM_UPS, Timer
 from tvmq.cost.works import Work
 from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
@@ -33,6 +33,24 @@ def test_times_grow_with_the_work_and_leave_out_the_call():
     assert 0 < overhead < 100
     assert all(MIN_RUNS <= times.runs <= MAX_RUNS for times in (small, large))
     assert small.spread >= 0
+
+
+def test_constants_from_memory_are_new_in_every_run():
+    profile = load_profile("native")
+    with pool_of(1):
+        timer = Timer(profile, "dram")
+        (found,) = timer.times([summing(1)])
+        run = timer._loaded(summing(1))
+    assert len(run.lists) >= found.runs + WARM_UPS
+    assert timer._far.nbytes > (profile.machine.l3_bytes or 0)
+
+
+def test_every_core_forgets_what_it_held():
+    with pool_of(2):
+        timer = Timer(load_profile("native"), "l3")
+        timer._prepare(timer._loaded(summing(1)))
+        lines = load_profile("native").machine.l2_bytes // 4 // LINE
+        assert timer._others[1].numpy()[:, 0].tolist() == [1 + lines] * 2
 
 
 def test_constants_from_memory_have_more_copies_than_those_from_the_last_cache():

@@ -1,11 +1,11 @@
 import importlib.util
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from tests.tune.synthetic import HERE
-from tvmq.cost.predict import Predictor, held_out
+from tvmq.cost.predict import Predictor, held_out, numbers_of, waste_of
 from tvmq.cost.roofline import roofline_us
 from tvmq.cost.store import Measured
 from tvmq.target import load_profile
@@ -55,6 +55,22 @@ def test_a_held_out_kernel_is_held_out_in_all_its_variants_and_crowded_lines_say
         replace(each, cost=f"{each.cost} {i}", us=50 * each.us, crowded=True) for i, each in enumerate(LINES)
     ]
     assert held_out([*LINES, *noisy], PROFILE) == held_out(LINES, PROFILE)
+
+
+def test_features_have_names_that_what_is_missing_does_not_move():
+    @dataclass
+    class Spec:
+        rows: int
+        low: int | None
+        outputs: int
+        out_dtype: str
+
+    plain, clipped = (numbers_of(("linear", Spec(7, low, 40, "int16"))) for low in (None, 3))
+    assert plain == {"1.rows": 7.0, "1.outputs": 40.0, "1.out_dtype": 2.0}
+    assert clipped == {**plain, "1.low": 3.0}
+    assert waste_of(plain, {"chosen.row_tile": 6.0, "chosen.column_tile": 2.0}) == {
+        "waste.1.rows": 12 / 7, "waste.1.outputs": 64 / 40,
+    }  # fmt: skip
 
 
 def test_nothing_is_said_of_kinds_of_which_too_little_is_known(monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,9 @@
 """Time kernels as they run in a model: several in turns, code, constants and results as far away as there.
 
-Before a run, what the second cache level held is evicted: in a model, other kernels ran since the last call.
-Then the inputs are touched, which the kernel before has just written.
+Before a run, what the second cache level of each core held is evicted: in a model, other kernels ran since
+the last call. Then the inputs are touched, which the kernel before has just written. Where a model's
+constants are more than the last level holds, that is evicted too, once for all copies of a kernel's: a run
+has one that no run had, or so many lie between two runs with the same one that it is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 from tvm.tirx import const
@@ -28,7 +31,9 @@ from tvmq.tune.measure import EVICTING_CACHES, MAX_COPIES, compiled, operands, s
 SECONDS = 0.03  # of running, for each kernel
 MIN_RUNS, MAX_RUNS = 8, 64
 DRAM_CACHES = 2  # so many times the last level lies between two readings of what comes from memory
-MAX_DRAM_COPIES = 256
+WARM_UPS = 2  # runs before those that count
+MAX_DRAM_COPIES = MAX_RUNS + WARM_UPS
+LINE = 16  # floats of a cache line
 LEAST_US = 0.02  # where the clock sees nothing
 
 
@@ -53,13 +58,18 @@ class Timer:
             if constants_from == "l3"
             else (DRAM_CACHES * (machine.l3_bytes or DEFAULT_L3_BYTES), MAX_DRAM_COPIES)
         )
-        self._others = np.ones(machine.l2_bytes // 4, np.float32)
+        cores, floats = _workers(), machine.l2_bytes // 4
+        self._walk = compiled(_walk(cores, floats), self._target)
+        self._others = [tvm.runtime.from_dlpack(_ones(cores, size)) for size in (floats, LINE)]
+        far = DRAM_CACHES * (machine.l3_bytes or DEFAULT_L3_BYTES) // 4
+        self._far = _ones(1, far) if constants_from == "dram" else _ones(1, 1)
         self._evicted = 0.0
         self._calls: dict[int, float] = {}  # arguments -> seconds of a call that does nothing
 
     def times(self, works: Sequence[Work]) -> list[Times]:
         """Return the times of one call of each work, measured in turns: a busy moment hits all alike."""
         loaded = [self._loaded(work) for work in works]
+        self._evicted = float(self._far.sum())
         for run in loaded:
             self._prepare(run)
             run.once()
@@ -76,7 +86,7 @@ class Timer:
         return [_times(kept, run.call) for kept, run in zip(seconds, loaded, strict=True)]
 
     def _prepare(self, run: _Runner) -> None:
-        self._evicted = float(self._others.sum())
+        self._walk(*self._others)
         for array in run.inputs:
             np.maximum(array, array, out=array)
 
@@ -118,6 +128,28 @@ def _times(seconds: Sequence[float], call: float) -> Times:
     low, middle, high = (percentile(ordered, q) for q in (0.1, 0.5, 0.9))
     us = max(1e6 * (settled(seconds) - call), LEAST_US)
     return Times(us, (high - low) / middle if middle else 0.0, len(ordered))
+
+
+def _workers() -> int:
+    """Return how many threads the calling thread's pool has."""
+    return int(tvm_ffi.get_global_func("runtime.NumThreads")())
+
+
+def _ones(rows: int, columns: int) -> Array:
+    array = aligned_empty((rows, columns), "float32")
+    array.fill(1)
+    return array
+
+
+def _walk(cores: int, floats: int) -> Any:
+    """Return a PrimFunc in which each core reads so many floats of its own, one of each cache line."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("walk")
+        data = T.arg("data", T.buffer((cores, floats), "float32"))
+        found = T.arg("found", T.buffer((cores, LINE), "float32"))
+        with T.parallel(cores) as core, T.serial(floats // LINE) as line:
+            T.buffer_store(found, found[core, 0] + data[core, line * LINE], [core, 0])
+    return builder.get()
 
 
 def _nothing(arguments: int) -> Any:

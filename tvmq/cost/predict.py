@@ -10,7 +10,8 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,19 @@ from tvmq.cost.store import Measured
 from tvmq.cost.works import Work
 from tvmq.record import Record
 from tvmq.target import TargetProfile
-from tvmq.tune.cost_model import LEAST_SAMPLES, PARAMETERS, ROUNDS
-from tvmq.tune.cost_model import features as decided
+from tvmq.tune.cost_model import LEAST_SAMPLES, PARAMETERS
 
 FOLDS = 5
+GROWN = 150  # trees
+TREES = {"max_depth": 3, "eta": 0.1, "lambda": 0.3}  # of data as few as a model's kernels
 FROM_DRAM = "from_dram"
 VARIANT = re.compile(r"( \{[^{}]*\})?( constants from \w+)?$")  # the end of Measured.cost
-LOGARITHMIC = ("macs", "constant_bytes", "input_bytes", "output_bytes", "elements")
+SMALL = 64.0  # what may be larger is looked at as a logarithm
+LANES = 16.0  # of int32 in a register
+DTYPES = ("int8", "uint8", "int16", "int32", "float32")
+
+
+_Trained = tuple[tuple[str, ...], AbstractSet[str], Any]  # features, those as logarithms, the trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,41 @@ def features_of(work: Work, threads: int, constants_from: str) -> dict[str, floa
     found = features(work, threads) | {FROM_DRAM: float(constants_from == "dram")}
     if work.family == "loops":
         return found
-    return found | {f"key{i}": n for i, n in enumerate(decided(work.use.kernel, work.decisions))}
+    named = numbers_of(work.use.kernel.key)
+    chosen = {f"chosen.{name}": number for name, number in numbers_of(dict(work.decisions)).items()}
+    return found | named | chosen | waste_of(named, chosen)
+
+
+def numbers_of(key: Any, where: str = "") -> dict[str, float]:
+    """Return the numbers in a kernel's key by where they stand, so that what one kernel lacks moves no other.
+
+    Types count as the bytes of their elements, other text as nothing.
+    """
+    if isinstance(key, bool | int | float):
+        return {where: float(key)}
+    if isinstance(key, str):
+        return {where: float(np.dtype(key).itemsize)} if key in DTYPES else {}
+    if is_dataclass(key) and not isinstance(key, type):
+        parts: Mapping[Any, Any] = {each.name: getattr(key, each.name) for each in fields(key)}
+    elif isinstance(key, Mapping):
+        parts = key
+    else:
+        parts = dict(enumerate(key)) if isinstance(key, tuple | list) else {}
+    joined = (numbers_of(value, f"{where}.{name}" if where else str(name)) for name, value in parts.items())
+    return {at: number for found in joined for at, number in found.items()}
+
+
+def waste_of(named: Mapping[str, float], chosen: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much sizes grow when they are filled up to whole tiles: registers hold nothing less."""
+    tiles = {"inputs": 4.0, "channels": 4.0, "outputs": LANES, "rows": chosen.get("chosen.row_tile", 1.0)}
+    if "chosen.column_tile" in chosen:
+        tiles["outputs"] = LANES * chosen["chosen.column_tile"]
+    sized = {at: (number, tiles.get(at.rpartition(".")[2], 0.0)) for at, number in named.items()}
+    return {
+        f"waste.{at}": math.ceil(number / tile) * tile / number
+        for at, (number, tile) in sized.items()
+        if tile > 0 and number > 0
+    }
 
 
 class Predictor:
@@ -56,7 +97,7 @@ class Predictor:
 
     def __init__(self, lines: Sequence[Measured], profile: TargetProfile) -> None:
         self._profile = profile
-        self._models: dict[str, tuple[tuple[str, ...], Any]] = {}
+        self._models: dict[str, _Trained] = {}
         if importlib.util.find_spec("xgboost") is None:
             return
         for family in sorted({line.family for line in lines}):
@@ -70,8 +111,8 @@ class Predictor:
             return None
         import xgboost
 
-        names, booster = self._models[family]
-        rows = xgboost.DMatrix(np.array([_row(found, names)], np.float32))
+        names, large, booster = self._models[family]
+        rows = xgboost.DMatrix(np.array([_row(_with_bounds(found, self._profile), names, large)], np.float32))
         return float(_base(found, self._profile) * math.exp(float(booster.predict(rows)[0])))
 
 
@@ -101,20 +142,33 @@ def _kernel(line: Measured) -> str:
     return VARIANT.sub("", line.cost)
 
 
-def _trained(lines: Sequence[Measured], profile: TargetProfile) -> tuple[tuple[str, ...], Any]:
+def _trained(lines: Sequence[Measured], profile: TargetProfile) -> _Trained:
     import xgboost
 
-    names = tuple(sorted({name for line in lines for name in line.features}))
-    rows = np.array([_row(line.features, names) for line in lines], np.float32)
+    seen = [_with_bounds(line.features, profile) for line in lines]
+    names = tuple(sorted({name for found in seen for name in found}))
+    large = frozenset(name for name in names if max(found.get(name, 0.0) for found in seen) > SMALL)
+    rows = np.array([_row(found, names, large) for found in seen], np.float32)
     targets = np.array([math.log(line.us / _base(line.features, profile)) for line in lines], np.float32)
-    parameters = {**PARAMETERS, "max_depth": 4, "base_score": float(np.median(targets))}
-    return names, xgboost.train(parameters, xgboost.DMatrix(rows, targets), ROUNDS)
+    parameters = {**PARAMETERS, **TREES, "base_score": float(np.median(targets))}
+    return names, large, xgboost.train(parameters, xgboost.DMatrix(rows, targets), GROWN)
 
 
-def _row(found: Mapping[str, float], names: Sequence[str]) -> list[float]:
+def _row(found: Mapping[str, float], names: Sequence[str], large: AbstractSet[str]) -> list[float]:
     values = (found.get(name, math.nan) for name in names)
-    return [math.log2(v + 1) if n in LOGARITHMIC else v for n, v in zip(names, values, strict=True)]
+    return [math.log2(max(v, 0.0) + 1) if name in large else v for name, v in zip(names, values, strict=True)]
+
+
+def _with_bounds(found: Mapping[str, float], profile: TargetProfile) -> dict[str, float]:
+    """Return features with what the peak, and what memory, leave of the time."""
+    base = _base(found, profile)
+    moved = roofline_us({**found, "macs": 0.0}, profile, _level(found))
+    return {**found, "base": base, "memory_share": moved / base}
 
 
 def _base(found: Mapping[str, float], profile: TargetProfile) -> float:
-    return roofline_us(found, profile, "dram" if found.get(FROM_DRAM) else "l3")
+    return roofline_us(found, profile, _level(found))
+
+
+def _level(found: Mapping[str, float]) -> str:
+    return "dram" if found.get(FROM_DRAM) else "l3"
