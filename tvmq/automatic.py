@@ -12,6 +12,7 @@ from tvm import relax
 
 from tvmq.calibrate.batches import Batch
 from tvmq.errors import InfeasibleBudgetError, UnsupportedModelError
+from tvmq.formats import Quantization
 from tvmq.one_thread import one_thread
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.cost_table import FLOAT, CostTable, precision_name
@@ -105,15 +106,10 @@ def automatic(
     measure = _measure(unbalanced, budget, validation)
     prepared = prepare(unbalanced, batches, settings, keep=validation is None, progress=progress)
     candidates = () if budget.wants_nothing else CANDIDATES
-    numbers = {
-        name: uniform_numbers(prepared, name, progress) for name in (EIGHT, *map(precision_name, candidates))
-    }
-    groups = _groups(prepared, candidates)
-    subject = Subject(prepared.mod, prepared.nodes, groups, numbers, few(prepared.fitted, LOSS_SAMPLES))
-    losses = sensitivities(subject, measure, seed=settings.seed, progress=progress)
-    table = costs(prepared, candidates)
-    alive = moments(prepared.nodes, prepared.formats, table.values, prepared.float_inputs)
-    problem = Problem(groups, losses, table, alive)
+    names = (EIGHT, *map(precision_name, candidates))
+    numbers = {name: uniform_numbers(prepared, name, progress) for name in names}
+    problem = _problem(prepared, numbers, measure, candidates, costs, progress)
+    groups = problem.groups
     evaluation = Evaluation(prepared, numbers, groups, validation, runnable)
     about = _About(budget, measure, profile.name, evaluation)
     if budget.wants_nothing:
@@ -124,16 +120,28 @@ def automatic(
     least = None if budget.max_drop is None else floats - budget.max_drop
     goal = Goal(limits=budget.limits, least_metric=least)
     problem, outcome = _searched(problem, goal, evaluation, size_of, log, budget, settings.seed, progress)
-    if not outcome.enough:
-        raise InfeasibleBudgetError(
-            f"max_drop={budget.max_drop:g}: the best of {len(outcome.evaluated)} plans within "
-            f"{budget.limits} drops by {floats - outcome.best.metric:.4g} ({outcome.best.plan}); allow "
-            "more of one of them, or evaluate more plans"
-        )
+    _require_enough(outcome, budget, floats)
     kept = [e for e in sorted(outcome.evaluated, key=goal.rank) if goal.reached(e)]
     best = kept[: 1 if goal.least_metric is None else FINALS]
     chosen = tuple(about.chosen(problem, each.plan, each.metric, outcome) for each in best)
     return Plans(chosen, evaluation, goal.least_metric)
+
+
+def _problem(
+    prepared: Prepared,
+    numbers: Mapping[str, Quantization],
+    measure: str,
+    candidates: Sequence[Precision],
+    costs: Costs,
+    progress: Progress,
+) -> Problem:
+    """Return what there is to choose from."""
+    groups = _groups(prepared, candidates)
+    subject = Subject(prepared.mod, prepared.nodes, groups, numbers, few(prepared.fitted, LOSS_SAMPLES))
+    losses = sensitivities(subject, measure, seed=prepared.settings.seed, progress=progress)
+    table = costs(prepared, candidates)
+    alive = moments(prepared.nodes, prepared.formats, table.values, prepared.float_inputs)
+    return Problem(groups, losses, table, alive)
 
 
 def _groups(prepared: Prepared, candidates: Sequence[Precision]) -> tuple[SiteGroup, ...]:
@@ -160,6 +168,15 @@ def _measure(mod: tvm.IRModule, budget: Budget, validation: Validation | None) -
     return budget.measure if budget.measure in OF_ERRORS else OF_ERRORS[-1]
 
 
+def _require_enough(outcome: Outcome, budget: Budget, floats: float) -> None:
+    if not outcome.enough:
+        raise InfeasibleBudgetError(
+            f"max_drop={budget.max_drop:g}: the best of {len(outcome.evaluated)} plans within "
+            f"{budget.limits} drops by {floats - outcome.best.metric:.4g} ({outcome.best.plan}); allow "
+            "more of one of them, or evaluate more plans"
+        )
+
+
 def _searched(
     problem: Problem,
     goal: Goal,
@@ -175,7 +192,7 @@ def _searched(
     How much that is depends on the plan: where the best turns out larger than was thought, the search is done
     again, in what is left of the time.
     """
-    run = partial(
+    run: Callable[[Problem], Outcome] = partial(
         search,
         goal=goal,
         evaluate=evaluation.of_plan,
@@ -188,13 +205,24 @@ def _searched(
     )
     if size_of is None or budget.max_size_mb is None:
         return problem, run(problem)
+    return _of_files(problem, evaluation, size_of, 1e6 * budget.max_size_mb, run)
+
+
+def _of_files(
+    problem: Problem,
+    evaluation: Evaluation,
+    size_of: Sizes,
+    most: float,
+    run: Callable[[Problem], Outcome],
+) -> tuple[Problem, Outcome]:
+    """Return what searches end with whose best plan's file has this many bytes at most, if any has."""
     without_code = problem
     problem = evaluation.with_code(problem, uniform_plan(problem), size_of)
     outcome = run(problem)
     for _ in range(SIZE_ROUNDS - 1):
         corrected = evaluation.with_code(problem, outcome.best.plan, size_of)
         missing = corrected.costs.fixed_bytes - problem.costs.fixed_bytes
-        if outcome.best.plan.size + missing <= 1e6 * budget.max_size_mb:
+        if outcome.best.plan.size + missing <= most:
             break
         problem = corrected
         try:

@@ -89,8 +89,9 @@ def cost_table(
     the store holds enough kernels of its kind, else it is the roofline of the profile.
     decisions: by kernel, what tuning found. store, threads: open_store makes the one for these threads.
     """
-    wanted = [W8A8, *(p for p in dict.fromkeys(precisions) if p != W8A8)]
-    works = _collected(subject, profile, wanted, threads, decisions, progress)
+    works = _collected(
+        subject, profile, list(dict.fromkeys([W8A8, *precisions])), threads, decisions, progress
+    )
     levels = _levels(works, profile)
     times = _Times(profile, store, threads, neighbours)
     if measure:
