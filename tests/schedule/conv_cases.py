@@ -58,7 +58,7 @@ def compiled(spec: Spec, name: str, decision: Any = None, threads: int = 1) -> A
     """Return the kernel for an instruction set."""
     isa = ISA[name]
     if isinstance(spec, DepthwiseSpec):
-        chosen: DepthwiseDecision = decision or choose_depthwise(spec, threads)
+        chosen: DepthwiseDecision = decision or choose_depthwise(spec, isa, threads)
         func = depthwise_prim_func(spec, chosen, isa)
     else:
         tiles: ConvDecision = decision or choose_conv(spec, isa, threads)

@@ -47,12 +47,13 @@ def test_every_decision_gives_the_same_bytes(decision):
 
 
 def test_threads_share_the_lines_of_work_that_is_worth_it():
+    isa = ISA["avx2"]
     spec = spec_of(geometry_of(64, 64, 3, groups=64, rows=50, columns=50, batch=1), "uint8")
-    assert not choose_depthwise(spec, 1).parallel
-    found = choose_depthwise(spec, 2)
+    assert not choose_depthwise(spec, isa, 1).parallel
+    found = choose_depthwise(spec, isa, 2)
     assert found.parallel
     assert found.bands % 2 == 0
-    assert not choose_depthwise(spec_of(geometry_of(64, 64, 3, groups=64), "uint8"), 2).parallel
+    assert not choose_depthwise(spec_of(geometry_of(64, 64, 3, groups=64), "uint8"), isa, 2).parallel
 
 
 def test_what_it_cannot_build_has_a_reason():

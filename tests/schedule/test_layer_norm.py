@@ -11,7 +11,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import built, marked
+from tests.schedule.isa_cases import ISA, built, marked
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.formats import code_limits
@@ -41,7 +41,7 @@ def check(spec: LayerNormSpec, isa: str, *inputs: Any, decision: LayerNormDecisi
     random = np.random.default_rng(0)
     gain = random.integers(-(2**12), 2**8, spec.channels).astype("int32")
     offset = random.integers(-(2**17), 2**17, spec.channels).astype("int32")
-    func = layer_norm_prim_func(spec, decision)
+    func = layer_norm_prim_func(spec, decision, ISA[isa])
     kernel = built(func, isa)
     for x in inputs:
         out = tvm.runtime.tensor(np.full(x.shape, 77, spec.out_dtype))

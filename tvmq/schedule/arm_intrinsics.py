@@ -66,6 +66,16 @@ def permute(values: Expr, index: Expr) -> Expr:
     return _call(str(values.ty.dtype), "tbl1.v16i8", values, index)
 
 
+def multiply_long(first: Expr, second: Expr) -> Expr:
+    """Return the products of two int32xN as int64xN; LLVM multiplies 64 bits by 64, one by one."""
+    count = lanes(first)
+    pieces = [
+        _call("int64x2", "smull.v2i64", *(shuffle([factor], (at, at + 1)) for factor in (first, second)))
+        for at in range(0, count, 2)
+    ]
+    return shuffle(pieces, range(count))
+
+
 def pack_words(first: Expr, second: Expr) -> Expr:
     """Return two int32x4 saturated to int16x8, one after the other."""
     halves = [_call("int16x4", "sqxtn.v4i16", half) for half in (first, second)]

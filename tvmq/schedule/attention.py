@@ -26,6 +26,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.numerics import HIDDEN_LOGIT, LEAST_LOGIT, SOFTMAX_TABLE_SIZE
+from tvmq.schedule import arm_intrinsics
 from tvmq.schedule.attention_operands import limit_scores, load_queries, pack_keys, pack_values
 from tvmq.schedule.attention_products import WORDS, Tile, add_products
 from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR, AttentionDecision, AttentionSpec, supports
@@ -335,7 +336,7 @@ class _Kernel:
             )
         dtype = self.spec.out_dtype
         for i in range(self.rows):
-            factor = T.bind(T.broadcast(T.cast(self.reciprocal[i], "int64"), 8))
+            factor = T.bind(self.reciprocal[i])
             sums = [load(self.acc[i * vectors + j], 0, 16) for j in range(vectors)]
             divided = [T.bind(self._divided(total, factor)) for total in sums]
             halves = [
@@ -359,9 +360,14 @@ class _Kernel:
         return groups * words
 
     def _divided(self, total: Expr, factor: Expr) -> Expr:
-        """round_shift_wide(total * factor, norm_shift) + zero_point of int32x16: even and odd lanes apart."""
+        """round_shift_wide(total * factor, norm_shift) + zero_point of int32x16; x86: even and odd lanes."""
         spec = self.spec
-        addend = splat((1 << (spec.norm_shift - 1)) + (spec.zero_point << spec.norm_shift), "int64x8")
+        constant = (1 << (spec.norm_shift - 1)) + (spec.zero_point << spec.norm_shift)
+        if self.isa.neon:
+            product = arm_intrinsics.multiply_long(total, T.broadcast(factor, 16))
+            shifted = T.shift_right(product + splat(constant, "int64x16"), splat(spec.norm_shift, "int64x16"))
+            return T.cast(shifted, "int32x16")
+        factor, addend = T.broadcast(T.cast(factor, "int64"), 8), splat(constant, "int64x8")
         both, word = T.bind(T.reinterpret("int64x8", total)), splat(32, "int64x8")
         even = T.shift_right(T.shift_left(both, word), word) * factor + addend
         odd = T.shift_right(both, word) * factor + addend

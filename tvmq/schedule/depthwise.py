@@ -37,6 +37,7 @@ from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store
 
 TILES = (4, 5, 6, 7, 8, 14)  # pixels
+NARROW_TILES = (4, 5)  # in registers of 128 bits, which the sums of more do not fit
 BAND_BYTES = 1 << 18  # of padded lines; more leave the cache before they are read
 MIN_PARALLEL_SUMS = 1 << 17  # sums of the kernel, some 10 us
 
@@ -50,10 +51,10 @@ class DepthwiseDecision:
     parallel: bool = False
 
 
-def choose_depthwise(spec: DepthwiseSpec, threads: int) -> DepthwiseDecision:
+def choose_depthwise(spec: DepthwiseSpec, isa: Isa, threads: int) -> DepthwiseDecision:
     """Return the tile that computes fewest pixels twice, and bands that stay in the cache and share out."""
     g = spec.geometry
-    tile = min(TILES, key=lambda n: (-(-g.out_columns // n) * n, -n))
+    tile = min(NARROW_TILES if isa.neon else TILES, key=lambda n: (-(-g.out_columns // n) * n, -n))
     parallel = threads > 1 and g.pixels * g.channels >= MIN_PARALLEL_SUMS
 
     def cost(bands: int) -> tuple[bool, int, int]:
@@ -65,9 +66,9 @@ def choose_depthwise(spec: DepthwiseSpec, threads: int) -> DepthwiseDecision:
     return DepthwiseDecision(tile=tile, bands=bands, parallel=parallel and g.batch * bands > 1)
 
 
-def depthwise_space(spec: DepthwiseSpec, threads: int) -> Space:
+def depthwise_space(spec: DepthwiseSpec, isa: Isa, threads: int) -> Space:
     """Return what depthwise_prim_func may be told."""
-    default = choose_depthwise(spec, threads)
+    default = choose_depthwise(spec, isa, threads)
     bands = sorted({1, default.bands, min(2 * default.bands, spec.geometry.out_rows)})
     parallel = (False, True) if threads > 1 else (False,)
     return Space({"tile": (2, *TILES), "bands": tuple(bands), "parallel": parallel}, asdict(default))
@@ -159,10 +160,11 @@ class _Kernel:
             place = at + (row * g.dilation_rows * row_bytes(g) + chunk.start)
             own = load(self.band, place, chunk.width)
             words.append(T.bind(T.reinterpret(f"uint16x{chunk.width // 2}", own)))
-        halves = [_woven(words[:2], half, 8) for half in (0, 1)]
-        after = [_woven(words[2:], half, 8) for half in (0, 1)]
+        weave = _transposed if self.isa.neon else _woven
+        halves = [weave(words[:2], half, 8) for half in (0, 1)]
+        after = [weave(words[2:], half, 8) for half in (0, 1)]
         pairs = [[_wide(v) for v in pair if v is not None] for pair in zip(halves, after, strict=True)]
-        vectors = [_woven(pairs[vector % 2], vector // 2, 16) for vector in range(QUARTERS)]
+        vectors = [weave(pairs[vector % 2], vector // 2, 16) for vector in range(QUARTERS)]
         return [T.bind(T.reinterpret(f"int32x{chunk.width // DEPTH}", vector)) for vector in vectors]
 
     def _added(
@@ -247,6 +249,17 @@ def _woven(pair: Sequence[Expr], half: int, bits: int) -> Any:
     return T.bind(
         T.bitwise_or(high, T.bitwise_and(second[0], splat(ones << bits, dtype))) if second else high
     )
+
+
+def _transposed(pair: Sequence[Expr], half: int, bits: int) -> Any:
+    """Return what _woven does by one shuffle, which NEON has an instruction for."""
+    if not pair:
+        return None
+    dtype, count = str(pair[0].ty.dtype), 2 * lanes(pair[0])
+    narrow = f"uint{bits}x{count}"
+    first, second = [*(T.reinterpret(narrow, vector) for vector in pair), splat(0, narrow)][:2]
+    order = [at for lane in range(half, count, 2) for at in (lane, count + lane)]
+    return T.bind(T.reinterpret(dtype, shuffle([first, second], order)))
 
 
 def _wide(words: Expr) -> Expr:

@@ -156,7 +156,7 @@ def _depthwise(
         return depthwise.depthwise_prim_func(spec, DepthwiseDecision(**decisions), isa)
 
     name = f"depthwise_{geometry.out_rows}x{geometry.out_columns}x{geometry.channels}"
-    space = depthwise.depthwise_space(spec, threads)
+    space = depthwise.depthwise_space(spec, isa, threads)
     return Kernel((spec, profile.name, threads), name, packing, build, space)
 
 
@@ -179,7 +179,9 @@ def _layer_norm(
         (spec, profile.name),
         f"layer_norm_{spec.rows}x{spec.channels}",
         (None,) * len(shapes),
-        lambda **decisions: layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions)),
+        lambda **decisions: layer_norm.layer_norm_prim_func(
+            spec, LayerNormDecision(**decisions), isa_of(profile)
+        ),
         layer_norm.layer_norm_space(spec, threads),
         (layer_norm.speed_of(spec), profile.name),
     )

@@ -36,6 +36,8 @@ from tvmq.numerics import (
     SQRT_POWERS,
     STD_EXTRA_BITS,
 )
+from tvmq.schedule.arm_intrinsics import multiply_long
+from tvmq.schedule.isa import Isa
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Buffer, Expr, load, reduce_lanes, repeat, shuffle, splat, store, vector_type
 
@@ -133,8 +135,12 @@ def speed_of(spec: LayerNormSpec) -> LayerNormSpec:
     )
 
 
-def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None = None) -> tirx.PrimFunc:
+def layer_norm_prim_func(
+    spec: LayerNormSpec, decision: LayerNormDecision | None = None, isa: Isa | None = None
+) -> tirx.PrimFunc:
     """Return the kernel (x, gain, offset[, index], out[, copy]) of spec; no decision means the default one.
+
+    isa: of the target, where it is known: the same numbers by instructions that LLVM does not find.
 
     x int16 [rows, channels]; gain, offset int32 [channels]; out spec.out_dtype [rows, channels], copy uint8.
     With pieces, x is [rows * pieces, channels / pieces], index int32 [rows * pieces]. Raises ValueError where
@@ -157,7 +163,8 @@ def layer_norm_prim_func(spec: LayerNormSpec, decision: LayerNormDecision | None
         if spec.copy is not None:
             shapes["copy"] = (shape, "uint8")
         buffers = {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}
-        _Kernel(spec, decision or default_decision(spec), buffers).emit()
+        neon = isa is not None and isa.neon
+        _Kernel(spec, decision or default_decision(spec), buffers, neon=neon).emit()
     return builder.get()
 
 
@@ -165,9 +172,9 @@ class _Kernel:
     """Emits the statements of one layer norm; sizes and scratch buffers are its fields."""
 
     def __init__(
-        self, spec: LayerNormSpec, decision: LayerNormDecision, buffers: Mapping[str, Buffer]
+        self, spec: LayerNormSpec, decision: LayerNormDecision, buffers: Mapping[str, Buffer], *, neon: bool
     ) -> None:
-        self.spec, self.buffers = spec, buffers
+        self.spec, self.buffers, self.neon = spec, buffers, neon
         self.lanes, self.block_rows, self.parallel = decision.lanes, decision.block_rows, decision.parallel
         self.x, self.gain, self.offset, self.out = (buffers[n] for n in ("x", "gain", "offset", "out"))
         self.width = spec.width
@@ -290,8 +297,11 @@ class _Kernel:
 
     def _normalise_narrow(self, source: Expr, reciprocal: Expr, constant: Expr) -> None:
         """The same for reciprocal < 2**31: the even and the odd channels in the two halves of 64 bits."""
-        spec, lanes = self.spec, self.lanes
+        lanes = self.lanes
         narrow, pairs = vector_type("int32", lanes), vector_type("int64", lanes // 2)
+        if self.neon:
+            self._normalise_long(source, T.bind(T.cast(reciprocal, "int32")), constant)
+            return
         # Sign-extending what fits 32 bits anyway tells LLVM to multiply 32 by 32 bits.
         factor = T.bind(repeat(T.cast(T.cast(reciprocal, "int32"), "int64"), lanes // 2))
         addend = T.bind(repeat(constant, lanes // 2))
@@ -305,9 +315,24 @@ class _Kernel:
                 high = T.shift_left(odd * factor + addend, splat(32 - PRODUCT_SHIFT, pairs))
                 halves = [T.reinterpret(narrow, half) for half in (low, high)]
                 normal = shuffle(halves, [lane + lane % 2 * lanes for lane in range(lanes)])
-                if not self.bounded:
-                    normal = T.max(T.min(normal, splat(spec.limit, narrow)), splat(-spec.limit, narrow))
-                self._store_scaled(source, first + step * lanes, normal)
+                self._store_scaled(source, first + step * lanes, self._limited(normal))
+
+    def _normalise_long(self, source: Expr, factor: Expr, constant: Expr) -> None:
+        """The same by instructions of ARM that multiply 32 by 32 bits."""
+        lanes = self.lanes
+        wide, narrow = vector_type("int64", lanes), vector_type("int32", lanes)
+        for x_row, first in self._pieces(source):
+            with T.serial(self.width // lanes) as step:
+                x = T.bind(T.cast(load(self.x, (x_row, step * lanes), lanes), narrow))
+                product = multiply_long(x, repeat(factor, lanes)) + repeat(constant, lanes)
+                normal = T.cast(T.shift_right(product, splat(PRODUCT_SHIFT, wide)), narrow)
+                self._store_scaled(source, first + step * lanes, self._limited(normal))
+
+    def _limited(self, normal: Expr) -> Expr:
+        if self.bounded:
+            return normal
+        narrow = str(normal.ty.dtype)
+        return T.max(T.min(normal, splat(self.spec.limit, narrow)), splat(-self.spec.limit, narrow))
 
     def _store_scaled(self, source: Expr, column: Expr, normal: Expr) -> None:
         spec, lanes, narrow = self.spec, self.lanes, vector_type("int32", self.lanes)
