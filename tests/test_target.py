@@ -14,7 +14,7 @@ from tvmq.target import builtin_profiles, load_profile, native_profile, parse_pr
 NAMES = {
     "x86_amx", "x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx512", "x86_avx_vnni", "x86_avx2",
     "x86_baseline",
-    "arm_dotprod", "arm_neon",
+    "neoverse_v1", "neoverse_n1", "arm_dotprod", "arm_neon", "arm_v7",
 }  # fmt: skip
 AVX2 = load_profile("x86_avx2")
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="picks among x86 profiles")
@@ -37,7 +37,15 @@ def test_names_and_aliases_are_unique():
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("x86", "x86_avx2"), ("arm_cpu", "arm_dotprod"), ("rpi5", "arm_dotprod"), ("rpi4", "arm_neon")],
+    [
+        ("x86", "x86_avx2"),
+        ("arm_cpu", "arm_dotprod"),
+        ("rpi5", "arm_dotprod"),
+        ("rpi4", "arm_neon"),
+        ("rpi3", "arm_v7"),
+        ("neoverse-n1", "neoverse_n1"),
+        ("neoverse-v1", "neoverse_v1"),
+    ],
 )
 def test_an_alias_means_its_profile(alias: str, name: str):
     assert load_profile(alias).name == name
@@ -110,7 +118,7 @@ def test_an_unknown_target_is_told_the_known_ones():
         ("automatic = true", "automatic = 1", "automatic = 1 has the wrong type"),
         ("schema = 1", "schema = 2", "schema 2 is not known"),
         ('kind = "llvm"', 'kind = "c"', "only 'llvm' is supported"),
-        ("x86_64-linux-gnu", "mips-linux-gnu", "one that starts with aarch64 or x86_64 is wanted"),
+        ("x86_64-linux-gnu", "mips-linux-gnu", "one that starts with arm or aarch64 or x86_64 is wanted"),
         ("schema = 1", "schema 1", "not a TOML file"),
     ],
 )  # fmt: skip

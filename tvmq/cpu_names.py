@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-ARCHITECTURES = ("aarch64", "x86_64")
+ARCHITECTURES = ("arm", "aarch64", "x86_64")  # arm: of 32 bits
 
 _SAME_IN_BOTH = (
     "sse", "sse2", "ssse3", "popcnt", "cx16", "movbe", "f16c", "fma", "avx", "avx2", "bmi2", "adx", "gfni",
@@ -41,9 +41,12 @@ LINUX_NAME: Mapping[str, str] = {name: name for name in _SAME_IN_BOTH} | {
     "lse": "atomics",
 }
 
+LINUX_NAME_32 = {"neon": "neon", "vfp4": "vfpv4"}  # of 32-bit ARM
+
 _X86_V1 = frozenset({"sse", "sse2"})
 _X86_V2 = _X86_V1 | {"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"}
 _X86_V3 = _X86_V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+_ARM_V8_2 = frozenset({"asimd", "asimdhp", "asimdrdm", "asimddp", "atomics"})
 _X86_V4 = _X86_V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 # What `mcpu` alone lets LLVM emit. The x86-64 levels are the ones of the psABI.
@@ -53,7 +56,10 @@ FEATURES_OF_MCPU: Mapping[str, frozenset[str]] = {
     "x86-64-v3": _X86_V3,
     "x86-64-v4": _X86_V4,
     "cortex-a72": frozenset({"asimd"}),
-    "cortex-a76": frozenset({"asimd", "asimdhp", "asimdrdm", "asimddp", "atomics"}),
+    "cortex-a76": _ARM_V8_2,
+    "neoverse-n1": _ARM_V8_2,
+    "neoverse-v1": _ARM_V8_2 | {"i8mm", "sve"},
+    "cortex-a7": frozenset(LINUX_NAME_32.values()),
 }
 
 
@@ -82,12 +88,17 @@ def features_of(mcpu: str, mattr: Iterable[str]) -> frozenset[str]:
     return frozenset(features)
 
 
-def linux_features(llvm_names: Iterable[str]) -> frozenset[str]:
+def linux_features(llvm_names: Iterable[str], architecture: str) -> frozenset[str]:
     """Return Linux's names of the features in llvm_names, leaving out tuning flags."""
-    return frozenset(LINUX_NAME[name] for name in llvm_names if name in LINUX_NAME)
+    known = LINUX_NAME_32 if architecture == "arm" else LINUX_NAME
+    return frozenset(known[name] for name in llvm_names if name in known)
 
 
 def architecture_of(target: Mapping[str, object]) -> str:
-    """Return the first part of mtriple: "x86_64" or "aarch64"; "" without one."""
-    architecture = str(target.get("mtriple", "")).partition("-")[0]
-    return {"arm64": "aarch64"}.get(architecture, architecture)
+    """Return one of ARCHITECTURES, or what else mtriple begins with; "" without one."""
+    return architecture_named(str(target.get("mtriple", "")).partition("-")[0])
+
+
+def architecture_named(name: str) -> str:
+    """Return how ARCHITECTURES spells a system's or a compiler's name: arm64, armv7l."""
+    return "arm" if name.startswith("armv") else {"arm64": "aarch64"}.get(name, name)

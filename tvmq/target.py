@@ -21,7 +21,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tvmq.cpu_names import ARCHITECTURES, UnknownCpuNameError, architecture_of, features_of, linux_features
+from tvmq.cpu_names import (
+    ARCHITECTURES,
+    UnknownCpuNameError,
+    architecture_named,
+    architecture_of,
+    features_of,
+    linux_features,
+)
 from tvmq.environment import cpu_features
 from tvmq.errors import EnvironmentMismatchError, UsageError
 
@@ -74,7 +81,7 @@ class TargetProfile:
 
     @property
     def architecture(self) -> str:
-        """Return "x86_64" or "aarch64"."""
+        """Return one of cpu_names.ARCHITECTURES."""
         return architecture_of(self.tvm_target)
 
     def missing(self, available: Iterable[str]) -> tuple[str, ...]:
@@ -141,7 +148,7 @@ def load_profile(spec: Any) -> TargetProfile:
 def native_profile(available: frozenset[str] | None = None) -> TargetProfile:
     """Return the built-in profile that asks most of this CPU (or of one with these features)."""
     features = cpu_features() if available is None else available
-    return _best(platform.machine(), features, "this machine")
+    return _best(architecture_named(platform.machine()), features, "this machine")
 
 
 @cache
@@ -167,8 +174,10 @@ def profile_of_target(target: Any) -> TargetProfile:
     given = {key: value for key, value in exported.items() if key not in ("tag", "keys") and value}
     given.setdefault("mtriple", str(codegen.llvm_get_system_triple()))
     config = _target_table(given, "target")
-    features = linux_features(str(name) for name in codegen.llvm_get_cpu_features(target))
-    base = _best(architecture_of(config), features, "the given tvm Target")
+    architecture = architecture_of(config)
+    names = (str(name) for name in codegen.llvm_get_cpu_features(target))
+    features = linux_features(names, architecture)
+    base = _best(architecture, features, "the given tvm Target")
     return replace(
         base,
         name=f"{base.name}+tvm_target",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.schedule import conv_cases
+from tests.schedule.emulated_kernel import needs_emulator, run_emulated
 from tests.schedule.isa_cases import EMULATED, marked
+from tests.schedule.pool_cases import pooled, pooling_of
 from tvmq.schedule.conv_tiles import ConvDecision
-
-pytestmark = pytest.mark.parametrize("isa", [marked(name) for name in EMULATED])
+from tvmq.schedule.pool import PoolSpec, pool_prim_func
 
 FAMILIES = {
     "linear": (conv_cases.geometry_of(36, 33, 1, batch=1, rows=1, columns=11), "table", 8),
@@ -18,9 +20,21 @@ FAMILIES = {
 }
 
 
+@pytest.mark.parametrize("isa", [marked(name) for name in EMULATED])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_products_are_exact(isa: str, family: str) -> None:
     geometry, epilogue, bits = FAMILIES[family]
     spec = conv_cases.spec_of(geometry, epilogue, bits)
     decision = None if geometry.depthwise else ConvDecision(pixel_tile=2, column_tile=1)
     conv_cases.check(conv_cases.compiled(spec, isa, decision), spec, isa)
+
+
+@needs_emulator("arm")
+@pytest.mark.parametrize("operation", ["max", "mean"])
+def test_what_needs_no_instruction_set_is_exact_on_32_bits(operation: str) -> None:
+    geometry = conv_cases.geometry_of(19, 19, 3, top=1, left=1)
+    pooling = pooling_of(operation, "uint8", geometry)
+    x, expected = pooled(pooling, geometry)
+    func = pool_prim_func(PoolSpec(geometry, pooling))
+    _, found = run_emulated(func, [x, np.zeros_like(expected)], "rpi3", "cortex-a7")
+    np.testing.assert_array_equal(found, expected)

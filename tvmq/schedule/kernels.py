@@ -172,16 +172,14 @@ def _pool(
 def _layer_norm(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
-    spec = layer_norm_spec_of(attrs, shapes)
-    if layer_norm.supports(spec) is not None:
+    spec, isa = layer_norm_spec_of(attrs, shapes), isa_of(profile)
+    if isa is None or layer_norm.supports(spec) is not None:
         return None
     return Kernel(
         (spec, profile.name),
         f"layer_norm_{spec.rows}x{spec.channels}",
         (None,) * len(shapes),
-        lambda **decisions: layer_norm.layer_norm_prim_func(
-            spec, LayerNormDecision(**decisions), isa_of(profile)
-        ),
+        lambda **decisions: layer_norm.layer_norm_prim_func(spec, LayerNormDecision(**decisions), isa),
         layer_norm.layer_norm_space(spec, threads),
         (layer_norm.speed_of(spec), profile.name),
     )
