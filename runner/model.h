@@ -1,0 +1,322 @@
+// A compiled model: checked against its manifest and this machine, then run by TVM's runtime library.
+#pragma once
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/map.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "archive.h"
+
+namespace tvmq {
+
+namespace ffi = tvm::ffi;
+using Json = ffi::Any;
+
+constexpr size_t kAlignment = 64;  // bytes; generated code is told that every tensor starts at a multiple of it
+constexpr int kShareAllCpus = -3;  // TVM's thread pool binds no thread to a core
+
+#if defined(__aarch64__)
+constexpr int kMachine = 183;
+constexpr const char* kMachineName = "aarch64";
+#elif defined(__x86_64__)
+constexpr int kMachine = 62;
+constexpr const char* kMachineName = "x86_64";
+#else
+#error "TVM has no runtime library for this machine"
+#endif
+
+inline Json At(const Json& object, const char* key) { return object.cast<ffi::Map<ffi::Any, ffi::Any>>()[ffi::String(key)]; }
+inline std::string Text(const Json& value) { return std::string(value.cast<ffi::String>()); }
+inline int64_t Integer(const Json& value) { return value.cast<int64_t>(); }
+inline ffi::Array<ffi::Any> List(const Json& value) { return value.cast<ffi::Array<ffi::Any>>(); }
+
+template <typename... Args>
+ffi::Any Call(const char* name, Args&&... args) {
+  return ffi::Function::GetGlobalRequired(name)(std::forward<Args>(args)...);
+}
+
+// The CPU features of this machine as Linux spells them.
+inline std::set<std::string> CpuFeatures() {
+  std::set<std::string> found;
+#if defined(__aarch64__)
+  static const struct { int word, bit; const char* name; } table[] = {
+      {AT_HWCAP, 1, "asimd"},     {AT_HWCAP, 8, "atomics"}, {AT_HWCAP, 10, "asimdhp"}, {AT_HWCAP, 12, "asimdrdm"},
+      {AT_HWCAP, 20, "asimddp"},  {AT_HWCAP, 22, "sve"},    {AT_HWCAP2, 1, "sve2"},    {AT_HWCAP2, 13, "i8mm"}};
+  for (const auto& row : table) {
+    if (getauxval(row.word) >> row.bit & 1) found.insert(row.name);
+  }
+#else
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    std::istringstream words(line.substr(line.find(':') + 1));
+    for (std::string word; words >> word;) found.insert(word);
+    break;
+  }
+#endif
+  return found;
+}
+
+struct Spec {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+
+  explicit Spec(const Json& json) : name(Text(At(json, json_name(json)))), dtype(Text(At(json, "dtype"))) {
+    for (const ffi::Any& dim : List(At(json, "shape"))) shape.push_back(Integer(dim));
+  }
+  static const char* json_name(const Json& json) {
+    return json.cast<ffi::Map<ffi::Any, ffi::Any>>().count(ffi::String("name")) ? "name" : "id";
+  }
+  int64_t Elements() const {
+    int64_t n = 1;
+    for (int64_t dim : shape) n *= dim;
+    return n;
+  }
+  DLDataType Type() const { return ffi::StringToDLDataType(dtype == "bool" ? "bool" : dtype); }
+  size_t Size() const { return Elements() * ((Type().bits + 7) / 8); }
+};
+
+struct Allocator {
+  void AllocData(DLTensor* tensor) {
+    size_t size = ffi::GetDataSize(*tensor);
+    tensor->data = std::aligned_alloc(kAlignment, (size / kAlignment + 1) * kAlignment);
+    if (!tensor->data) throw Error("out of memory");
+  }
+  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+inline ffi::Tensor Empty(const std::vector<int64_t>& shape, DLDataType type) {
+  return ffi::Tensor::FromNDAlloc(Allocator(), ffi::ShapeView(shape.data(), shape.size()), type, DLDevice{kDLCPU, 0});
+}
+
+// As golden.checksum of tvmq: of dtype, shape and contents.
+inline std::string Checksum(const ffi::Tensor& tensor, const std::string& dtype) {
+  std::string head = dtype + "[";
+  for (int i = 0; i < tensor.ndim(); ++i) head += (i ? ", " : "") + std::to_string(tensor.size(i));
+  head += "]";
+  Bytes all(head.begin(), head.end());
+  const uint8_t* data = static_cast<const uint8_t*>(tensor.data_ptr()) + tensor.byte_offset();
+  all.insert(all.end(), data, data + ffi::GetDataSize(tensor));
+  return Sha256(all.data(), all.size());
+}
+
+class Model {
+ public:
+  explicit Model(const std::string& path) : path_(path), file_(ReadFile(path)) {
+    try {
+      members_ = Members(file_);
+      Bytes text = Plain("manifest.json");
+      manifest_ = Call("ffi.json.Parse", ffi::String(std::string(text.begin(), text.end())));
+      CheckMembers();
+    } catch (const Error& error) {
+      throw Error(path + ": " + error.what());
+    }
+    CheckMachine();
+    for (const Json& json : List(At(manifest_, "inputs"))) inputs.emplace_back(json);
+    for (const Json& json : List(At(manifest_, "outputs"))) outputs.emplace_back(json);
+  }
+
+  std::vector<Spec> inputs, outputs;
+
+  void Load(int threads) {
+    ffi::Array<ffi::String> cpus;
+    cpu_set_t set;
+    sched_getaffinity(0, sizeof set, &set);
+    for (int i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &set)) cpus.push_back(std::to_string(i));
+    }
+    if (threads > int(cpus.size())) throw Error("--threads: this process has " + std::to_string(cpus.size()) + " CPUs");
+    Call("runtime.config_threadpool", kShareAllCpus, threads, cpus);
+    LoadLibrary();
+    for (const Json& json : List(At(manifest_, "constants"))) constants_.push_back(Constant(json));
+    main_ = Machine();
+    function_ = Method(main_, "main");
+  }
+
+  std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& given) { return Invoke(function_, given); }
+
+  // Run the golden input; return what differs from the checksums of the manifest, and how much was compared.
+  std::vector<std::string> Verify(int* compared) {
+    std::vector<std::string> wrong;
+    std::vector<ffi::Tensor> golden = Golden();
+    ffi::Any machine = Machine();
+    ffi::Function trace = Method(machine, "trace");
+    ffi::Array<ffi::Any> sites = List(At(manifest_, "sites")), digests = List(At(manifest_, "golden_outputs"));
+    auto compare = [&](const Json& json, const ffi::Tensor& value, const std::string& digest) {
+      if (!At(json, "portable").cast<bool>()) return;
+      ++*compared;
+      Spec spec(json);
+      if (Checksum(value, spec.dtype) != digest) wrong.push_back(spec.name);
+    };
+    std::vector<ffi::Tensor> values = Invoke(trace, golden), results = Run(golden);
+    if (values.size() != sites.size() || results.size() != outputs.size()) throw Error(path_ + ": its code gives other tensors");
+    for (size_t i = 0; i < values.size(); ++i) compare(sites[i], values[i], Text(At(sites[i], "sha256")));
+    for (size_t i = 0; i < results.size(); ++i) {
+      compare(List(At(manifest_, "outputs"))[i], results[i], Text(digests[i]));
+    }
+    return wrong;
+  }
+
+  // The input that the artifact is verified with.
+  std::vector<ffi::Tensor> Golden() {
+    Bytes data = Plain("golden.bin");
+    std::vector<ffi::Tensor> tensors;
+    size_t at = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const Spec& spec = inputs[i];
+      Json sample = List(At(manifest_, "golden_inputs"))[i];
+      ffi::Tensor tensor = Empty(spec.shape, spec.Type());
+      bool coded = spec.dtype == "float32";
+      size_t size = coded ? spec.Elements() : spec.Size();
+      if (at + size > data.size()) throw Error(path_ + ": golden.bin is too short; do not use this file");
+      if (coded) {
+        float* to = static_cast<float*>(tensor.data_ptr());
+        for (size_t j = 0; j < size; ++j) {
+          to[j] = std::ldexp(float(data[at + j]) + float(Integer(At(sample, "offset"))), Integer(At(sample, "exponent")));
+        }
+      } else if (spec.Type().code == kDLFloat) {
+        throw Error(path_ + ": inputs of " + spec.dtype + " are verified by Python only (`tvmq verify`)");
+      } else {
+        std::memcpy(tensor.data_ptr(), data.data() + at, size);
+      }
+      at += size;
+      tensors.push_back(tensor);
+    }
+    return tensors;
+  }
+
+ private:
+  Bytes Plain(const char* name) {
+    auto found = members_.find(name);
+    if (found == members_.end()) throw Error(std::string("member ") + name + " is missing; copy it again");
+    return found->second.Inflated();
+  }
+
+  void CheckMembers() {
+    if (Integer(At(manifest_, "format")) != 1) throw Error("another format; use the runner of the tvmq that made it");
+    for (const Json& json : List(At(manifest_, "members"))) {
+      auto found = members_.find(Text(At(json, "name")));
+      if (found == members_.end()) throw Error("member " + Text(At(json, "name")) + " is missing; copy it again");
+      if (Sha256(found->second.data, found->second.stored) != Text(At(json, "sha256"))) {
+        throw Error(found->first + " has another SHA-256 than its manifest says; the file was damaged or changed: copy it again");
+      }
+    }
+  }
+
+  void CheckMachine() {
+    Bytes library = Plain("library.so");
+    int machine = library.size() > 20 ? library[18] | library[19] << 8 : 0;
+    Json about = At(manifest_, "description");
+    if (machine != kMachine) {
+      throw Error(path_ + ": holds code for " + Text(At(about, "triple")) + ", this is linux on " + kMachineName +
+                  "; compile it for this machine");
+    }
+    std::set<std::string> here = CpuFeatures();
+    std::string missing;
+    for (const Json& name : List(At(about, "features"))) {
+      if (!here.count(Text(name))) missing += (missing.empty() ? "" : ", ") + Text(name);
+    }
+    if (!missing.empty()) {
+      throw Error(path_ + ": needs the CPU feature " + missing + ", which this CPU lacks; compile it for this machine");
+    }
+  }
+
+  static ffi::Function Method(const ffi::Any& module, const char* name) {
+    return Call("ffi.ModuleGetFunction", module, ffi::String(name), true).cast<ffi::Function>();
+  }
+
+  void LoadLibrary() {
+    Bytes library = Plain("library.so");
+    int handle = memfd_create("tvmq.so", 0);
+    if (handle < 0 || write(handle, library.data(), library.size()) != ssize_t(library.size())) throw Error("out of memory");
+    std::string place = "/proc/self/fd/" + std::to_string(handle);
+    // The loader goes by the ending of the name.
+    char folder[] = "/tmp/tvmq-run-XXXXXX";
+    if (!mkdtemp(folder)) throw Error("/tmp: a temporary link cannot be made there; make it writable");
+    std::string link = std::string(folder) + "/library.so";
+    bool linked = symlink(place.c_str(), link.c_str()) == 0;
+    try {
+      if (!linked) throw Error("/tmp: a temporary link cannot be made there; make it writable");
+      library_ = Call("ffi.ModuleLoadFromFile", ffi::String(link));
+    } catch (...) {
+      unlink(link.c_str());
+      rmdir(folder);
+      throw;
+    }
+    unlink(link.c_str());
+    rmdir(folder);
+  }
+
+  ffi::Any Machine() {
+    ffi::Any machine = Method(library_, "vm_load_executable")();
+    Method(machine, "vm_initialization")(int(kDLCPU), 0, 2);  // 2: a pool of memory, kept from run to run
+    return machine;
+  }
+
+  // Int8 constants of few bits are stored in planes of bits; see bit_planes.py.
+  ffi::Tensor Constant(const Json& json) {
+    Spec spec(json);
+    const Member& arena = members_.at("constants.bin");
+    size_t offset = Integer(At(json, "offset"));
+    int bits = Integer(At(json, "bits"));
+    ffi::Tensor tensor = Empty(spec.shape, spec.Type());
+    if (spec.dtype != "int8" || bits == 8) {
+      if (arena.deflated || offset + spec.Size() > arena.stored) throw Error(path_ + ": a constant lies outside; do not use this file");
+      std::memcpy(tensor.data_ptr(), arena.data + offset, spec.Size());
+      return tensor;
+    }
+    size_t elements = spec.Elements(), rows = (elements + 63) / 64, at = offset;
+    uint8_t* to = static_cast<uint8_t*>(tensor.data_ptr());
+    std::memset(to, 0, elements);
+    for (int width = 4, above = 0; width; width /= 2) {
+      if (bits - above < width) continue;
+      size_t per_byte = 8 / width, count = (rows + per_byte - 1) / per_byte;
+      uint8_t mask = ((1 << width) - 1) << (8 - above - width);
+      if (at + count * 64 > arena.stored) throw Error(path_ + ": a constant lies outside; do not use this file");
+      for (size_t i = 0; i < elements; ++i) {
+        size_t row = i / 64;
+        uint8_t moved = arena.data[at + row / per_byte * 64 + i % 64] << (width * (row % per_byte));
+        to[i] |= moved >> above & mask;
+      }
+      at += count * 64;
+      above += width;
+    }
+    return tensor;
+  }
+
+  std::vector<ffi::Tensor> Invoke(const ffi::Function& function, const std::vector<ffi::Tensor>& given) {
+    std::vector<ffi::AnyView> arguments(given.begin(), given.end());
+    arguments.push_back(constants_);
+    ffi::Any result;
+    function.CallPacked(arguments.data(), arguments.size(), &result);
+    if (auto one = result.try_cast<ffi::Tensor>()) return {*one};
+    std::vector<ffi::Tensor> all;
+    for (const ffi::Any& each : result.cast<ffi::Array<ffi::Any>>()) all.push_back(each.cast<ffi::Tensor>());
+    return all;
+  }
+
+  std::string path_;
+  Bytes file_;
+  std::map<std::string, Member> members_;
+  Json manifest_;
+  ffi::Array<ffi::Tensor> constants_;
+  ffi::Any library_, main_;  // modules; whatever runs lives in them
+  ffi::Function function_;
+};
+
+}  // namespace tvmq
