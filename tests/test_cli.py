@@ -101,10 +101,11 @@ def test_compile_without_json_prints_tables(
 def test_tune_is_compile_with_a_search(
     model_file: Path, compile_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ):
-    search = "--trials 9 --minutes 2.5 --database d.jsonl"
+    search = "--trials 9 --minutes 2.5 --database d.jsonl --device tracker:desk/rpi4"
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent), *search.split()]) == 0
     (call,) = compile_calls
     assert call["tune"] == tvmq.Tune(trials=9, minutes=2.5, database=Path("d.jsonl"))
+    assert call["device"] == "tracker:desk/rpi4"
     assert "1 of 2 kernels were measured; together they take 180.0 us, by default 200.0 us." in (
         " ".join(capsys.readouterr().out.split())
     )

@@ -20,6 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tvmq.cli_boards import boards
 from tvmq.cli_options import (
     Artifact,
     Batch,
@@ -36,6 +37,7 @@ from tvmq.cli_options import (
     Minutes,
     Model,
     Observer,
+    OnDevice,
     Output,
     Picture,
     Preset,
@@ -68,6 +70,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(boards)
 
 
 @app.callback(invoke_without_command=True)
@@ -107,6 +111,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     recipe: RecipeFile = None,
     save_recipe: SaveRecipe = None,
     picture: Picture = None,
+    device: OnDevice = None,
     as_json: Json = False,
 ) -> int:
     """Calibrate, quantize and compile a model into one file."""
@@ -115,6 +120,7 @@ def compile(  # noqa: A001  the command's name; the builtin is not used here
     options = options_of(target, bits, ignore, requantize, observer, preset, strict, seed)
     limits = (max_latency_ms, max_size_mb, max_drop, minutes)
     options |= cli_compile.planning(limits, search_log, recipe, min_coverage)
+    options |= {"device": device} if device else {}
     data = cli_compile.Data(calibration, samples, batch, mean, std)
     beside = cli_compile.Beside(save_recipe, picture)
     return cli_compile.compile_model(model, data, output, options, beside, as_json=as_json)
@@ -145,9 +151,10 @@ def tune(
     std: Std = "",
     strict: Strict = False,
     seed: Seed = 0,
+    device: OnDevice = None,
     as_json: Json = False,
 ) -> int:
-    """Compile like `compile`, and measure on this machine what makes each kernel fastest.
+    """Compile like `compile`, and measure, here or on boards, what makes each kernel fastest.
 
     Every measurement goes to the database at once: after Ctrl-C or a crash, the same command goes on from
     there.
@@ -156,7 +163,8 @@ def tune(
     from tvmq.tune.options import Tune
 
     options = options_of(target, bits, ignore, requantize, observer, preset, strict, seed)
-    options["tune"] = Tune(trials=trials, minutes=minutes, database=database)
+    options |= {"tune": Tune(trials=trials, minutes=minutes, database=database)}
+    options |= {"device": device} if device else {}
     data = cli_compile.Data(calibration, samples, batch, mean, std)
     return cli_compile.compile_model(model, data, output, options, as_json=as_json)
 
@@ -259,12 +267,13 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the time goes, kernel by kernel.")
     ] = False,
+    device: OnDevice = None,
     as_json: Json = False,
 ) -> int:
-    """Measure the latency of an artifact."""
+    """Measure the latency of an artifact, here or on a board."""
     from tvmq import cli_artifact
 
-    return cli_artifact.bench(artifact, threads, repeat, profile=profile, as_json=as_json)
+    return cli_artifact.bench(artifact, threads, repeat, device, profile=profile, as_json=as_json)
 
 
 @app.command()
@@ -276,12 +285,13 @@ def verify(
     ] = None,
     mean: Mean = "",
     std: Std = "",
+    device: OnDevice = None,
     as_json: Json = False,
 ) -> int:
     """Check that an artifact computes, bit for bit, what the reference does."""
     from tvmq import cli_artifact
 
-    return cli_artifact.verify(artifact, input_file, (mean, std), as_json=as_json)
+    return cli_artifact.verify(artifact, input_file, (mean, std), device, as_json=as_json)
 
 
 @app.command()

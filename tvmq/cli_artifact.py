@@ -65,9 +65,17 @@ def run(
     return 0
 
 
-def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_json: bool) -> int:
-    """Measure."""
-    result = tvmq.load(path).benchmark(threads=threads, repeat=repeat)
+def bench(
+    path: Path, threads: int | None, repeat: int, device: str | None, *, profile: bool, as_json: bool
+) -> int:
+    """Measure, here or on a board."""
+    if device:
+        from tvmq.breakdown import Benchmark
+
+        found = on_device(device, path, {"do": "bench", "threads": threads, "repeat": repeat})
+        result = Benchmark.from_json(found, "the board's answer")
+    else:
+        result = tvmq.load(path).benchmark(threads=threads, repeat=repeat)
     shown: list[RenderableType] = [
         report.benchmark(result),
         *([result.disturbed] if result.disturbed else []),
@@ -78,11 +86,20 @@ def bench(path: Path, threads: int | None, repeat: int, *, profile: bool, as_jso
     return 0
 
 
-def verify(path: Path, input_file: Path | None, scaling: tuple[str, str], *, as_json: bool) -> int:
-    """Compare bit for bit; the exit code tells the verdict."""
-    model = tvmq.load(path)
-    inputs = read_inputs(input_file, model, scaling) if input_file else None
-    result = model.verify(inputs)
+def verify(
+    path: Path, input_file: Path | None, scaling: tuple[str, str], device: str | None, *, as_json: bool
+) -> int:
+    """Compare bit for bit, here or on a board; the exit code tells the verdict."""
+    if device:
+        from tvmq.verification import Verification
+
+        if input_file:
+            raise UsageError("verify: --input stays here, a device verifies its golden input; drop one")
+        result = Verification.from_json(on_device(device, path, {"do": "verify"}), "the board's answer")
+    else:
+        model = tvmq.load(path)
+        inputs = read_inputs(input_file, model, scaling) if input_file else None
+        result = model.verify(inputs)
     show({"ok": result.ok, **result.to_json()}, report.verification(result), as_json=as_json)
     try:
         result.require()
@@ -111,6 +128,15 @@ def inspect(path: Path, *, sites: bool, scales: bool, as_json: bool) -> int:
         )
     show(data, *tables, as_json=as_json)
     return 0
+
+
+def on_device(device: str, path: Path, request: dict[str, Any]) -> Any:
+    """Return what a board answers about an artifact, which need not be for this machine."""
+    from tvmq.device import Device
+
+    board = Device.of(device)
+    read_manifest(path)
+    return board.ask_about(path.read_bytes(), request)
 
 
 def read_inputs(path: Path, model: CompiledModel, scaling: tuple[str, str]) -> Batch:

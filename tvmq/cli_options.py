@@ -43,6 +43,10 @@ Artifact = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="A .tvmq file. Its code will run: trust it.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
+OnDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="tracker:HOST:PORT/KEY: a board to do it on; see `tvmq devices`."),
+]
 Mean = Annotated[
     str,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from tvmq import artifact
 from tvmq.environment import INSTALL_COMPILER
-from tvmq.errors import EnvironmentMismatchError
+from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.machine import require_machine, runs_here
@@ -137,10 +138,20 @@ class CompiledModel:
         inputs: Sequence[Any] | None = None,
         *,
         warmup: int = 5,
+        device: str | None = None,
     ) -> Benchmark:
-        """Measure `repeat` calls, after that each kernel; inputs default to the golden ones."""
+        """Measure `repeat` calls, after that each kernel; inputs default to the golden ones.
+
+        device: "tracker:HOST:PORT/KEY", a board that measures it, with the golden inputs.
+        """
         from tvmq import bench
         from tvmq.breakdown import Benchmark, break_down
+
+        if device is not None:
+            if inputs is not None:
+                raise UsageError("benchmark: inputs stay here, a device takes the golden ones; drop one")
+            found = self._asked(device, {"do": "bench", "threads": threads, "repeat": repeat})
+            return Benchmark.from_json(found, "the board's answer")
         from tvmq.neighbours import Neighbours
         from tvmq.target import parse_profile
 
@@ -167,7 +178,7 @@ class CompiledModel:
         measured = timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, used
         return Benchmark(*measured, breakdown, round(beside.cores, 2), disturbed)
 
-    def verify(self, x: Sequence[Any] | Any | None = None) -> Verification:
+    def verify(self, x: Sequence[Any] | Any | None = None, *, device: str | None = None) -> Verification:
         """Compare every site's integers, and every output that integers alone decide, bit for bit.
 
         Outputs of float operations (a sigmoid, a layer that stays float) are compared with a tolerance. Where
@@ -175,8 +186,15 @@ class CompiledModel:
 
         Without x: the golden input against the checksums of the artifact; needs nothing but the runtime.
         For a model that was just compiled, or with x (an input, or a tuple of them): against the reference,
-        which needs the compiler's packages.
+        which needs the compiler's packages. device: "tracker:HOST:PORT/KEY", a board that compares its own
+        results with the checksums.
         """
+        if device is not None:
+            if x is not None:
+                raise UsageError("verify: x stays here, a device verifies the golden input; give one of them")
+            from tvmq.verification import Verification
+
+            return Verification.from_json(self._asked(device, {"do": "verify"}), "the board's answer")
         if x is None and self._known is not None:
             return self._verify_checksums(self._known)
         if x is None:
@@ -184,6 +202,16 @@ class CompiledModel:
         else:
             arrays = self._checked(x if isinstance(x, tuple | list) else (x,), {})
         return self._verify_reference(arrays)
+
+    def _asked(self, device: str, request: dict[str, Any]) -> Any:
+        """Return what a board answers about this model."""
+        from tvmq.device import Device
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.tvmq"
+            self.save(path)
+            data = path.read_bytes()
+        return Device.of(device).ask_about(data, request)
 
     @cached_property
     def _program(self) -> Program:

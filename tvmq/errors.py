@@ -65,6 +65,14 @@ class EnvironmentMismatchError(TvmqError):
     exit_code = 5
 
 
+class DeviceError(EnvironmentMismatchError):
+    """A tracker or a board that cannot be reached, or was lost."""
+
+
+class ProgramCrashError(DeviceError):
+    """A program that crashed on a board, or did not end in time."""
+
+
 class VerificationError(TvmqError):
     """Compiled output that is not bit for bit the reference's."""
 

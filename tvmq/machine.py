@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from collections.abc import Sequence
 
 from tvmq.environment import allow_amx_tiles, cpu_features, cpu_name
-from tvmq.errors import ArtifactError
+from tvmq.errors import ArtifactError, EnvironmentMismatchError
 
 ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 NARROW = {"x86_64": "i386", "aarch64": "arm"}  # what a process of 32 bits runs there
-WAY_OUT = "compile it for this machine (`tvmq compile --target native`)"
 
 
 def machine_of(library: bytes) -> str:
@@ -42,7 +42,7 @@ def require_machine(where: object, features: Sequence[str], library: bytes) -> N
     if missing:
         raise ArtifactError(
             f"{where}: needs the CPU feature {', '.join(missing)}, which this CPU ({cpu_name()}) lacks; "
-            f"{WAY_OUT}"
+            f"{_way_out()}"
         )
     if "amx_tile" in features and not allow_amx_tiles():
         raise ArtifactError(
@@ -63,4 +63,12 @@ def runs_here(features: Sequence[str], library: bytes) -> bool:
 def _other_way_out(built_for: str, here: str) -> str:
     if NARROW.get(built_for) == here:
         return "install a 64-bit system: this one, or this Python, has 32 bits"
-    return WAY_OUT
+    return _way_out()
+
+
+def _way_out() -> str:
+    from tvmq.target import native_profile  # 20 ms that a fitting machine need not spend
+
+    with contextlib.suppress(EnvironmentMismatchError):
+        return f"compile it with `--target {native_profile(cpu_features()).name}`"
+    return "no target of tvmq fits this machine (see `tvmq targets`)"

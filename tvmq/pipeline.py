@@ -27,6 +27,7 @@ from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
 from tvmq.cost.model_works import Subject, uniform
 from tvmq.cost.table import cost_table, open_store
+from tvmq.device import Device
 from tvmq.environment import cpu_features, default_threads, require_tvm
 from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.formats import Quantization
@@ -77,6 +78,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     seed: int = 0,
     threads: int | None = None,
     tune: Tune | None = None,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> CompiledModel:
     """Return model as an integer program for target.
@@ -108,6 +110,7 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
     tune: measure on this machine which decisions make the kernels fastest, or use what a database says of
     them; None: the default decisions, whatever was measured before. The bits are the same.
+    device: "tracker:HOST:PORT/KEY", a board that must be able to run the target's code; tune measures there.
 
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """
@@ -122,11 +125,14 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
     require_linker(str(profile.tvm_target["mtriple"]))
-    threads = options.threads or default_threads()
+    boards = Device.of(device) if device is not None else None
+    threads = options.threads or (boards.require(profile).threads if boards else default_threads())
     if tune:
-        prepare(profile, tune, threads)  # what it refuses is said now, not after minutes of work
+        prepare(profile, tune, threads, boards)  # what it refuses is said now, not after minutes of work
     held = Held.of(calibration) if options.bits == AUTO else calibration
-    job = _Job(model, example_inputs, held, profile, options, strict, min_coverage, threads, tune, progress)
+    job = _Job(
+        model, example_inputs, held, profile, options, strict, min_coverage, threads, tune, progress, boards
+    )
     if options.bits == AUTO:
         return job.automatic(wishes, validation)
     return job.compiled(options.given, options.reasons)[0]
@@ -146,6 +152,7 @@ class _Job:
     threads: int
     tune: Tune | None
     progress: Progress
+    boards: Device | None
 
     def automatic(self, budget: Budget, validation: Validation | None) -> CompiledModel:
         """Return the best of the plans that keep to a budget, made in full."""
@@ -208,9 +215,8 @@ class _Job:
     def _built(self, integer: tvm.IRModule) -> tuple[Built, tuple[TunedKernel, ...]]:
         tuned: tuple[TunedKernel, ...] = ()
         if self.tune:
-            tuned = tuned_kernels(
-                integer, self.profile, self.tune, threads=self.threads, progress=self.progress
-            )
+            more: dict[str, Any] = {"threads": self.threads, "progress": self.progress}
+            tuned = tuned_kernels(integer, self.profile, self.tune, device=self.boards, **more)
         decisions = decisions_of(tuned)
         made = build(integer, self.profile, threads=self.threads, decisions=decisions, progress=self.progress)
         return made, tuned

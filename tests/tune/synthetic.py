@@ -49,6 +49,9 @@ class CostBench:
             raise BrokenCandidateError(decisions, "rows 7")
         return cost(self.kernel, decisions), cost(self.kernel, SPACE.default)
 
+    def expect(self, several: Sequence[Decisions]) -> None:
+        pass
+
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
         return [cost(self.kernel, d) for d in (SPACE.default, *finalists)]
 

@@ -10,7 +10,7 @@ from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Space
 from tvmq.target import load_profile
-from tvmq.tune.measure import BrokenCandidateError, KernelBench, settled
+from tvmq.tune.measure import BrokenCandidateError, KernelBench
 
 SIZE = 1 << 14
 WAYS = ("right", "slow", "wrong", "unbuilt", "refused")
@@ -72,11 +72,6 @@ def test_constants_are_the_models_and_come_from_memory_not_the_first_caches(benc
     assert len({arguments[0].data_ptr() for arguments in sets}) == 1
     x = sets[0][0].numpy()
     assert (x.min() < -32000, x.max() > 32000) == (True, True)
-
-
-def test_one_lucky_run_does_not_settle_it():
-    assert settled([5, 5, 5, 5, 1, 5, 5, 5]) == 5
-    assert settled([6, 3, 9, 3, 8, 3, 3, 7, 4]) == 3
 
 
 def test_a_kernel_may_have_several_outputs():

@@ -26,7 +26,8 @@ from tvmq.cost.works import Work
 from tvmq.runtime import aligned_empty
 from tvmq.spec import Array
 from tvmq.target import TargetProfile
-from tvmq.tune.measure import EVICTING_CACHES, MAX_COPIES, compiled, operands, settled
+from tvmq.tune.measure import EVICTING_CACHES, compiled, operands
+from tvmq.tune.turns import MAX_COPIES, settled
 
 SECONDS = 0.03  # of running, for each kernel
 MIN_RUNS, MAX_RUNS = 8, 64

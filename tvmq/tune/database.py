@@ -167,8 +167,8 @@ class Database:
         self._file.require_writable()
 
 
-def setting_of(profile: TargetProfile, threads: int) -> Setting:
-    """Return the setting of this machine and these versions."""
+def setting_of(profile: TargetProfile, threads: int, cpu: str | None = None) -> Setting:
+    """Return the setting of a CPU, this machine's by default, and these versions."""
     code = {
         "requires": sorted(profile.features),  # these choose the instruction set, not tvm_target
         "intrinsics": list(dict.fromkeys(k.intrinsic for k in profile.kernels if k.intrinsic)),
@@ -177,7 +177,9 @@ def setting_of(profile: TargetProfile, threads: int) -> Setting:
     }
     target = json.dumps(code, sort_keys=True)
     found = "".join(f"{name} {version}, " for name, version in versions().items())
-    return Setting(f"{profile.name} {target}", cpu_name(), threads, f"{found}kernels {digest_of(_sources())}")
+    return Setting(
+        f"{profile.name} {target}", cpu or cpu_name(), threads, f"{found}kernels {digest_of(_sources())}"
+    )
 
 
 @cache

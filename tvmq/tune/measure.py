@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -11,23 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
-from tvmq.runtime import aligned, aligned_empty
+from tvmq.runtime import aligned_empty
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
+from tvmq.tune.turns import BLOCKS, MAX_COPIES, SECONDS, copies, settled, timed
 
-SECONDS = 0.05  # of running, for one comparison
-MIN_ROUNDS, MAX_ROUNDS = 6, 150
-FIRST_RUNS = 3  # that tell how many rounds fit
-PATIENCE = 5  # times the seconds that the rounds may take on a busy machine
-BLOCKS = 4  # parts of a last comparison: a winner wins in the middle of them, too
 # In a model, other kernels run between two calls, and constants come from beyond the second cache level.
 EVICTING_CACHES = 4
-MAX_COPIES = 16
 INDEX_BYTES = 4  # of the narrowest type that holds row numbers
 
 Array = npt.NDArray[Any]
-Times = list[list[float]]  # per function, seconds in order of the rounds
 
 
 class BrokenCandidateError(Exception):
@@ -43,6 +35,9 @@ class Bench(Protocol):
 
     def trial(self, decisions: Decisions) -> tuple[float, float]:
         """Return the seconds of these decisions and of the default; raise BrokenCandidateError."""
+
+    def expect(self, several: Sequence[Decisions]) -> None:
+        """Hear which trials come next: several boards may begin with them."""
 
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
         """Return the seconds of the default, then of the finalists, from a longer comparison.
@@ -66,13 +61,15 @@ class KernelBench:
 
     def trial(self, decisions: Decisions) -> tuple[float, float]:
         """Return the seconds of these decisions and of the default; raise BrokenCandidateError."""
-        default, candidate = self._timed([self._default, self._checked(decisions)], SECONDS)
+        functions = [self._default, self._checked(decisions)]
+        default, candidate = timed(functions, self._sets, self._results, SECONDS)
         return min(candidate), min(default)
 
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
         """Return the seconds of the default, then of the finalists, from a longer comparison."""
         functions = [self._default, *(self._checked(decisions) for decisions in finalists)]
-        return [settled(times) for times in self._timed(functions, BLOCKS * SECONDS)]
+        times = timed(functions, self._sets, self._results, BLOCKS * SECONDS)
+        return [settled(each) for each in times]
 
     def _checked(self, decisions: Decisions) -> Callable[..., None]:
         try:
@@ -91,28 +88,8 @@ class KernelBench:
         function(*self._sets[0], *self._results)
         return b"".join(output.tobytes() for output in self._outputs)
 
-    def _timed(self, functions: Sequence[Callable[..., None]], seconds: float) -> Times:
-        """Run all functions in turns, each round on other constants than the last."""
-        times: Times = [[] for _ in functions]
-        # Of several: one may have waited for a core.
-        first = sum(min(self._once(function, 0) for _ in range(FIRST_RUNS)) for function in functions)
-        rounds = min(max(round(seconds / first), MIN_ROUNDS), MAX_ROUNDS)
-        ends = time.perf_counter() + PATIENCE * seconds
-        for number in range(rounds):
-            if number >= MIN_ROUNDS and time.perf_counter() > ends:
-                break
-            for turn in range(len(functions)):
-                which = (number + turn) % len(functions)
-                # Half of the sets lie between two functions' turns on the same constants.
-                at = number + turn * (len(self._sets) // len(functions) or 1)
-                times[which].append(self._once(functions[which], at % len(self._sets)))
-        return times
-
-    def _once(self, function: Callable[..., None], at: int) -> float:
-        arguments = (*self._sets[at], *self._results)
-        began = time.perf_counter()
-        function(*arguments)
-        return time.perf_counter() - began
+    def expect(self, several: Sequence[Decisions]) -> None:
+        """Do nothing: here, one trial runs after the other."""
 
 
 def compiled(func: Any, target: Any) -> Callable[..., None]:
@@ -130,22 +107,20 @@ def operands(
     Each list has constants of its own, so that by the time the first one's turn comes again, `evicting` bytes
     of others were read, or `most` lists of them.
     """
-    shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in func.params]
-    inputs, outputs = shapes[: len(use.arguments)], shapes[len(use.arguments) :]
-    arguments = _arguments(use, inputs, np.random.default_rng(seed))
-    constant = sum(c.nbytes for c in use.arguments if c is not None)
-    copies = min(max(math.ceil(evicting / max(constant, 1)), 2), most)
+    arguments, outputs = arguments_of(use, func, seed)
+    constant = [c is not None for c in use.arguments]
     sets = [
-        [tvm.runtime.from_dlpack(a) for a in copied] for copied in _copies(arguments, use.arguments, copies)
+        [tvm.runtime.from_dlpack(a) for a in each] for each in copies(arguments, constant, evicting, most)
     ]
     computed = [a for a, c in zip(arguments, use.arguments, strict=True) if c is None]
     return sets, computed, [aligned_empty(*output) for output in outputs]
 
 
-def settled(times: Sequence[float]) -> float:
-    """Return the middle one of the least times of BLOCKS parts: a lucky run counts once."""
-    size = math.ceil(len(times) / BLOCKS)
-    return float(np.median([min(times[i : i + size]) for i in range(0, len(times), size)]))
+def arguments_of(use: Use, func: Any, seed: int) -> tuple[list[Array], list[tuple[tuple[int, ...], str]]]:
+    """Return the arguments of a kernel's PrimFunc without its outputs, and shape and dtype of these."""
+    shapes = [(tuple(int(d) for d in p.shape), str(p.ty.dtype)) for p in func.params]
+    inputs, outputs = shapes[: len(use.arguments)], shapes[len(use.arguments) :]
+    return _arguments(use, inputs, np.random.default_rng(seed)), outputs
 
 
 def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: Any) -> list[Array]:
@@ -169,11 +144,3 @@ def _arguments(use: Use, shapes: Sequence[tuple[tuple[int, ...], str]], chance: 
             array[...] = chance.integers(info.min, info.max, shape, array.dtype, endpoint=True)
         arguments.append(array)
     return arguments
-
-
-def _copies(arguments: Sequence[Array], constants: Sequence[Array | None], count: int) -> list[list[Array]]:
-    """Return count argument lists with constants of their own; what the model computes is shared."""
-    return [
-        [a if c is None else aligned(a.copy()) for a, c in zip(arguments, constants, strict=True)]
-        for _ in range(count)
-    ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvmq.errors import BusyMachineWarning
+from tvmq.errors import BusyMachineWarning, DeviceError
 from tvmq.neighbours import Neighbours
 from tvmq.progress import Progress, silent
 from tvmq.schedule.kernel_table import Use
@@ -69,7 +69,7 @@ class Session:
         now: Callable[[], float] = time.monotonic,
         *,
         threads: int = 1,
-        neighbours: Callable[[], Neighbours] = Neighbours,
+        neighbours: Callable[[], Any] = Neighbours,
     ) -> None:
         """threads: of the kernels, which want as many cores that nobody else uses."""
         self._database, self._benches, self._progress, self._now = database, benches, progress, now
@@ -144,6 +144,7 @@ class Session:
         )
         if not candidates:
             task.wanted = len(history.tried)  # the whole space was tried
+        self._expect(task, candidates)
         before = _least(history)
         for decisions in candidates:
             if self._ended():
@@ -151,13 +152,18 @@ class Session:
             self._trial(task, decisions)
         task.gain = max(1 - _least(history) / before, 0.0)
 
+    def _expect(self, task: _Task, candidates: Sequence[Decisions]) -> None:
+        with self._interrupts.unmasked():
+            task.bench = task.bench or self._benches(task.use)
+            task.bench.expect(candidates)
+
     def _trial(self, task: _Task, decisions: Decisions) -> None:
         name, append = task.use.kernel.semantics, self._database.append
         try:
             append(Event.BEGAN, name, decisions)
             event, facts = self._measured(task, decisions)
             append(event, name, decisions, **facts)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DeviceError):  # a lost board says nothing of the kernel, either
             append(Event.INTERRUPTED, name, decisions)
             raise
         ratio_found = facts["us"] / facts["default_us"] if event is Event.MEASURED else float("inf")

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import tvm
 
+from tvmq.device import Device
 from tvmq.environment import allow_amx_tiles, cpu_features
 from tvmq.errors import UsageError
+from tvmq.neighbours import Neighbours
 from tvmq.progress import Progress, silent
 from tvmq.runtime import use_threads
 from tvmq.schedule.dispatch import DispatchKernels
@@ -18,6 +20,7 @@ from tvmq.tune.cost_model import require_xgboost
 from tvmq.tune.database import Database, setting_of
 from tvmq.tune.measure import Bench, KernelBench
 from tvmq.tune.options import Tune, make_default_folder
+from tvmq.tune.remote import BoardBench, Elsewhere
 from tvmq.tune.results import TunedKernel
 from tvmq.tune.session import Session
 
@@ -29,31 +32,35 @@ def tune(
     *,
     threads: int = 1,
     progress: Progress = silent,
+    device: Device | None = None,
 ) -> tuple[TunedKernel, ...]:
-    """Return what was found for each kernel of an integer-level module.
+    """Return what was found for each kernel of an integer-level module, on this machine or on boards.
 
-    Raises what prepare does, and TuningInterrupted on Ctrl-C.
+    Raises DeviceError where no board is left, what prepare does, and TuningInterrupted on Ctrl-C.
     """
-    database = prepare(profile, options, threads)
+    database = prepare(profile, options, threads, device)
     uses = kernels_of(mod, profile, threads)
 
     def bench(use: Use) -> Bench:
-        return KernelBench(use, profile)
+        return BoardBench(use, profile, device, threads) if device else KernelBench(use, profile)
 
-    return Session(uses, options, database, bench, progress, threads=threads).run()
+    beside = Elsewhere if device else Neighbours
+    return Session(uses, options, database, bench, progress, threads=threads, neighbours=beside).run()
 
 
-def prepare(profile: TargetProfile, options: Tune, threads: int) -> Database:
+def prepare(profile: TargetProfile, options: Tune, threads: int, device: Device | None = None) -> Database:
     """Return the database of this setting, once all that tuning needs is found to be there.
 
     Raises UsageError for a database that cannot be read or written and for a machine that cannot run the
     profile's code or so many threads, EnvironmentMismatchError without xgboost.
     """
-    database = Database(options.path, setting_of(profile, threads))
+    cpu = device.require(profile).cpu if device else None
+    database = Database(options.path, setting_of(profile, threads, cpu))
     if options.trials:
-        require_machine(profile, "tune")
         require_xgboost()
-        use_threads(threads)
+        if not device:
+            require_machine(profile, "tune")
+            use_threads(threads)
         if options.database is None:
             make_default_folder()
         database.require_writable()

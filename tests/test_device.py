@@ -1,0 +1,128 @@
+import json
+import socket
+import struct
+import threading
+
+import pytest
+
+from tvmq import device
+from tvmq.device import Board, Device, boards_of, tracker_address
+from tvmq.errors import ArtifactError, DeviceError, ProgramCrashError, UsageError
+from tvmq.target import load_profile
+
+HERE = Device("127.0.0.1", 1, "rpi4")
+SUMMARY = {
+    "queue_info": {"rpi4": {"free": 1, "pending": 0}, "rpi5": {"free": 0, "pending": 2}},
+    "server_info": [
+        {"key": "server:rpi4", "addr": ["10.0.0.4", 9090]},
+        {"key": "server:rpi4", "addr": ["10.0.0.5", 9090]},
+        {"key": "server:rpi5", "addr": ["10.0.0.6", 9090]},
+    ],
+}
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Let boards give these answers in turn: an exception is a lost board."""
+    given = []
+
+    def asked(self, request, files, limit):
+        found = given.pop(0)
+        if callable(found):
+            found = found()
+        if isinstance(found, Exception):
+            raise device._LostError(str(found))
+        return json.dumps(found)
+
+    monkeypatch.setattr(Device, "_asked", asked)
+    monkeypatch.setattr(Device, "boards", lambda self: (Board("rpi4", "", True),))
+    return given
+
+
+def tracker(reply):
+    """Serve one connection as TVM's tracker does; return its port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        connection, _ = listening.accept()
+        with connection, listening:
+            connection.sendall(connection.recv(4))
+            connection.recv(4)
+            connection.recv(100)
+            connection.sendall(struct.pack("<i", len(reply)) + reply)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listening.getsockname()[1]
+
+
+def test_a_device_is_read_and_written():
+    assert str(Device.parse("tracker:board.local:9190/rpi4")) == "tracker:board.local:9190/rpi4"
+    assert Device.parse("tracker:board.local/rpi4").port == 9190
+    assert tracker_address("127.0.0.1:7") == ("127.0.0.1", 7)
+
+
+@pytest.mark.parametrize(
+    "text", ["rpi4", "tracker:host:1", "tracker:/rpi4", "tracker:host:x/rpi4", "ssh:host:1/rpi4"]
+)
+def test_what_is_no_device_is_refused(text):
+    with pytest.raises(UsageError, match="wanted"):
+        Device.parse(text)
+
+
+def test_boards_are_those_that_the_tracker_tells():
+    found = boards_of("127.0.0.1", tracker(json.dumps([0, SUMMARY]).encode()))
+    assert found == (
+        Board("rpi4", "10.0.0.4:9090", None), Board("rpi4", "10.0.0.5:9090", None),
+        Board("rpi5", "10.0.0.6:9090", False),
+    )  # fmt: skip
+    port = tracker(json.dumps([0, SUMMARY]).encode())
+    with pytest.raises(DeviceError, match="knows no board 'pi', it has: rpi4, rpi5; start"):
+        Device("127.0.0.1", port, "pi").boards()
+
+
+@pytest.mark.parametrize("reply", [b"[]", b"{", b"7"])
+def test_what_is_no_tracker_is_said(reply):
+    with pytest.raises(DeviceError, match="no tracker answers at 127"):
+        boards_of("127.0.0.1", tracker(reply))
+    with pytest.raises(DeviceError, match="start one by `tvmq tracker"):
+        boards_of("127.0.0.1", 1)
+
+
+def test_a_lost_board_is_given_up_and_another_one_asked(answers):
+    answers += [ConnectionError("gone"), {"value": 7}]
+    assert HERE.ask({"do": "machine"}) == 7
+    answers += [ConnectionError("gone")] * 3
+    with pytest.raises(DeviceError, match="was lost 3 times, the last time: gone"):
+        HERE.ask({"do": "machine"})
+
+
+def test_a_board_that_never_answers_is_a_lost_one(answers, monkeypatch):
+    monkeypatch.setattr(device, "GRACE", 0.05)
+    never = threading.Event()
+    answers += [lambda: never.wait(5), {"value": 7}]
+    assert HERE.ask({"do": "machine"}, limit=0.05) == 7
+    never.set()
+
+
+def test_a_crash_is_an_answer_and_not_asked_for_again(answers):
+    answers += [{"crash": "ended by SIGILL"}]
+    with pytest.raises(ProgramCrashError, match="ended by SIGILL"):
+        HERE.ask({"do": "verify"})
+    assert answers == []
+
+
+def test_an_error_of_tvmq_on_the_board_is_raised_here(answers):
+    answers += [{"error": {"kind": "ArtifactError", "message": "needs asimddp"}}]
+    with pytest.raises(ArtifactError, match="on the board: needs asimddp"):
+        HERE.ask({"do": "verify"})
+
+
+def test_a_board_that_cannot_run_a_profile_is_refused_with_what_it_lacks(answers):
+    pi4 = {"architecture": "aarch64", "cpu": "Raspberry Pi 4", "features": ["asimd"], "threads": 4,
+           "tvm": "", "tvm_ffi": "", "tvmq": ""}  # fmt: skip
+    answers += [{"value": pi4}] * 3
+    assert HERE.require(load_profile("rpi4")).cpu == "Raspberry Pi 4"
+    with pytest.raises(DeviceError, match=r"Raspberry Pi 4\) lacks asimddp, .*which 'arm_dotprod' needs"):
+        HERE.require(load_profile("rpi5"))
+    with pytest.raises(DeviceError, match="is a machine of aarch64, 'x86_avx2' is for x86_64"):
+        HERE.require(load_profile("x86_avx2"))

@@ -1,0 +1,96 @@
+"""Kernels are timed on boards; here the boards are this machine, without a network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.schedule.pool import pool_of
+from tests.tune.synthetic import CostBench, tuned
+from tests.tune.test_measure import WEIGHT, sum_of
+from tvmq.board_worker import done
+from tvmq.device import Board, Device, _answered
+from tvmq.errors import DeviceError, ProgramCrashError
+from tvmq.schedule.kernel import Kernel
+from tvmq.schedule.kernel_table import Use
+from tvmq.schedule.space import Space
+from tvmq.target import load_profile
+from tvmq.tune.measure import BrokenCandidateError
+from tvmq.tune.remote import BoardBench
+
+WAYS = ("right", "slow", "wrong", "unbuilt")
+
+
+class Here(Device):
+    """Boards that are this process."""
+
+    def boards(self) -> tuple[Board, ...]:
+        return (Board("here", "", True),)
+
+    def ask(self, request: Mapping[str, Any], files: Any = None, limit: float = 1) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            there = {**request, "operands": f"{folder}/{request['operands']}"}
+            there["libraries"] = [f"{folder}/{name}" for name in request["libraries"]]
+            return _answered(done(there))
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    made = Kernel(("sum",), "sum", (None, None), sum_of, Space({"way": WAYS}, {"way": "right"}))
+    with pool_of(1):
+        yield BoardBench(Use(made, 1, (None, WEIGHT)), load_profile("native"), Here("", 0, "here"), 1)
+
+
+def test_a_slower_kernel_is_found_slower(bench: BoardBench):
+    candidate, default = bench.trial({"way": "slow"})
+    assert candidate > 3 * default > 0
+    default, same, slow = bench.final([{"way": "right"}, {"way": "slow"}])
+    assert slow > 3 * max(default, same)
+
+
+@pytest.mark.parametrize(("way", "why"), [("wrong", "other bits"), ("unbuilt", "no such tile")])
+def test_what_is_broken_is_told_with_the_reason(bench: BoardBench, way: str, why: str):
+    with pytest.raises(BrokenCandidateError, match=why):
+        bench.trial({"way": way})
+
+
+def test_expected_trials_have_begun_when_they_are_asked_for(
+    bench: BoardBench, monkeypatch: pytest.MonkeyPatch
+):
+    bench.expect([{"way": "slow"}, {"way": "unbuilt"}])
+    assert [future.result()["digests"] != [] for future in bench._begun.values()] == [True]
+    monkeypatch.setattr(bench, "_built", lambda _: pytest.fail("built twice"))
+    assert min(bench.trial({"way": "slow"})) > 0
+
+
+def test_a_kernel_that_crashes_the_board_is_a_broken_one(bench: BoardBench, monkeypatch: pytest.MonkeyPatch):
+    def crash(*_: Any) -> None:
+        raise ProgramCrashError("device: ended by SIGILL")
+
+    monkeypatch.setattr(Here, "ask", crash)
+    with pytest.raises(BrokenCandidateError, match="SIGILL"):
+        bench.trial({"way": "right"})
+    with pytest.raises(BrokenCandidateError, match="SIGILL"):
+        bench.final([{"way": "right"}])
+
+
+def test_when_all_boards_are_lost_the_trials_so_far_are_kept(tmp_path: Path):
+    class Lost(CostBench):
+        def trial(self, decisions: Any) -> tuple[float, float]:
+            if self.calls == 3:
+                raise DeviceError("device: lost")
+            return super().trial(decisions)
+
+    path = tmp_path / f"db{os.getpid()}"
+    with pytest.raises(DeviceError, match="lost"):
+        tuned(path, trials=8, benches=Lost)
+    lines = path.read_text()
+    assert lines.count('"event": "measured"') + lines.count('"event": "failed"') == 3
+    assert lines.count('"event": "interrupted"') == 1
