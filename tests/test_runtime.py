@@ -81,6 +81,17 @@ def test_a_call_without_a_site_gets_an_ordinal():
     assert runtime.name_calls(calls, calls, sites) == ["cast.0", "dot.0", "head"]
 
 
+def test_what_trace_alone_unpacks_is_named_by_the_kernel_that_packed_it():
+    def calls(*rows):
+        return [runtime._Call(symbol, 0.0, wrote, read) for symbol, wrote, read in rows]
+
+    main = calls(("keys", 2, 1), ("keys", 3, 1), ("mix", 4, 2))
+    # The unpacked rows of the first are written where its packed ones are read no more.
+    trace = calls(("keys", 2, 1), ("unpack", 5, 2), ("keys", 3, 1), ("unpack", 6, 3), ("mix", 2, 3))
+    sites = {at: SiteTrace(name, "linear", (1,), "int8") for at, name in ((5, "a.k"), (6, "b.k"), (2, "b"))}
+    assert runtime.name_calls(main, trace, sites) == ["a.k", "b.k", "b"]
+
+
 def test_a_file_that_is_no_library_is_an_error_in_words():
     with pytest.raises(EnvironmentMismatchError, match="set TMPDIR to a folder that allows execution"):
         runtime.Program(tiny_program.built(code=b"not a library"))

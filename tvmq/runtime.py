@@ -190,6 +190,7 @@ class _Call:
     symbol: str
     seconds: float
     wrote: int  # address of the last tensor argument, which is the destination
+    read: int = 0  # address of the first one
 
 
 class _Recorder:
@@ -205,18 +206,21 @@ class _Recorder:
         if not before and symbol.startswith("vm."):
             self.cheapest = min(self.cheapest, now - self.began)
         elif not before:
-            wrote = args[-1].data_ptr() if args and hasattr(args[-1], "data_ptr") else 0
-            self.calls.append(_Call(str(symbol), now - self.began, wrote))
+            addresses = [a.data_ptr() if hasattr(a, "data_ptr") else 0 for a in args] or [0]
+            self.calls.append(_Call(str(symbol), now - self.began, addresses[-1], addresses[0]))
         self.began = time.perf_counter()
         return 0
 
 
 def name_calls(calls: Sequence[_Call], traced: Sequence[_Call], sites: dict[int, SiteTrace]) -> list[str]:
-    """Return a name for each call of main: its site's id, else `symbol.ordinal`."""
+    """Return a name for each call of main: its site's id, else `symbol.ordinal`; sites by addresses."""
     writer = {call.wrote: number for number, call in enumerate(traced)}  # the last one wins
-    site_of = {
-        writer[address]: site.id.removesuffix(COPY) for address, site in sites.items() if address in writer
-    }
+    site_of = {writer[at]: site.id.removesuffix(COPY) for at, site in sites.items() if at in writer}
+    symbols = {call.symbol for call in calls}
+    for number, site in list(site_of.items()):
+        if traced[number].symbol not in symbols:  # trace alone unpacks what a kernel has stored packed
+            before = [n for n in range(number) if traced[n].wrote == traced[number].read]
+            site_of.update({n: site for n in before[-1:] if n not in site_of})
     ordinal: dict[str, int] = {}
     known: dict[tuple[str, int], str] = {}
     for number, call in enumerate(traced):

@@ -33,6 +33,8 @@ def test_constants_that_take_no_time_do_not_make_another_kernel():
     tuned = replace(work(SPEC), decisions={"rows": 2})
     assert tuned.key != work(SPEC).key
     assert tuned.family == "linear"
+    packed = Kernel((SPEC, "keys", "x86"), "linear_keys_3x4x5", (None,), lambda: None)
+    assert Work(Use(packed, 1, ()), {}).family == "linear"
 
 
 def test_every_kernel_of_an_integer_module_is_of_one_site_or_of_the_rest():

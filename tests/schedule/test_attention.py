@@ -11,7 +11,8 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedule.isa_cases import ISA, KERNEL_NAMES, built, marked
+from tests.schedule.isa_cases import ISA, KERNEL_NAMES, VNNI_NAMES, built, marked
+from tests.schedule.operand_layout import packed_rows
 from tests.schedule.pool import pool_of
 from tvmq import numerics
 from tvmq.schedule.attention import TILE_VECTORS, attention_prim_func
@@ -22,6 +23,7 @@ from tvmq.schedule.attention_spec import (
     default_decision,
     pack_bias,
 )
+from tvmq.schedule.packed_operand import KEYS, VALUES, PackedOperand
 
 DEIT = AttentionSpec(
     batch=1,
@@ -78,17 +80,21 @@ def check(
     *batches: list[Any],
     threads: int = 1,
     decision: AttentionDecision | None = None,
+    packed: bool = False,
 ) -> None:
     decision = decision or default_decision(spec, threads, TILE_VECTORS[ISA[isa].bits])
-    func = attention_prim_func(spec, decision, ISA[isa])
+    func = attention_prim_func(spec, decision, ISA[isa], packed=packed)
     kernel = built(func, isa)
     for q, k, v, *others in batches:
         out = tvm.runtime.tensor(np.full(q.shape, 77, spec.out_dtype))
-        packed = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
+        rest = [pack_bias(x) if x.dtype == np.int16 else x for x in others]
         order = np.random.default_rng(2).permutation(len(q)).astype("int32")
         moved = [_moved(x, order) if spec.indexed else x for x in (q, k, v)]
         index = [order, np.argsort(order).astype("int32")] if spec.indexed else []
-        kernel(*map(tvm.runtime.tensor, (*moved, numerics.softmax_table(), *packed, *index)), out)
+        if packed:
+            layouts = [PackedOperand.of(spec, operand) for operand in (KEYS, VALUES)]
+            moved[1:] = map(packed_rows, moved[1:], layouts)
+        kernel(*map(tvm.runtime.tensor, (*moved, numerics.softmax_table(), *rest, *index)), out)
         result = out.numpy()[order] if spec.indexed else out.numpy()
         np.testing.assert_array_equal(result, expected(spec, q, k, v, *others))
 
@@ -130,6 +136,33 @@ def test_any_shape_is_exact(
         batch, heads, queries, keys, head_dim, score_shift, 1 << 28, 24, zero_point, dtype, low=low, high=high
     )
     check(spec, isa, random_inputs(spec), threads=threads)
+
+
+@pytest.mark.parametrize("isa", VNNI_NAMES)
+@settings(max_examples=4, deadline=None)
+@given(
+    sizes=st.tuples(st.just(1), st.integers(1, 140)) | st.tuples(st.just(2), st.sampled_from([16, 48])),
+    heads=st.integers(1, 3),
+    queries=st.integers(1, 40),
+    head_dim=st.sampled_from([16, 32, 64, 80]),
+    score_shift=st.integers(-3, 14),
+    threads=st.sampled_from([1, 2]),
+    masked=st.booleans(),
+)
+def test_packed_keys_and_values_give_the_same_bytes(
+    isa: str,
+    sizes: tuple[int, int],
+    heads: int,
+    queries: int,
+    head_dim: int,
+    score_shift: int,
+    threads: int,
+    masked: bool,
+) -> None:
+    batch, keys = sizes
+    spec = AttentionSpec(batch, heads, queries, keys, head_dim, score_shift, 1 << 28, 24, 9, "uint8")
+    spec = replace(spec, biases=((1, heads),), mask=(batch, 1)) if masked else spec
+    check(spec, isa, random_inputs(spec), threads=threads, packed=True)
 
 
 @pytest.mark.parametrize("isa", KERNEL_NAMES)

@@ -1,9 +1,15 @@
+from dataclasses import asdict, replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests.schedule.conv_cases import geometry_of
+from tests.schedule.test_attention import DEIT
 from tvmq.formats import PACKED_BITS
+from tvmq.schedule.attention_spec import buffers as attention_buffers
 from tvmq.schedule.kernels import find
+from tvmq.schedule.packed_operand import PACKED_ATTENTION
 from tvmq.schedule.packing import unpack
 from tvmq.target import load_profile
 
@@ -98,3 +104,34 @@ def test_without_vpdpbusd_a_pointwise_convolution_is_a_linear(profile: str, name
     trunk = find(both, shapes, load_profile(profile), 1)
     assert trunk is not None
     assert trunk.name.startswith("conv2d_")  # the only kernel that stores a copy
+
+
+def attention(profile: str, *, packed: bool = False, **change: Any) -> Any:
+    spec = replace(DEIT, keys=40, biases=((1, 2),), mask=(1, 1), **change)
+    low, high = spec.clip
+    counts = {"biases": len(spec.biases), "mask": 1, "low": low, "high": high}
+    attrs = {**asdict(spec), **counts, "kernel": PACKED_ATTENTION if packed else "attention"}
+    shapes = [shape for shape, _ in list(attention_buffers(spec, packed=packed).values())[:-1]]
+    return find(attrs, shapes, load_profile(profile), 1)
+
+
+def test_attention_of_rows_and_of_packed_operands_are_tuned_apart():
+    rows, packed = (attention("x86_avx512_vnni", packed=each) for each in (False, True))
+    assert rows.key != packed.key
+    assert rows.semantics != packed.semantics
+    assert [p and p.layout for p in packed.packing] == [*[None] * 4, "keys16", None]
+
+
+@pytest.mark.parametrize(
+    ("profile", "change", "found"),
+    [
+        ("x86_avx512_vnni", {}, (True, True)),
+        ("x86_avx2", {}, (True, False)),
+        ("arm_dotprod", {}, (True, False)),
+        ("x86_avx512_vnni", {"batch": 3}, (True, False)),
+        ("x86_avx512_vnni", {"head_dim": 24}, (False, False)),
+    ],
+)
+def test_packed_operands_want_vpdpbusd_and_whole_blocks(profile: str, change: Any, found: tuple[bool, bool]):
+    kernels = (attention(profile, packed=packed, **change) for packed in (False, True))
+    assert tuple(kernel is not None for kernel in kernels) == found

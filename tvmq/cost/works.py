@@ -31,6 +31,7 @@ from tvmq.target import TargetProfile
 ORDINALS = (r"\.phase\d+$", r"\.\d+$")  # what lowering adds to a site's name where it has several calls
 CONVERSIONS = ("quantize", "dequantize")
 MULTIPLIES = re.compile("matmul|linear|conv2d|dense|attention")
+WHICH = re.compile(r"(_keys|_values)?_[\dx]+(_w\d)?$")  # of a family, at the end of a kernel's name
 VIEW = re.compile(r"reshape\d*$")
 # Constants of a kernel's key that differ from layer to layer and take no time, as long as they are there.
 IDLE = {"low": 0, "high": 0, "zero_point": 0, "pad_value": 0, "copy": (8, 0)}
@@ -55,7 +56,7 @@ class Work:
     @property
     def family(self) -> str:
         """Return which kernels are like it: "linear", "conv2d", "float_linear"."""
-        return re.sub(r"_[\dx]+(_w\d)?$", "", self.use.kernel.name) if self.use.kernel.packing else "loops"
+        return WHICH.sub("", self.use.kernel.name) if self.use.kernel.packing else "loops"
 
     @property
     def constant_bytes(self) -> int:

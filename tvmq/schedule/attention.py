@@ -1,7 +1,8 @@
 """Integer attention as one kernel: q.k, softmax weights, p.v and the division.
 
 Per (batch, head) the kernel packs k and v into the layout of the dot instruction, in scratch that stays
-in the first two cache levels, then walks over tiles of query rows:
+in the first two cache levels, unless the linears before it have stored them so (packed_operand). Then it
+walks over tiles of query rows:
 
     scores   [rows, keys]  int16   dots of q and k, plus the biases, and at most the limit that a mask gives
                                    each key; in pairs of 16 keys
@@ -26,10 +27,23 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.numerics import HIDDEN_LOGIT, LEAST_LOGIT, SOFTMAX_TABLE_SIZE
-from tvmq.schedule import arm_intrinsics
-from tvmq.schedule.attention_operands import limit_scores, load_queries, pack_keys, pack_values
+from tvmq.schedule import packed_operand
+from tvmq.schedule.attention_operands import (
+    limit_scores,
+    load_queries,
+    pack_keys,
+    pack_values,
+    start_keys,
+)
 from tvmq.schedule.attention_products import WORDS, Tile, add_products
-from tvmq.schedule.attention_spec import KEY_BLOCK, PAIR, AttentionDecision, AttentionSpec, supports
+from tvmq.schedule.attention_spec import (
+    KEY_BLOCK,
+    PAIR,
+    AttentionDecision,
+    AttentionSpec,
+    buffers,
+    supports,
+)
 from tvmq.schedule.attention_vectors import (
     cut,
     depth,
@@ -43,6 +57,7 @@ from tvmq.schedule.attention_vectors import (
     query_type,
     reduce_rows,
     saturating,
+    scaled,
     valid_bytes,
     value_type,
     weight_type,
@@ -55,7 +70,6 @@ from tvmq.schedule.vectors import (
     lanes,
     limited,
     load,
-    shuffle,
     splat,
     store,
     vector_type,
@@ -66,35 +80,26 @@ MOST_PACKED = 4  # vectors of sums that become one of bytes
 TILE_VECTORS = {512: 4, 256: 1, 128: 1}  # per row of a tile, by the width of a register
 
 
-def attention_prim_func(spec: AttentionSpec, decision: AttentionDecision, isa: Isa) -> tirx.PrimFunc:
+def attention_prim_func(
+    spec: AttentionSpec, decision: AttentionDecision, isa: Isa, *, packed: bool = False
+) -> tirx.PrimFunc:
     """Return the kernel (q, k, v, table[, biases...][, mask][, index, inverse], out) for a target with isa.
 
-    q int8 [batch*queries, heads*head_dim]; k, v int8 [batch*keys, heads*head_dim]; table uint8 [128]; biases
-    as pack_bias gives them; mask uint8; index, inverse int32 [batch*queries]; out spec.out_dtype, shaped like
-    q. Raises ValueError where supports(spec) gives a reason.
+    q int8 [batch*queries, heads*head_dim]; k, v int8 [batch*keys, heads*head_dim], or packed as in
+    packed_operand, with vpdpbusd; table uint8 [128]; biases as pack_bias gives them; mask uint8; index and
+    inverse int32 [batch*queries]; out spec.out_dtype, shaped like q. ValueError where there is no kernel.
     """
-    reason = supports(spec)
+    reason = supports(spec) or (packed_operand.supports(spec) if packed else None)
     if reason is not None:
         raise ValueError(f"attention kernel: {reason}; ask supports(spec) first")
-    width, padded = spec.heads * spec.head_dim, -(-spec.keys // PAIR) * PAIR
-    shapes = {
-        "q": ((spec.batch * spec.queries, width), "int8"),
-        "k": ((spec.batch * spec.keys, width), "int8"),
-        "v": ((spec.batch * spec.keys, width), "int8"),
-        "table": ((SOFTMAX_TABLE_SIZE,), "uint8"),
-    }
-    for number, sizes in enumerate(spec.biases):
-        shapes[f"bias{number}"] = ((*sizes, spec.queries, padded), "int16")
-    if spec.mask is not None:
-        shapes["mask"] = ((*spec.mask, spec.keys), "uint8")
-    if spec.indexed:
-        shapes |= dict.fromkeys(("index", "inverse"), ((spec.batch * spec.queries,), "int32"))
-    shapes["out"] = ((spec.batch * spec.queries, width), spec.out_dtype)
+    if packed and not isa.vnni:
+        raise ValueError(f"attention kernel: {isa.name} has no vpdpbusd, which reads packed keys and values")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attention")
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
-        buffers = {name: T.arg(name, T.buffer(*buffer)) for name, buffer in shapes.items()}
-        _Kernel(spec, decision, isa, list(buffers.values())).emit()
+        kinds = buffers(spec, packed=packed)
+        arguments = [T.arg(name, T.buffer(*kind)) for name, kind in kinds.items()]
+        _Kernel(spec, decision, isa, arguments, packed=packed).emit()
     return builder.get()
 
 
@@ -102,14 +107,20 @@ class _Kernel:
     """Emits the statements of one attention kernel; sizes and scratch buffers are its fields."""
 
     def __init__(
-        self, spec: AttentionSpec, decision: AttentionDecision, isa: Isa, buffers: Sequence[Buffer]
+        self,
+        spec: AttentionSpec,
+        decision: AttentionDecision,
+        isa: Isa,
+        arguments: Sequence[Buffer],
+        *,
+        packed: bool,
     ) -> None:
-        self.spec, self.isa, self.depth = spec, isa, depth(isa)
-        self.q, self.k, self.v, self.table, *others, self.out = buffers
+        self.spec, self.isa, self.depth, self.packed = spec, isa, depth(isa), packed
+        self.q, self.k, self.v, self.table, *others, self.out = arguments
         self.biases = others[: len(spec.biases)]
         self.mask = others[len(spec.biases)] if spec.mask is not None else None
         self.index = others[-2] if spec.indexed else None
-        self.inputs = buffers[:-1]
+        self.inputs = arguments[:-1]
         self.rows, self.vectors, self.splits = decision.rows, decision.vectors, decision.splits
         self.tiles = -(-spec.queries // self.rows)
         self.blocks = -(-spec.keys // KEY_BLOCK)
@@ -150,8 +161,10 @@ class _Kernel:
     def _allocate(self) -> None:
         dim = self.spec.head_dim
         width = 16 * self.depth
-        self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // self.depth, width), key_type(self.isa))
-        self.packed_v = T.sblock_alloc_buffer((self.words, self.chunks, width), value_type(self.isa))
+        self.packed_k, self.packed_v = self.k, self.v
+        if not self.packed:
+            self.packed_k = T.sblock_alloc_buffer((self.blocks, dim // self.depth, width), key_type(self.isa))
+            self.packed_v = T.sblock_alloc_buffer((self.words, self.chunks, width), value_type(self.isa))
         self.key_constant = T.sblock_alloc_buffer((self.blocks * KEY_BLOCK,), "int32")
         self.left_q = T.sblock_alloc_buffer((self.rows, dim), query_type(self.isa))
         fours = -(-self.rows // 4) * 4
@@ -177,14 +190,19 @@ class _Kernel:
         return row if self.index is None else self.index[row]
 
     def _pack(self) -> None:
-        """Bring k, v and a mask of keys into scratch; padded keys repeat the last one."""
+        """Bring k and v, if not packed, and a mask of keys into scratch; padded keys repeat the last one."""
 
         def row_of(key: Expr) -> Expr:
             return self._row(key, self.spec.keys)
 
         half = 1 << (self.spec.score_shift - 1) if self.spec.score_shift > 0 else 0
-        pack_keys(self.isa, self.k, row_of, self.column, self.packed_k, self.key_constant, half)
-        pack_values(self.isa, self.v, row_of, self.column, self.packed_v)
+        head = self.batch * self.spec.heads + self.head if self.packed else 0
+        self.first_block, self.first_word = (T.bind(head * count) for count in (self.blocks, self.words))
+        if self.packed:
+            start_keys(self.isa, self.k, self.first_block, self.key_constant, half)
+        else:
+            pack_keys(self.isa, self.k, row_of, self.column, self.packed_k, self.key_constant, half)
+            pack_values(self.isa, self.v, row_of, self.column, self.packed_v)
         if self.mask is not None:
             self.mask_batch = 0 if self.mask.shape[0] == 1 else self.batch
             if self.mask.shape[1] == 1:
@@ -225,7 +243,8 @@ class _Kernel:
         together = WORDS if self.isa.neon else 1
         with T.serial(self.spec.head_dim // (self.depth * together)) as step:
             words = [step * together + number for number in range(together)]
-            places = [[(block + j, word) for j in range(vectors)] for word in words]
+            first = self.first_block + block
+            places = [[(first + j, word) for j in range(vectors)] for word in words]
             add_products(self.isa, tile, self.left_q, words[0], self.packed_k, places)
         return tile
 
@@ -331,14 +350,14 @@ class _Kernel:
         with T.serial(self.words - done) as left:
             word = done + left
             place = packed_place(word // per_quad) * per_quad + word % per_quad
-            add_products(
-                self.isa, tile, self.weight, place, self.packed_v, [[(word, column) for column in columns]]
-            )
+            places = [[(self.first_word + word, column) for column in columns]]
+            add_products(self.isa, tile, self.weight, place, self.packed_v, places)
         dtype = self.spec.out_dtype
         for i in range(self.rows):
             factor = T.bind(self.reciprocal[i])
             sums = [load(self.acc[i * vectors + j], 0, 16) for j in range(vectors)]
-            divided = [T.bind(self._divided(total, factor)) for total in sums]
+            scale = factor, self.spec.norm_shift, self.spec.zero_point
+            divided = [T.bind(scaled(self.isa, total, *scale)) for total in sums]
             halves = [
                 T.bind(packed_words(self.isa, divided[j], divided[min(j + 1, vectors - 1)]))
                 for j in range(0, vectors, 2)
@@ -358,21 +377,3 @@ class _Kernel:
                 places = [[(word, column) for column in columns] for word in own]
                 add_products(self.isa, tile, self.weight, first + step * WORDS, self.packed_v, places)
         return groups * words
-
-    def _divided(self, total: Expr, factor: Expr) -> Expr:
-        """round_shift_wide(total * factor, norm_shift) + zero_point of int32x16; x86: even and odd lanes."""
-        spec = self.spec
-        constant = (1 << (spec.norm_shift - 1)) + (spec.zero_point << spec.norm_shift)
-        if self.isa.neon:
-            product = arm_intrinsics.multiply_long(total, T.broadcast(factor, 16))
-            shifted = T.shift_right(product + splat(constant, "int64x16"), splat(spec.norm_shift, "int64x16"))
-            return T.cast(shifted, "int32x16")
-        factor, addend = T.broadcast(T.cast(factor, "int64"), 8), splat(constant, "int64x8")
-        both, word = T.bind(T.reinterpret("int64x8", total)), splat(32, "int64x8")
-        even = T.shift_right(T.shift_left(both, word), word) * factor + addend
-        odd = T.shift_right(both, word) * factor + addend
-        low = T.shift_right(even, splat(spec.norm_shift, "int64x8"))
-        up = spec.norm_shift - 32  # an odd lane's result goes to the upper half
-        high = (T.shift_right if up >= 0 else T.shift_left)(odd, splat(abs(up), "int64x8"))
-        halves = [T.reinterpret("int32x16", half) for half in (low, high)]
-        return shuffle(halves, [lane + lane % 2 * 16 for lane in range(16)])

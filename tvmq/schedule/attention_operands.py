@@ -62,6 +62,17 @@ def pack_keys(
         store(start, block * KEY_BLOCK, constant - load(total, 0, 16) if isa.vnni else constant)
 
 
+def start_keys(isa: Isa, packed: Buffer, first: Expr, start: Buffer, half: int) -> None:
+    """Fill start as pack_keys does, with vpdpbusd; packed [.., words of dims, 64], from block `first` on."""
+    total = T.sblock_alloc_buffer((16,), "int32")
+    with T.serial(int(start.shape[0]) // KEY_BLOCK) as block:
+        store(total, 0, splat(0, "int32x16"))
+        with T.serial(packed.shape[1]) as word:
+            keys = load(packed, (first + block, word, 0), 64)
+            store(total, 0, dot(isa, load(total, 0, 16), splat(128, "uint8x64"), keys))
+        store(start, block * KEY_BLOCK, splat(half, "int32x16") - load(total, 0, 16))
+
+
 def _pack_piece(
     isa: Isa, keys: Sequence[Expr], packed: Buffer, place: tuple[Expr, Expr], total: Buffer
 ) -> None:

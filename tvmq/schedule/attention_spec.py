@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvmq.numerics import ATTENTION_MAX_KEYS, least_score_shift
+from tvmq.numerics import ATTENTION_MAX_KEYS, SOFTMAX_TABLE_SIZE, least_score_shift
 from tvmq.passes.attention_composite import AttentionSpec as AttentionSpec
+from tvmq.schedule.packed_operand import KEYS, VALUES, PackedOperand
 from tvmq.schedule.space import Decisions, Space
 
 MAX_HEAD_DIM = 1024  # |q.k| stays below 2**24, far from int32
@@ -57,6 +58,28 @@ def supports(spec: AttentionSpec) -> str | None:
         (masks, f"mask {spec.mask} is not for {spec.batch} batches of {spec.queries} queries"),
     )
     return next((reason for holds, reason in checks if not holds), None)
+
+
+def buffers(spec: AttentionSpec, *, packed: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return name -> (shape, dtype) of a kernel's parameters, in their order; packed: k and v are."""
+    width, padded = spec.heads * spec.head_dim, -(-spec.keys // PAIR) * PAIR
+    rows = spec.batch * spec.queries
+    plain = spec.batch * spec.keys, width
+    k, v = (PackedOperand.of(spec, name).shape if packed else plain for name in (KEYS, VALUES))
+    found: dict[str, tuple[tuple[int, ...], str]] = {
+        "q": ((rows, width), "int8"),
+        "k": (k, "int8"),
+        "v": (v, "int8"),
+        "table": ((SOFTMAX_TABLE_SIZE,), "uint8"),
+    }
+    for number, sizes in enumerate(spec.biases):
+        found[f"bias{number}"] = ((*sizes, spec.queries, padded), "int16")
+    if spec.mask is not None:
+        found["mask"] = ((*spec.mask, spec.keys), "uint8")
+    if spec.indexed:
+        found |= dict.fromkeys(("index", "inverse"), ((rows,), "int32"))
+    found["out"] = ((rows, width), spec.out_dtype)
+    return found
 
 
 def default_decision(spec: AttentionSpec, threads: int, vectors: int) -> AttentionDecision:

@@ -103,6 +103,24 @@ def saturating(operation: str, first: Expr, second: Expr) -> Expr:
     return T.call_llvm_pure_intrin("int16x32", f"llvm.s{operation}.sat.v32i16", first, second)
 
 
+def scaled(isa: Isa, total: Expr, factor: Expr, shift: int, zero_point: int) -> Expr:
+    """Return round_shift_wide(total * factor, shift) + zero_point; total int32x16, factor int32."""
+    constant = (1 << (shift - 1)) + (zero_point << shift)
+    if isa.neon:
+        product = arm_intrinsics.multiply_long(total, T.broadcast(factor, 16))
+        shifted = T.shift_right(product + splat(constant, "int64x16"), splat(shift, "int64x16"))
+        return T.cast(shifted, "int32x16")
+    factor, addend = T.broadcast(T.cast(factor, "int64"), 8), splat(constant, "int64x8")
+    both, word = T.bind(T.reinterpret("int64x8", total)), splat(32, "int64x8")  # even and odd lanes apart
+    even = T.shift_right(T.shift_left(both, word), word) * factor + addend
+    odd = T.shift_right(both, word) * factor + addend
+    low = T.shift_right(even, splat(shift, "int64x8"))
+    up = shift - 32  # an odd lane's result goes to the upper half
+    high = (T.shift_right if up >= 0 else T.shift_left)(odd, splat(abs(up), "int64x8"))
+    halves = [T.reinterpret("int32x16", half) for half in (low, high)]
+    return shuffle(halves, [lane + lane % 2 * 16 for lane in range(16)])
+
+
 def reduce_rows(rows: Sequence[Expr], operation: Callable[[Expr, Expr], Expr]) -> Expr:
     """Return int32x4: each of four int32x16 reduced over its lanes."""
 

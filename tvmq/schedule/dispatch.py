@@ -18,6 +18,7 @@ from tvmq.passes.composites import attributes
 from tvmq.schedule import kernels
 from tvmq.schedule.kernel import Kernel, Packing
 from tvmq.schedule.kernel_table import NO_DECISIONS, KernelTable, Use
+from tvmq.schedule.pack_keys_and_values import PackKeysAndValues
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
 
@@ -61,7 +62,7 @@ class DispatchKernels:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod with kernel calls; functions that nobody calls any more are gone."""
         self.calls = []
-        dispatcher = _Dispatcher(mod, self)
+        dispatcher = _Dispatcher(PackKeysAndValues(self.profile)(mod), self)
         self.uses = dispatcher.table.uses
         return dispatcher.run()
 

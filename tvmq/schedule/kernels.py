@@ -23,8 +23,10 @@ from tvmq.schedule import (
     depthwise,
     depthwise_spec,
     layer_norm,
+    packed_operand,
     x86_amx_linear,
     x86_linear,
+    x86_operand_linear,
     x86_sorted_linear,
 )
 from tvmq.schedule.attention_spec import AttentionDecision
@@ -38,6 +40,7 @@ from tvmq.schedule.kernel import EMPTY, Kernel, Packing, Shape
 from tvmq.schedule.layer_norm import LayerNormDecision
 from tvmq.schedule.linear_spec import LinearSpec, pack_weight
 from tvmq.schedule.linear_spec import supports as supports_linear
+from tvmq.schedule.packed_operand import OPERAND_LINEAR, PACKED_ATTENTION, PackedOperand
 from tvmq.schedule.packing import of_arguments, of_depthwise, of_windows
 from tvmq.schedule.pool import pool_prim_func
 from tvmq.schedule.register_tiles import Decision
@@ -49,6 +52,7 @@ from tvmq.schedule.specs import (
     pool_spec_of,
     product_spec_of,
 )
+from tvmq.schedule.x86_operand_linear import OperandDecision
 from tvmq.target import TargetProfile
 
 Array = npt.NDArray[Any]
@@ -98,6 +102,30 @@ def _tiled_linear(spec: LinearSpec, isa: Isa, **decisions: Any) -> tirx.PrimFunc
     decision = Decision(**decisions)
     func = x86_linear.linear_prim_func(spec, isa, ahead=decision.ahead)
     return x86_linear.schedule_linear(func, spec, decision, isa)
+
+
+def _operand_linear(
+    attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
+) -> Kernel | None:
+    """Return the kernel of what PackKeysAndValues makes of a linear."""
+    (rows, inputs), outputs = shapes[0], shapes[1][-1]
+    spec, operand = product_spec_of(attrs, rows, inputs, outputs), PackedOperand.from_attrs(attrs)
+    isa = isa_of(profile)
+    if isa is None or attrs["in_dtype"] != "uint8" or _packed_bits(attrs, isa) < BYTE:
+        return None
+    if isa.amx and x86_amx_linear.supports(spec) is None:
+        return None  # tiles multiply faster, by more than attention gains
+    if x86_operand_linear.supports(spec, operand, isa) is not None:
+        return None
+
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        decision = OperandDecision(**decisions)
+        return x86_operand_linear.operand_linear_prim_func(spec, operand, isa, decision)
+
+    packing = of_arguments(spec, Packing("linear16x4", pack_weight), len(shapes))
+    name = f"linear_{operand.operand}_{rows}x{inputs}x{outputs}"
+    space = x86_operand_linear.operand_space(spec, threads)
+    return Kernel((spec, operand, profile.name), name, packing, build, space)
 
 
 def _conv2d(
@@ -190,25 +218,37 @@ def _attention(
 ) -> Kernel | None:
     spec = attention_spec_of(attrs, shapes)
     isa = isa_of(profile)
+    packed = attrs["kernel"] == PACKED_ATTENTION
     if isa is None or attention_spec.supports(spec) is not None:
+        return None
+    if packed and not (isa.vnni and packed_operand.supports(spec) is None):
         return None
 
     def build(**decisions: Any) -> tirx.PrimFunc:
-        return attention.attention_prim_func(spec, AttentionDecision(**decisions), isa)
+        return attention.attention_prim_func(spec, AttentionDecision(**decisions), isa, packed=packed)
 
     packing = [None] * ATTENTION_INPUTS + [Packing("keys16", attention_spec.pack_bias)] * len(spec.biases)
     packing += [None] * (len(shapes) - len(packing))
+    how = (PACKED_ATTENTION,) if packed else ()
     return Kernel(
-        (spec, profile.name, threads),
+        (spec, *how, profile.name, threads),
         f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}",
         tuple(packing),
         build,
         attention_spec.attention_space(spec, threads, attention.TILE_VECTORS[isa.bits]),
-        (attention_spec.speed_of(spec), profile.name),
+        (attention_spec.speed_of(spec), *how, profile.name),
     )
 
 
 Family = Callable[[Mapping[str, Any], Sequence[Shape], TargetProfile, int], Kernel | None]
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {"linear": _linear, "conv2d": _conv2d, "pool": _pool, "layer_norm": _layer_norm, "attention": _attention}
+    {
+        "linear": _linear,
+        "conv2d": _conv2d,
+        "pool": _pool,
+        "layer_norm": _layer_norm,
+        "attention": _attention,
+        OPERAND_LINEAR: _operand_linear,
+        PACKED_ATTENTION: _attention,
+    }
 )

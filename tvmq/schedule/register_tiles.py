@@ -105,7 +105,7 @@ def choose_tiles(
         column_tile=column_tile,
         parallel=threads > 1 and _macs(rows, groups, reduction) >= MIN_PARALLEL_MACS,
         row_chunks=min(
-            _row_chunks(ceil(rows / row_tile), ceil(groups / column_tile), threads), most_chunks(row_tile)
+            row_chunks(ceil(rows / row_tile), ceil(groups / column_tile), threads), most_chunks(row_tile)
         ),
     )
 
@@ -160,7 +160,7 @@ def _slots(rows: int, groups: int, reduction: int, row_tile: int, column_tile: i
     return ceil(rows / row_tile) * ceil(groups / column_tile) * (reduction * step + overhead)
 
 
-def _row_chunks(row_tiles: int, column_tiles: int, threads: int) -> int:
+def row_chunks(row_tiles: int, column_tiles: int, threads: int) -> int:
     """Return 1 when the column tiles share out evenly, else the thread count when the row tiles do better."""
 
     def imbalance(units: int) -> float:
