@@ -28,7 +28,16 @@ SCRIPT = "scripts/arm_model.sh"
 ITERATIONS = 200
 OLDEST = 17  # LLVM's first with models of Neoverse N1 and V1
 # Instruction -> multiply-accumulates of one.
-MULTIPLIES = {"sdot": 16, "udot": 16, "smull": 8, "smull2": 8, "umull": 8, "umull2": 8, "fmla": 4}
+MULTIPLIES = {
+    "sdot": 16,
+    "udot": 16,
+    "usmmla": 32,
+    "smull": 8,
+    "smull2": 8,
+    "umull": 8,
+    "umull2": 8,
+    "fmla": 4,
+}
 LABEL, BRANCH = re.compile(r"^(\.L\w+):"), re.compile(r"^\t(?:b|b\.\w+|cbn?z|tbn?z)\t.*?(\.L\w+)$")
 
 

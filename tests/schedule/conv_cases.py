@@ -11,7 +11,7 @@ import tvm
 from tests.schedule.isa_cases import ISA, built
 from tvmq import numerics
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.schedule import conv_spec, depthwise_spec
+from tvmq.schedule import depthwise_spec
 from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
@@ -24,6 +24,7 @@ from tvmq.schedule.depthwise import (
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_spec import LANES, LinearSpec, pad_channels
+from tvmq.schedule.packing import of_windows
 
 EPILOGUES: dict[str, dict[str, Any]] = {
     "uint8": {"out_dtype": "uint8", "high": 200},
@@ -143,8 +144,7 @@ def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[list[Any], list
 def _packed(spec: Spec, weight: Any, per_channel: list[Any], isa: Isa) -> tuple[Any, list[Any]]:
     padded = [pad_channels(values, spec.product.groups * LANES) for values in per_channel]
     if isinstance(spec, ConvSpec):
-        pack = conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps
-        return pack(weight, spec.weight_bits, signed=isa.neon), padded
+        return of_windows(spec, isa).pack(weight), padded
     widest = widest_chunk(isa)
     packed = depthwise_spec.pack_weight(weight, widest, signed=isa.neon)
     if not spec.short:

@@ -21,9 +21,9 @@ PROFILES = {
     "amx": "x86_amx",
     "avx512_vbmi": "x86_avx512_vbmi", "avx512_vnni": "x86_avx512_vnni", "avx_vnni": "x86_avx_vnni",
     "avx512": "x86_avx512", "avx2": "x86_avx2", "sse4": "x86_baseline",
-    "dotprod": "arm_dotprod", "neon": "arm_neon",
+    "i8mm": "neoverse_v1", "dotprod": "arm_dotprod", "neon": "arm_neon",
 }  # fmt: skip
-EMULATED = {"dotprod": "cortex-a76", "neon": "cortex-a72"}  # the oldest core that has it
+EMULATED = {"i8mm": "max", "dotprod": "cortex-a76", "neon": "cortex-a72"}  # the oldest core that has it
 # AVX-512 VNNI has the 256-bit instruction of AVX-VNNI in another encoding: the same kernel, a near twin of
 # its code.
 TWINS = {"avx_vnni": "avx512_vnni"}
@@ -41,9 +41,10 @@ def marked(name: str, *, slow: bool = False) -> Any:
     return pytest.param(name, marks=pytest.mark.isa(*sorted(ISA[runnable(name)].features)))
 
 
-# All but linears is the same for AMX as for AVX-512 VBMI.
-NAMES = [marked(name) for name in ISA if name != "amx"]
-KERNEL_NAMES = [marked(name, slow=True) for name in ISA if name != "amx"]  # for tests of many whole kernels
+# All but linears is the same for AMX as for AVX-512 VBMI; all but convolutions for i8mm as for dotprod.
+OTHERS = [name for name in ISA if name not in ("amx", "i8mm")]
+NAMES = [marked(name) for name in OTHERS]
+KERNEL_NAMES = [marked(name, slow=True) for name in OTHERS]  # for tests of many whole kernels
 VNNI_NAMES = [marked(name) for name in ISA if name != "amx" and ISA[name].vnni]
 
 

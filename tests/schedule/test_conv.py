@@ -7,16 +7,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, spec_of
-from tests.schedule.isa_cases import ISA, KERNEL_NAMES
+from tests.schedule.isa_cases import ISA, KERNEL_NAMES, marked
 from tests.schedule.pool import pool_of
 from tvmq.formats import PACKED_BITS
 from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_tiles import ConvDecision, choose_conv
 
+NAMES = [*KERNEL_NAMES, marked("i8mm", slow=True)]
 paddings = st.tuples(*[st.integers(0, 2)] * 4)
 
 
-@pytest.mark.parametrize("isa", KERNEL_NAMES)
+@pytest.mark.parametrize("isa", NAMES)
 @settings(max_examples=5, deadline=None)
 @given(
     channels=st.integers(1, 20),
@@ -40,7 +41,7 @@ def test_any_window_is_exact(isa, channels, outputs, kernel, strides, dilation, 
     check(compiled(spec, isa, threads=threads), spec, isa)
 
 
-@pytest.mark.parametrize("isa", KERNEL_NAMES)
+@pytest.mark.parametrize("isa", NAMES)
 @settings(max_examples=4, deadline=None)
 @given(
     bits=st.sampled_from(PACKED_BITS),
@@ -66,7 +67,7 @@ def test_weights_that_share_bytes_are_exact(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("isa", KERNEL_NAMES)
+@pytest.mark.parametrize("isa", NAMES)
 @pytest.mark.parametrize("rows", [1, 5, 197])
 def test_a_product_of_packed_weights_is_exact_on_any_threads(isa, rows, threads):
     spec = spec_of(geometry_of(68, 200, 1, batch=1, rows=1, columns=rows), "uint8", weight_bits=4)
@@ -74,7 +75,7 @@ def test_a_product_of_packed_weights_is_exact_on_any_threads(isa, rows, threads)
         check(compiled(spec, isa, threads=2), spec, isa)
 
 
-@pytest.mark.parametrize("isa", KERNEL_NAMES)
+@pytest.mark.parametrize("isa", NAMES)
 @pytest.mark.parametrize(("channels", "outputs"), [(32, 64), (12, 32)])
 def test_groups_see_their_own_channels(isa, channels, outputs):
     geometry = geometry_of(channels, outputs, 3, groups=2, top=1, left=1, dilation_columns=2)

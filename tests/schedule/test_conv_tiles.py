@@ -7,7 +7,7 @@ import pytest
 from tests.schedule.conv_cases import geometry_of, spec_of
 from tests.schedule.isa_cases import ISA
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, choose_conv, conv_space, fits, step_groups
-from tvmq.schedule.dots import REGISTERS
+from tvmq.schedule.dots import most_groups
 
 VNNI = ISA["avx512_vnni"]
 
@@ -27,7 +27,7 @@ def test_tiles_of_usual_images_waste_nothing(columns):
 def test_sums_stay_in_registers(isa):
     spec = spec_of(geometry_of(16, 70, 3), "table")
     found = choose_conv(spec, ISA[isa], 1)
-    assert found.pixel_tile * found.column_tile <= REGISTERS[ISA[isa].bits, ISA[isa].vnni]
+    assert found.pixel_tile * found.column_tile <= most_groups(ISA[isa])
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

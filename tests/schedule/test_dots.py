@@ -26,7 +26,9 @@ def test_sums_of_extremes_are_exact(name):
         with T.sblock("root"):
             T.reads(x[0 : 4 * lanes], w[0 : 4 * lanes], total[0:lanes])
             T.writes(total[0:lanes])
-            words = T.reinterpret(f"int32x{lanes}", signed(isa, load(x, 0, 4 * lanes)))
+            words = T.reinterpret(
+                f"int32x{lanes}", (signed if isa.neon else (lambda v: v))(load(x, 0, 4 * lanes))
+            )
             seen, own = activations(isa, words), weights(isa, load(w, 0, 4 * lanes))
             store(total, 0, dot(isa, load(total, 0, lanes), seen, own))
     kernel = built(builder.get(), name)

@@ -37,7 +37,7 @@ def test_a_dot_is_named_after_its_instruction_and_width() -> None:
     assert "vpdpbusd512_dot_16x4_u8s8s32" in names
     assert "pmaddubsw128_dot_16x4_u8s8s32" in names
     assert "sdot128_dot_16x4_u8s8s32" in names
-    assert len(names) == 7  # the three with 512-bit vpdpbusd share it
+    assert len(names) == 8  # the three with 512-bit vpdpbusd share it
 
 
 @pytest.mark.slow
@@ -65,7 +65,8 @@ CODE = [
     ("avx512", "vpmaddubsw", ("vpdpbusd",)),
     ("avx2", "vpmaddubsw", ("%zmm", "%ymm16", "%k1", "vpdpbusd")),
     ("sse4", "pmaddubsw", ("%ymm", "vpmadd")),
-    ("dotprod", "sdot", ("usdot",)),
+    ("i8mm", "usmmla", ("\tz", "whilelo")),
+    ("dotprod", "sdot", ("usdot", "usmmla")),
     ("neon", "smull", ("sdot",)),
 ]
 

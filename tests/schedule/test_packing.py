@@ -27,6 +27,7 @@ PACK = {
     "channels16": lambda values: pad_channels(values, -(-len(values) // LANES) * LANES),
     "conv16x4": pack_rows,
     "conv16x4s": partial(pack_rows, signed=True),
+    "conv16x8": partial(pack_rows, paired=True),
     **{
         f"conv16x4w{n}{sign}": partial(pack_rows, bits=n, signed=bool(sign))
         for n in PACKED_BITS
@@ -41,7 +42,7 @@ PACK = {
 @given(st.sampled_from(sorted(UNPACK)), st.integers(1, 9), st.integers(1, 50), seeds)
 def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, seed: int):
     shapes = {"channels16": (outputs,), "keys16": (1, 2, depth, outputs), "conv16x4": (depth, 2, 3, outputs)}
-    shapes |= {name: shapes["conv16x4"] for name in PACK if name.startswith("conv16x4")}
+    shapes |= {name: shapes["conv16x4"] for name in PACK if name.startswith("conv16x")}
     shapes |= {name: (depth, 3, 1, outputs + 15) for name in PACK if name.startswith("depthwise")}
     shapes |= {name: (outputs + 15,) for name in PACK if name.startswith("quarters")}
     shape = shapes.get(layout, (4 * depth, outputs))
@@ -67,7 +68,7 @@ def test_two_least_weights_fit_where_dots_are_one_instruction():
     assert isinstance(spec, ConvSpec)
     assert isinstance(depthwise, DepthwiseSpec)
     taps = np.full((3, 3, 1, 16), -128, np.int8)
-    for name, fits in (("avx2", True), ("dotprod", True), ("neon", False)):
+    for name, fits in (("avx2", True), ("i8mm", True), ("dotprod", True), ("neon", False)):
         packing = of_windows(spec, ISA[name])
         assert packing.fits(packing.pack(weight)) == fits
         assert packing.fits(packing.pack(weight + np.int8(1)))

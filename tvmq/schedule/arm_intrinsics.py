@@ -43,6 +43,14 @@ def dot_of_weights(isa: Isa, total: Expr, left: Expr, right: Expr) -> Expr:
     return total + _call("int32x4", "saddlp.v4i32.v8i16", pairs)
 
 
+def multiply_pairs(total: Expr, pixels: Expr, weights: Expr) -> Expr:
+    """Return int32x4 total plus the dots of two rows of 8 uint8 by two of 8 int8.
+
+    In turn: the first row by both, the second row by both.
+    """
+    return _call("int32x4", "usmmla.v4i32.v16i8", total, pixels, weights)
+
+
 def pairs_stay_in_words(packed: npt.NDArray[np.int8]) -> bool:
     """Whether dot_of_weights is exact for weights that lie as it takes them, whatever they multiply."""
     return not (packed.reshape(-1, 2) == -128).all(-1).any()

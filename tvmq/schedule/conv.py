@@ -8,6 +8,7 @@ around them. A last tile that does not fit is moved up: it computes some sums tw
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tvm import tirx
@@ -17,14 +18,15 @@ from tvm.tirx import const
 
 from tvmq import bit_planes
 from tvmq.bit_planes import Plane
-from tvmq.schedule.conv_spec import ConvSpec, buffers, supports
+from tvmq.schedule.arm_intrinsics import multiply_pairs
+from tvmq.schedule.conv_spec import ConvSpec, buffers, in_pairs, supports
 from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
 from tvmq.schedule.dots import activations, dot, packed_dot, packed_sums, signed, unpacked, weights
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
-from tvmq.schedule.vectors import Buffer, Expr, lane_of, load, prefetch, splat, store, vector_type
+from tvmq.schedule.vectors import Buffer, Expr, lane_of, load, prefetch, shuffle, splat, store, vector_type
 
 FOURS = 4  # steps whose bytes fill a register of 128 bits
 
@@ -44,7 +46,8 @@ def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.Pri
         T.func_attr({"tirx.noalias": True, "tvmq.scheduled": True})
         arguments = {name: T.arg(name, T.buffer(*kind)) for name, kind in buffers(spec, isa).items()}
         step = step_groups(spec, isa, decision.column_tile)
-        _Kernel(spec, decision, Epilogue(spec.product, arguments, isa, step)).emit()
+        kernel = _PairKernel if in_pairs(spec, isa) else _Kernel
+        kernel(spec, decision, Epilogue(spec.product, arguments, isa, step)).emit()
     return builder.get()
 
 
@@ -62,6 +65,7 @@ class _Kernel:
         self.places = [(j, at) for j in range(self.columns) for at in range(0, LANES, self.lanes)]
         self.multiply = packed_dot if spec.packed else dot
         self.stride = spec.geometry.stride_columns * spec.geometry.channels
+        self.held, self.flipped = (LANES,), self.isa.neon  # a buffer of sums; whether 128 is taken off pixels
         # NEON multiplies by a lane of a register, which so many steps fill.
         self.block = max(bit_planes.block_steps(spec.weight_bits), FOURS if self.isa.neon else 1)
         self.line_bytes = row_bytes(spec.geometry)  # without padding, if the input is read where it lies
@@ -75,7 +79,7 @@ class _Kernel:
             written = {"out", "copy"}
             T.reads(*(_whole(b) for name, b in buffers.items() if name not in written))
             T.writes(*(_whole(b) for name, b in buffers.items() if name in written))
-            self.acc = [T.sblock_alloc_buffer((LANES,), "int32") for _ in range(self.pixels * self.columns)]
+            self.acc = [T.sblock_alloc_buffer(self.held, "int32") for _ in range(self.pixels * self.columns)]
             part, band = index % self.decision.parts, index // self.decision.parts
             self.image = T.bind(band // self.decision.bands)
             first = band % self.decision.bands * self.band_lines
@@ -102,7 +106,13 @@ class _Kernel:
         spec = self.spec
         self.origin = const(0, "int32")
         return padded_band(
-            spec.geometry, self.x, spec.pad_value, self.image, self.first_line, self.band_lines, self.isa
+            spec.geometry,
+            self.x,
+            spec.pad_value,
+            self.image,
+            self.first_line,
+            self.band_lines,
+            flipped=self.flipped,
         )
 
     def _tile(self, column: Expr, line: Expr, tile: Expr) -> None:
@@ -190,7 +200,7 @@ class _Kernel:
         found = []
         for i in range(self.pixels):
             values = load(self.source, offset + i * self.stride, steps * DEPTH)
-            values = signed(self.isa, values) if self.spec.direct else values
+            values = signed(values) if self.spec.direct else values  # else they are already
             found.append(T.bind(T.reinterpret(vector_type("int32", steps), values)))
         return found
 
@@ -212,11 +222,62 @@ class _Kernel:
         steps = self.columns // per_step
         for i in range(self.pixels):
             for j in range(steps):
-                held = [self.acc[i * self.columns + j * per_step + k] for k in range(per_step)]
-                sums = [load(acc, 0, LANES) for acc in held]
+                sums = [self._sums(i, j * per_step + k) for k in range(per_step)]
                 if self.spec.packed:
                     sums = [packed_sums(self.isa, self.spec.weight_bits, total) for total in sums]
                 self.epilogue.store_step(row + i, step + j, sums, may_be_last=j == steps - 1)
+
+    def _sums(self, pixel: int, column: int) -> Expr:
+        return load(self.acc[pixel * self.columns + column], 0, LANES)
+
+
+class _PairKernel(_Kernel):
+    """Multiplies pixels two by two: a register of sums is two pixels by two outputs."""
+
+    def __init__(self, spec: ConvSpec, decision: ConvDecision, epilogue: Epilogue) -> None:
+        super().__init__(spec, decision, epilogue)
+        self.held, self.flipped = (2 * LANES,), False
+        self.firsts = range(0, self.pixels, 2)
+
+    def _start(self, group: Expr) -> None:
+        for i, j in itertools.product(self.firsts, range(self.columns)):
+            for at in range(0, 2 * LANES, self.lanes):
+                store(self.acc[i * self.columns + j], at, splat(0, f"int32x{self.lanes}"))
+
+    def _block(self, group: Expr, segment: Expr, index: Expr, steps: int, offset: Expr) -> None:
+        for step in range(0, steps, 2):
+            first = index * self.block + step
+            for ahead in self.ahead:
+                for vector in (0, 1):
+                    prefetch(self.weight, (ahead, segment, first + vector, 0), level=2)
+            pixels = self._pairs(offset + first * DEPTH, min(steps - step, 2))
+            for j, at in itertools.product(range(self.columns), range(0, 2 * LANES, self.lanes)):
+                byte = at * DEPTH
+                place = (group + j, segment, first + byte // (LANES * DEPTH), byte % (LANES * DEPTH))
+                weight = T.bind(load(self.weight, place, self.lanes * DEPTH))
+                for i, seen in zip(self.firsts, pixels, strict=True):
+                    acc = self.acc[i * self.columns + j]
+                    store(acc, at, multiply_pairs(load(acc, at, self.lanes), seen, weight))
+
+    def _pairs(self, offset: Expr, steps: int) -> list[Expr]:
+        """Return 8 bytes of every two pixels; of a single step 4 are zeros, as their weights are."""
+        found = []
+        for i in self.firsts:
+            places = [offset + at * self.stride for at in (i, min(i + 1, self.pixels - 1))]
+            if steps == 2:
+                rows = [T.reinterpret("int64", load(self.source, place, 2 * DEPTH)) for place in places]
+            else:
+                words = [T.reinterpret("uint32", load(self.source, place, DEPTH)) for place in places]
+                rows = [T.reinterpret("int64", T.cast(word, "uint64")) for word in words]
+            found.append(T.bind(T.reinterpret("uint8x16", shuffle(rows, (0, 1)))))
+        return found
+
+    def _sums(self, pixel: int, column: int) -> Expr:
+        acc = self.acc[(pixel - pixel % 2) * self.columns + column]
+        both = load(acc, 0, 2 * LANES)
+        return shuffle(
+            [both], [4 * pair + 2 * (pixel % 2) + at for pair in range(LANES // 2) for at in (0, 1)]
+        )
 
 
 def _whole(buffer: Any) -> Any:

@@ -9,6 +9,8 @@ A product of matrices is a convolution of one line of pixels by a window of one.
 
 Where pixels are made signed (see dots.signed), each segment has one more vector at its end. That of the first
 segment holds 16 int32: 128 times the sum of an output's weights; the others hold zeros.
+
+Where pixels are multiplied in pairs, two steps lie together, [16, 8], and their number is even.
 """
 
 from __future__ import annotations
@@ -90,31 +92,52 @@ def supports(spec: ConvSpec) -> str | None:
     return None
 
 
+def in_pairs(spec: ConvSpec, isa: Isa) -> bool:
+    """Whether two pixels are multiplied by two outputs at once, 8 bytes each: pixels as they are."""
+    return isa.i8mm and not spec.packed
+
+
+def vectors(spec: ConvSpec, isa: Isa) -> int:
+    """Return the vectors of 64 bytes that a segment of 16 outputs has in memory."""
+    if in_pairs(spec, isa):
+        return spec.steps + spec.steps % 2
+    return spec.registers + isa.neon
+
+
 def buffers(spec: ConvSpec, isa: Isa) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
     g = spec.geometry
     segments = g.kernel_rows * spec.taps
     return {
         "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
-        "weight": ((spec.product.groups, segments, spec.registers + isa.neon, LANES * DEPTH), "int8"),
+        "weight": ((spec.product.groups, segments, vectors(spec, isa), LANES * DEPTH), "int8"),
         **epilogue_buffers(spec.product),
     }
 
 
-def pack_rows(weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False) -> Int8s:
-    """Return int8 [rows, columns, inputs, outputs] packed with segments that are rows; signed: the pixels."""
+def pack_rows(
+    weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False, paired: bool = False
+) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed, rows as segments; signed, paired: the pixels."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows, columns * inputs, outputs), bits, signed)
+    return _pack(weight.reshape(rows, columns * inputs, outputs), bits, signed, paired)
 
 
-def pack_taps(weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False) -> Int8s:
-    """Return int8 [rows, columns, inputs, outputs] packed with segments that are taps; signed: the pixels."""
+def pack_taps(
+    weight: Int8s, bits: int = bit_planes.BYTE, *, signed: bool = False, paired: bool = False
+) -> Int8s:
+    """Return int8 [rows, columns, inputs, outputs] packed, taps as segments; signed, paired: the pixels."""
     rows, columns, inputs, outputs = weight.shape
-    return _pack(weight.reshape(rows * columns, inputs, outputs), bits, signed)
+    return _pack(weight.reshape(rows * columns, inputs, outputs), bits, signed, paired)
 
 
 def unpack_weight(
-    packed: Int8s, shape: tuple[int, ...], bits: int = bit_planes.BYTE, *, signed: bool = False
+    packed: Int8s,
+    shape: tuple[int, ...],
+    bits: int = bit_planes.BYTE,
+    *,
+    signed: bool = False,
+    paired: bool = False,
 ) -> Int8s:
     """Return int8 [rows, columns, inputs, outputs], or [inputs, outputs], whichever way it was packed."""
     rows, columns, inputs, outputs = (1, 1, *shape)[-4:]
@@ -122,18 +145,27 @@ def unpack_weight(
     groups, segments = packed.shape[:2]
     length = rows * columns * inputs // segments
     steps = -(-length // DEPTH)
+    packed = _swapped(packed, (LANES, 2))[:, :, :steps] if paired else packed
     values = bit_planes.unpack(packed, bits, steps)
     tiles = values.reshape(groups, segments, steps, LANES, DEPTH).transpose(1, 2, 4, 0, 3)
     flat = tiles.reshape(segments, steps * DEPTH, groups * LANES)
     return np.ascontiguousarray(flat[:, :length, :outputs].reshape(shape))
 
 
-def _pack(weight: npt.NDArray[Any], bits: int, signed: bool) -> Int8s:
+def _swapped(packed: Int8s, inner: tuple[int, int]) -> Int8s:
+    """Return packed with two inner axes, of blocks of DEPTH bytes in every two vectors, exchanged."""
+    blocks = packed.reshape(*packed.shape[:2], -1, *inner, DEPTH)
+    return np.ascontiguousarray(blocks.swapaxes(3, 4)).reshape(packed.shape)
+
+
+def _pack(weight: npt.NDArray[Any], bits: int, signed: bool, paired: bool) -> Int8s:
     segments, length, outputs = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -length % DEPTH), (0, -outputs % LANES)))
     tiles = padded.reshape(segments, -1, DEPTH, padded.shape[2] // LANES, LANES).transpose(3, 0, 1, 4, 2)
     values = np.ascontiguousarray(tiles.reshape(*tiles.shape[:3], LANES * DEPTH))
     packed = bit_planes.pack(values, bits)
+    if paired:
+        return _swapped(np.pad(packed, ((0, 0), (0, 0), (0, packed.shape[2] % 2), (0, 0))), (2, LANES))
     if not signed:
         return packed
     missing = np.zeros((len(packed), segments, LANES), "<i4")

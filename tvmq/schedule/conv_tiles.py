@@ -7,7 +7,7 @@ import itertools
 from dataclasses import asdict, dataclass
 from math import ceil
 
-from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.conv_spec import ConvSpec, in_pairs
 from tvmq.schedule.dots import most_groups
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import groups_per_step
@@ -76,7 +76,8 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
     shares = {1, threads, 2 * threads}
 
     def valid(decisions: Decisions) -> bool:
-        return int(decisions["pixel_tile"]) * int(decisions["column_tile"]) <= most_groups(isa)
+        pixels, columns = int(decisions["pixel_tile"]), int(decisions["column_tile"])
+        return (pixels + pixels % 2 * in_pairs(spec, isa)) * columns <= most_groups(isa)
 
     return Space(
         {
@@ -99,11 +100,12 @@ def conv_space(spec: ConvSpec, isa: Isa, threads: int) -> Space:
 def choose_conv(spec: ConvSpec, isa: Isa, threads: int) -> ConvDecision:
     """Return the decision that wastes fewest issue slots; of equals, the one that loads least per product."""
     registers = int(most_groups(isa) * (PACKED_SHARE if spec.packed else 1))
+    pairs = in_pairs(spec, isa)  # of pixels, all of whose registers two columns would take
     tiles = [
         (pixels, columns)
         for pixels in range(1, min(line_pixels(spec), MAX_PIXELS, registers) + 1)
         for columns in range(1, most_columns(spec) + 1)
-        if pixels * columns <= registers and fits(spec, columns)
+        if pixels * columns <= registers and fits(spec, columns) and not (pairs and columns > 1)
     ]
     pixels, columns = min(tiles, key=lambda tile: (_slots(spec, isa, *tile), 1 / tile[0] + 1 / tile[1]))
     bands, parts = _shares(spec, Extents.of(spec, pixels, columns), threads)

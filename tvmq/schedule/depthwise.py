@@ -118,7 +118,13 @@ class _Kernel:
             image = T.bind(index // bands)
             first = T.bind(T.min(index % bands * self.lines, g.out_rows - self.lines))
             self.band = padded_band(
-                g, self.arguments["x"], self.spec.pad_value, image, first, self.lines, self.isa
+                g,
+                self.arguments["x"],
+                self.spec.pad_value,
+                image,
+                first,
+                self.lines,
+                flipped=self.isa.neon,
             )
             tiles = -(-g.out_columns // self.pixels)
             with T.serial(self.lines) as line:

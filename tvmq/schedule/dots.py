@@ -61,9 +61,9 @@ def dot(isa: Isa, total: Expr, activation: Any, weight: Any) -> Expr:
     return total + (even + odd)
 
 
-def signed(isa: Isa, values: Expr) -> Expr:
-    """Return a vector of uint8 as `activations` are cut from it: on NEON less 128, the bits of an int8."""
-    return T.bitwise_xor(values, splat(128, str(values.ty.dtype))) if isa.neon else values
+def signed(values: Expr) -> Expr:
+    """Return a vector of uint8 less 128, the bits of an int8, as `activations` on NEON are cut from it."""
+    return T.bitwise_xor(values, splat(128, str(values.ty.dtype)))
 
 
 def saturating_dot(isa: Isa, total: Expr, words: Expr, values: Expr) -> Expr:

@@ -33,6 +33,7 @@ class Isa:
     amx: bool = False  # tdpbusd: tiles, for linears
     vbmi: bool = False  # vpermi2b: byte tables of 128 entries; else pshufb, tables of 16
     neon: bool = False  # 64-bit ARM: int8 x int8 and uint8 x uint8, so uint8 less 128 is multiplied by int8
+    i8mm: bool = False  # usmmla: two pixels of 8 uint8 by two outputs of 8 int8, for linears and convolutions
     dotprod: bool = False  # sdot and udot: sums of four products; else smull, whose neighbours are added up
 
     @property
@@ -54,7 +55,8 @@ class Isa:
     def dot(self) -> str:
         """Name of the product of uint8 by int8, four to each of 16 sums; with vpdpbusd a tensor intrinsic."""
         if self.neon:
-            return f"{'sdot' if self.dotprod else 'smull'}{self.bits}_dot_16x4_u8s8s32"
+            name = "usmmla" if self.i8mm else "sdot" if self.dotprod else "smull"
+            return f"{name}{self.bits}_dot_16x4_u8s8s32"
         return f"{'vpdpbusd' if self.vnni else 'pmaddubsw'}{self.bits}_dot_16x4_u8s8s32"
 
 
@@ -71,6 +73,10 @@ ISAS = (
     Isa(name="avx512", features=_AVX512, bits=512, registers=32),
     Isa(name="avx2", features=_AVX2, bits=256, registers=16),
     Isa(name="sse4", features=_SSE4, bits=128, registers=16),
+    Isa(
+        name="i8mm", features=frozenset({"asimd", "asimddp", "i8mm"}),
+        bits=128, registers=32, neon=True, dotprod=True, i8mm=True,
+    ),
     Isa(
         name="dotprod", features=frozenset({"asimd", "asimddp"}),
         bits=128, registers=32, neon=True, dotprod=True,

@@ -33,6 +33,7 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
         "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
         "conv16x4": conv_spec.unpack_weight,
         "conv16x4s": functools.partial(conv_spec.unpack_weight, signed=True),
+        "conv16x8": functools.partial(conv_spec.unpack_weight, paired=True),
         **{
             f"conv16x4w{n}{sign}": functools.partial(conv_spec.unpack_weight, bits=n, signed=bool(sign))
             for n in PACKED_BITS
@@ -65,11 +66,14 @@ def of_arguments(product: LinearSpec, weight: Packing, arguments: int) -> Packin
 def of_windows(spec: ConvSpec, isa: Isa) -> Packing:
     """Return how the weights of a convolution, or of a linear as one, are packed for an instruction set."""
     pack = conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps
+    paired = conv_spec.in_pairs(spec, isa)
 
     def packed(values: Array) -> Array:
         window = values.reshape((1, 1, *values.shape)[-4:])
-        return pack(window, spec.weight_bits, signed=isa.neon)
+        return pack(window, spec.weight_bits, signed=isa.neon, paired=paired)
 
+    if paired:
+        return Packing("conv16x8", packed)
     layout = f"conv16x4{f'w{spec.weight_bits}' if spec.packed else ''}"
     if not isa.neon:
         return Packing(layout, packed)

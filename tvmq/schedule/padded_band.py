@@ -8,7 +8,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule.dots import signed
-from tvmq.schedule.isa import Isa
 from tvmq.schedule.vectors import Buffer, Expr, load, splat, store
 
 BYTES = 64  # moved at once
@@ -26,19 +25,30 @@ def row_bytes(geometry: ConvGeometry) -> int:
 
 
 def padded_band(
-    geometry: ConvGeometry, x: Buffer, pad_value: int, image: Expr, first_line: Expr, lines: int, isa: Isa
+    geometry: ConvGeometry,
+    x: Buffer,
+    pad_value: int,
+    image: Expr,
+    first_line: Expr,
+    lines: int,
+    *,
+    flipped: bool = False,
 ) -> Buffer:
     """Emit the copy; return it, uint8 [band_rows(lines) * row_bytes and BYTES more, which hold anything].
 
-    x is uint8 [batch * rows * columns, channels]; first_line: of the result. What is copied is as dots.signed
-    makes it.
+    x is uint8 [batch * rows * columns, channels]; first_line: of the result. flipped: what is copied is as
+    dots.signed makes it.
     """
     g = geometry
     source = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), "uint8", data=x.data)
     rows, width = band_rows(g, lines), row_bytes(g)
     band = T.sblock_alloc_buffer((rows * width + BYTES,), "uint8")
     left, right, copied = g.left * g.channels, g.right * g.channels, g.columns * g.channels
-    pad_value ^= 128 if isa.neon else 0
+    pad_value ^= 128 if flipped else 0
+
+    def moved(values: Expr) -> Expr:
+        return signed(values) if flipped else values
+
     with T.serial(rows) as index:
         row = T.bind(first_line * g.stride_rows + index - g.top)
         start = T.bind(index * width)
@@ -48,7 +58,7 @@ def padded_band(
                 origin = T.bind((image * g.rows + row) * copied)
                 _each_vector(
                     copied,
-                    lambda at, n: store(band, start + left + at, signed(isa, load(source, origin + at, n))),
+                    lambda at, n: store(band, start + left + at, moved(load(source, origin + at, n))),
                 )
                 _fill(band, start + left + copied, right, pad_value)
             with T.Else():
