@@ -123,22 +123,12 @@ def compile_model(
         written = beside.write(compiled)
         clock("save", 1, 1)
         clock.finish()
-    facts = {
-        "artifact": output,
-        "size": report.size(output.stat().st_size),
-        "target": profile.name,
-        "calibrated on": f"{batches}, from {data.path}",
-        **written,
-    }
-    numbers = {
-        "artifact": str(output),
-        "bytes": output.stat().st_size,
-        "target": profile.name,
-        "calibration_samples": batches.samples,
-        "calibration_samples_left_out": batches.found - batches.samples,
-        "warnings": said,
-        **written,
-    }
+    size = output.stat().st_size
+    facts = {"artifact": output, "size": report.size(size), "target": profile.name}
+    facts |= {"calibrated on": f"{batches}, from {data.path}", **written}
+    numbers = {"artifact": str(output), "bytes": size, "target": profile.name, "warnings": said, **written}
+    numbers["calibration_samples"] = batches.samples
+    numbers["calibration_samples_left_out"] = batches.found - batches.samples
     _show(compiled, clock.seconds, facts, numbers, as_json=as_json)
     return 0
 

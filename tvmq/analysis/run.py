@@ -74,10 +74,28 @@ def analyze(
         seed=seed,
         progress=progress,
     )
-    batches = chosen.batches
-    if held_out is not None:
-        batches = list(as_batches(held_out, input_specs(chosen.unbalanced)))
-    batches = _some(batches)
+    other = None if held_out is None else list(as_batches(held_out, input_specs(chosen.unbalanced)))
+    batches = _some(chosen.batches if other is None else other)
+    measurement, sites = _measured(chosen, batches, progress)
+    return Analysis(
+        model=_named(model),
+        samples=sum(len(batch[0]) if batch[0].ndim else 1 for batch in batches),
+        held_out=held_out is not None,
+        calibration_samples=chosen.seen.samples,
+        options={**options, "ignored": [ignored] if isinstance(ignored, str) else list(ignored)},
+        outputs=tuple(
+            OutputError(f"output_{index}" if len(measurement.outputs) > 1 else "output", sums.closeness())
+            for index, sums in enumerate(measurement.outputs)
+        ),
+        sites=sites,
+        findings=chosen.findings,
+    )
+
+
+def _measured(
+    chosen: Quantized, batches: Sequence[Batch], progress: Progress
+) -> tuple[Measurement, tuple[SiteError, ...]]:
+    """Return what was measured on batches, and the errors of all sites."""
     parts = parts_of(chosen.nodes, chosen.plan, chosen.formats.integer, chosen.numbers)
     if not parts:
         raise UsageError("model: has nothing that is computed in floats; there is nothing to analyse")
@@ -89,19 +107,7 @@ def analyze(
     unbalanced = channels_before(chosen.unbalanced, parts, batches[:ALONE_SAMPLES])
     described = _Describer(chosen, measurement, unbalanced)
     progress("analyze", len(batches) + 1, len(batches) + 1)
-    return Analysis(
-        model=_named(model),
-        samples=sum(len(batch[0]) if batch[0].ndim else 1 for batch in batches),
-        held_out=held_out is not None,
-        calibration_samples=chosen.seen.samples,
-        options={**options, "ignored": [ignored] if isinstance(ignored, str) else list(ignored)},
-        outputs=tuple(
-            OutputError(f"output_{index}" if len(measurement.outputs) > 1 else "output", sums.closeness())
-            for index, sums in enumerate(measurement.outputs)
-        ),
-        sites=tuple(described.site(part) for part in parts),
-        findings=chosen.findings,
-    )
+    return measurement, tuple(described.site(part) for part in parts)
 
 
 class _Describer:
