@@ -37,6 +37,12 @@ def test_held_out_kernels_are_predicted_within_the_aim():
     assert found.kernels == len(LINES)
     assert (found.median < 0.1, found.p90 < 0.25) == (True, True)
     assert "54 held-out kernels" in str(found)
+    loops = [replace(each, family="loops") for each in LINES]
+    both = held_out([*LINES, *(replace(each, cost=f"{each.cost} loops") for each in loops)], PROFILE)
+    assert both is not None
+    assert both.kinds.keys() == {"linear", "loops"}
+    assert both.kinds["linear"] == (found.median, found.p90)
+    assert "(linear " in str(both)
 
 
 def test_a_held_out_kernel_is_held_out_in_all_its_variants_and_crowded_lines_say_nothing():

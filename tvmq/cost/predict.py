@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from tvmq.tune.cost_model import LEAST_SAMPLES, PARAMETERS
 
 FOLDS = 5
 GROWN = 150  # trees
-TREES = {"max_depth": 3, "eta": 0.1, "lambda": 0.3}  # of data as few as a model's kernels
+TREES = {"max_depth": 4, "eta": 0.1, "lambda": 0.3}  # of data as few as a model's kernels
 FROM_DRAM = "from_dram"
 VARIANT = re.compile(r"( \{[^{}]*\})?( constants from \w+)?$")  # the end of Measured.cost
 SMALL = 64.0  # what may be larger is looked at as a logarithm
@@ -44,17 +44,23 @@ class HeldOut(Record):
     kernels: int
     median: float
     p90: float
+    kinds: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # median and p90 of each kind
 
     def __str__(self) -> str:
         found = f"median {100 * self.median:.0f} %, 90 % of them under {100 * self.p90:.0f} %"
-        return f"predictions of {self.kernels} held-out kernels are off by {found}"
+        each = (
+            f"{kind} {100 * half:.0f} and {100 * most:.0f} %" for kind, (half, most) in self.kinds.items()
+        )
+        kinds = f" ({', '.join(each)})" if len(self.kinds) > 1 else ""
+        return f"predictions of {self.kernels} held-out kernels are off by {found}{kinds}"
 
 
 def features_of(work: Work, threads: int, constants_from: str) -> dict[str, float]:
     """Return all that is learned from: sizes, the numbers of the kernel's key, its decisions."""
     found = features(work, threads) | {FROM_DRAM: float(constants_from == "dram")}
-    if work.family == "loops":
-        return found
+    if not work.use.kernel.packing:  # loops that TVM makes: what they do is in their name
+        words = re.findall("[a-z]+", work.use.kernel.name)
+        return found | {"operations": float(len(words))} | {f"does.{word}": 1.0 for word in words}
     named = numbers_of(work.use.kernel.key)
     chosen = {f"chosen.{name}": number for name, number in numbers_of(dict(work.decisions)).items()}
     return found | named | chosen | waste_of(named, chosen)
@@ -123,18 +129,25 @@ def held_out(lines: Sequence[Measured], profile: TargetProfile) -> HeldOut | Non
     """
     calm = [line for line in lines if not line.crowded]
     place = {kernel: i for i, kernel in enumerate(sorted({_kernel(line) for line in calm}))}
-    errors = []
+    errors: dict[str, list[float]] = {}
     for fold in range(FOLDS):
         own = [line for line in calm if place[_kernel(line)] % FOLDS == fold]
         predictor = Predictor([line for line in calm if place[_kernel(line)] % FOLDS != fold], profile)
         for line in own:
             us = predictor.us(line.family, line.features)
             if us is not None:
-                errors.append(abs(us / line.us - 1))
+                errors.setdefault(line.family, []).append(abs(us / line.us - 1))
     if not errors:
         return None
-    errors.sort()
-    return HeldOut(len(errors), percentile(errors, 0.5), percentile(errors, 0.9))
+    kinds = {kind: _spread(own) for kind, own in sorted(errors.items())}
+    every = [error for own in errors.values() for error in own]
+    return HeldOut(len(every), *_spread(every), kinds)
+
+
+def _spread(errors: Sequence[float]) -> tuple[float, float]:
+    """Return the median, and what 90 % are under."""
+    ordered = sorted(errors)
+    return percentile(ordered, 0.5), percentile(ordered, 0.9)
 
 
 def _kernel(line: Measured) -> str:

@@ -55,8 +55,10 @@ class Work:
 
     @property
     def family(self) -> str:
-        """Return which kernels are like it: "linear", "conv2d", "float_linear"."""
-        return WHICH.sub("", self.use.kernel.name) if self.use.kernel.packing else "loops"
+        """Return which kernels are like it: "linear", "conv2d", "float_linear", and loops that TVM makes."""
+        if self.use.kernel.packing:
+            return WHICH.sub("", self.use.kernel.name)
+        return "multiplying loops" if self.macs else "loops"
 
     @property
     def constant_bytes(self) -> int:
