@@ -46,6 +46,7 @@ REQUANTIZE = ("pot", "fixed_point")
 # Balancing wants the channels' ranges relative to each other, which 16 samples settle; the second, full
 # calibration sees all samples.
 BALANCE_SAMPLES = 16
+BALANCE_POOLED_SAMPLES = 64  # where a sample has one row of some channels
 # What attention makes of the tokens of one image is much alike: of fewer images, the ranges of its channels
 # come out so tight that the next image leaves them (DeiT-Ti, 2 images of noise: cosine .988, not .9995).
 FEWEST_FOR_ATTENTION = 8
@@ -193,7 +194,8 @@ def balanced(
     groups, keys = find_groups(mod), find_keys(mod)
     if not groups and not keys:
         return mod
-    few = list(first_samples(batches, BALANCE_SAMPLES))
+    pooled = any(group.pooled for group in groups)
+    few = list(first_samples(batches, BALANCE_POOLED_SAMPLES if pooled else BALANCE_SAMPLES))
     rows = Rows([group.value for group in groups], images(mod), batches=len(few))
     seen = collect(
         mod,

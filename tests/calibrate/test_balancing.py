@@ -115,3 +115,16 @@ def test_channels_that_are_always_zero_are_harmless():
 def test_a_group_without_rows_is_refused():
     with pytest.raises(ValueError, match="no rows of 'norm1'"):
         balance_factors(transformer_block(), Rows([], batches=1))
+
+
+def test_a_head_with_one_large_row_keeps_the_others():
+    """As of a probe fitted to standardized features, of which one hardly varies: its weight is huge."""
+    rng = np.random.default_rng(0)
+    spread = np.r_[0.005, np.ones(31)].astype(np.float32)
+    rows = (spread * rng.standard_normal((16, 32))).astype(np.float32)
+    weight = (rng.standard_normal((32, 1, 2)) / spread[:, None, None]).astype(np.float32)
+    group = Group("norm", "mean", None, (Consumer("head", weight),), False, pooled=True)
+    site = _Site(group, rows, (8, 8), "mse")
+    found = _decide(group, site)
+    assert found is not None
+    assert site.error(found) < 0.1 * site.error(_nothing(32))

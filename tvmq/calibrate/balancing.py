@@ -34,6 +34,7 @@ PLAIN = Precision(8, 8)
 WORTH_IT = 0.9  # of the error of doing nothing: less is chance
 # Rows per channel, and rows that are enough for any number of channels: from fewer, ranges are chance too.
 ROWS_PER_CHANNEL, ENOUGH_ROWS = 2, 256
+ENOUGH_POOLED = 16  # rows where each is of another sample: tokens of one are much alike
 
 
 def balance_factors(
@@ -55,7 +56,8 @@ def balance_factors(
         seen = rows.of(group.value)
         if seen is None:
             raise ValueError(f"balance: calibration has no rows of {group.value!r}")
-        few = len(seen) < min(ROWS_PER_CHANNEL * group.channels, ENOUGH_ROWS)
+        enough = ENOUGH_POOLED if group.pooled else ENOUGH_ROWS
+        few = len(seen) < min(ROWS_PER_CHANNEL * group.channels, enough)
         if not integer or few or not np.isfinite(seen).all():
             continue
         bits = min(p.weight_bits for p in integer), min(p.activation_bits for p in integer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ import tvm
 from tvmq.passes.constants import array_of
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.linear_graph import LinearGraph, is_constant
+from tvmq.passes.pooled_rows import pooled_rows
 from tvmq.passes.rebuild import Expr, Var, shape_of
 from tvmq.passes.score_terms import score_terms
 
@@ -37,6 +39,7 @@ class Group:
     bias: str | None  # the addition of the maker's bias; None for a layer_norm
     consumers: tuple[Consumer, ...]
     shiftable: bool  # a number added to a channel reaches all consumers, and can be taken away there
+    pooled: bool = False  # a sample has fewer rows here than where its channels are made
 
     @property
     def channels(self) -> int:
@@ -54,12 +57,19 @@ def find_groups(mod: tvm.IRModule) -> tuple[Group, ...]:
 
 
 def _after_layer_norm(graph: LinearGraph, var: Var) -> Group | None:
-    """Return the group of a layer_norm over the last axis whose every reader is a linear."""
+    """Return the group of a layer_norm over the last axis whose every reader is a linear.
+
+    Between may be what takes some of its rows, or means or sums of them, as before the head of a classifier.
+    """
     call = graph.values[var]
     if not all(is_constant(arg) and len(arg.ty.shape) == 1 for arg in call.args[1:3]):
         return None
-    linears = graph.linears(var)
-    return None if linears is None else Group(var.name, var.name, None, _linears(graph, linears), True)
+    value, shiftable = pooled_rows(graph, var)
+    linears = graph.linears(value)
+    if linears is None:
+        return None
+    pooled = _rows(value) < _rows(var)
+    return Group(var.name, value.name, None, _linears(graph, linears), shiftable, pooled)
 
 
 def _through_attention(graph: LinearGraph, var: Var) -> Group | None:
@@ -129,6 +139,10 @@ def _is_channel_bias(graph: LinearGraph, bias: Var | None) -> bool:
         return True
     channels = (shape_of(bias) or (0, 0))[1]
     return shape_of(graph.values[bias].args[1]) in ((1, channels, 1, 1), (channels, 1, 1))
+
+
+def _rows(var: Var) -> int:
+    return math.prod((shape_of(var) or ())[:-1])
 
 
 def _linears(graph: LinearGraph, linears: list[Var]) -> tuple[Consumer, ...]:
