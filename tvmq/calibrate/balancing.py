@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 import tvm
 
-from tvmq.calibrate.channel_factors import proposals
+from tvmq.calibrate.channel_factors import NARROWEST, proposals
+from tvmq.calibrate.constant_inputs import calmed, one_code
 from tvmq.calibrate.grids import integer_range
 from tvmq.calibrate.histogram import Histogram
 from tvmq.calibrate.observers import quantization_range
@@ -102,7 +103,18 @@ class _Site:
         """Return [C, taps, N] of each consumer that mixes channels, with at most MOST_OUTPUTS outputs."""
         found = [consumer.weight for consumer in self.group.consumers if consumer.mixes]
         stride = -(-sum(w.shape[2] for w in found) // MOST_OUTPUTS)
-        return [w[:, :, ::stride] for w in found]
+        return [self._calm(w[:, :, ::stride]) for w in found]
+
+    def _calm(self, weight: Float32) -> Float32:
+        """Return weight [C, taps, N] as it will be rounded."""
+        if weight.shape[1] > 1:
+            return weight
+        low, high = self.rows.min(0), self.rows.max(0)
+        finest = NARROWEST * float(np.abs(self.rows).max()) / 2 ** self.bits[1]  # under any factor proposed
+        if finest <= 0:
+            return weight
+        calm = calmed(weight[:, 0].astype(np.float64), one_code(low, high, finest))
+        return calm[:, None].astype(np.float32)
 
     def separate(self) -> Float64:
         """Return [C]: sums of squares of the weights of depthwise consumers."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tvmq.calibrate.calibration import Calibration, InputMoments
+from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats
+from tvmq.calibrate.constant_inputs import calmed, one_code
 from tvmq.formats import Quantization, QuantizedWeight
 from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
@@ -68,11 +69,15 @@ def choose(
         matrix = matrix_of(node)
         bias = bias_of(nodes, node)
         addends = np.zeros(matrix.shape[1]) if bias is None else constant_of(bias).astype(np.float64)
-        smallest = smallest_scales(matrix, addends.ravel(), x, out)
+        calm, kept = matrix, addends.ravel()
+        if moments is not None and bias is not None:
+            calm = _calm(matrix, calibration.values.get(formats.source(nodes, node.inputs[0]) or ""), x.scale)
+            kept = kept + moments.mean.astype(np.float64) @ (matrix - calm)
+        smallest = smallest_scales(calm, kept, x, out)
         bits = formats.weight_bits.get(node.name, 8)
-        chosen = quantize_weight(matrix, moments.gram if moments else None, ratio, smallest, bits)
+        chosen = quantize_weight(calm, moments.gram if moments else None, ratio, smallest, bits)
         if moments is not None:
-            chosen = _fed_back(matrix, chosen, moments, centred=bias is not None)
+            chosen = _fed_back(calm, chosen, moments, centred=bias is not None)
         weights[node.name] = replace(chosen, values=shaped(node, chosen.values))
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
@@ -81,6 +86,14 @@ def choose(
     if not work:
         progress("quantize", 1, 1)
     return replace(stored, weights=weights, biases=biases)
+
+
+def _calm(matrix: npt.NDArray[np.float64], seen: ValueStats | None, step: float) -> npt.NDArray[np.float64]:
+    """Return matrix [K, N] to round for inputs that look like this, kept in steps of this size."""
+    if seen is None or seen.low_per_channel is None or seen.high_per_channel is None:
+        return matrix
+    constant = one_code(seen.low_per_channel, seen.high_per_channel, step)
+    return calmed(matrix, constant) if len(constant) == len(matrix) else matrix
 
 
 def _fed_back(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from tvm import relax
 
+from tvmq.calibrate.constant_inputs import calmed, one_code
 from tvmq.formats import QuantizedWeight, QuantParams
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import Node, Nodes
@@ -24,6 +25,7 @@ from tvmq.quantize.solve import solve
 from tvmq.quantize.weights import largest_value, nearest_of, scale_candidates, smallest_scales
 
 Tensor = torch.Tensor
+Floats = npt.NDArray[np.float64]
 
 
 class Sequential:
@@ -64,16 +66,17 @@ class Sequential:
             return None
         bias = bias_of(self._nodes, node)
         bits = self._formats.weight_bits.get(node.name, 8)
-        candidates = self._candidates(node, bias, largest_value(bits))
+        matrix, addends = self._calm(node, bias, exact)
+        candidates = self._candidates(node, matrix, addends, largest_value(bits))
         halves = self._halves(node, exact, quantized, centred=bias is not None)
         if halves is None:
-            nearest = nearest_of(matrix_of(node), None, candidates, bits)
+            nearest = nearest_of(matrix, None, candidates, bits)
             values = shaped(node, nearest.values)
             self.weights[node.name] = weight = replace(nearest, values=values)
             return torch.from_numpy(values) * scale_like(node, weight)
         # Of one batch there is no second half to choose the ridge by.
         compensate = self._compensate and len(exact) > 1
-        matrices = as_matrices(node, torch.from_numpy(node.call.args[1].value.numpy().copy()))
+        matrices = as_matrices(node, torch.from_numpy(shaped(node, matrix.astype(np.float32))))
         groups, _, columns = matrices.shape
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
         solved = solve(matrices, halves, scales, largest_value(bits), compensate=compensate)
@@ -82,14 +85,26 @@ class Sequential:
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
         return from_matrices(node, solved.weight).contiguous()
 
-    def _candidates(self, node: Node, bias: Node | None, largest: int) -> list[npt.NDArray[np.float64]]:
-        """Return the scales [outputs] to choose from."""
-        matrix = matrix_of(node)
+    def _candidates(self, node: Node, matrix: Floats, addends: Floats, largest: int) -> list[Floats]:
+        """Return the scales [outputs] to choose from, for a weight [K, outputs] and a bias [outputs]."""
         x = input_params(self._nodes, node, self._values, self._copies)
         out = self._values.get(final(node.name, self._fused))
-        addends = np.zeros(matrix.shape[1]) if bias is None else constant_of(bias).astype(np.float64).ravel()
         ratio = out.scale / x.scale if out is not None and self._power_of_two else None
         return scale_candidates(matrix, ratio, smallest_scales(matrix, addends, x, out), largest)
+
+    def _calm(self, node: Node, bias: Node | None, exact: Tensor) -> tuple[Floats, Floats]:
+        """Return the weight [K, N] to round for these inputs, and the bias [N] that goes with it."""
+        matrix = matrix_of(node)
+        if bias is None:
+            return matrix, np.zeros(matrix.shape[1])
+        addends = constant_of(bias).astype(np.float64).ravel()
+        if node.kind != "linear":  # padding makes borders differ from what a convolution sees elsewhere
+            return matrix, addends
+        rows = exact.reshape(-1, exact.shape[-1])
+        low, high = rows.amin(0).numpy(), rows.amax(0).numpy()
+        step = input_params(self._nodes, node, self._values, self._copies).scale
+        calm = calmed(matrix, one_code(low, high, step))
+        return calm, addends + high.astype(np.float64) @ (matrix - calm)
 
     def _halves(
         self, node: Node, exact: Tensor, quantized: Tensor, *, centred: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,10 @@ def matrix_of(node: Node) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def shaped(node: Node, values: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+Numbers = TypeVar("Numbers", np.int8, np.float32)
+
+
+def shaped(node: Node, values: npt.NDArray[Numbers]) -> npt.NDArray[Numbers]:
     """Return [K, N] in the shape of the weight, the inverse of matrix_of."""
     shape = [int(d) for d in node.call.args[1].ty.shape]
     axis = OUTPUT_AXIS[node.kind]
