@@ -92,3 +92,14 @@ def test_rows_are_thinned_so_that_no_column_is_left_out(monkeypatch):
     monkeypatch.setattr("tvmq.quantize.moments.MOST_ROWS", 10)
     assert [_stride(100, width) for width in (7, 10, 11)] == [10, 11, 10]
     assert [_stride(rows, 5) for rows in (10, 1)] == [1, 1]
+
+
+def test_rows_that_a_sample_hides_do_not_count():
+    node, _, x, _ = site("linear")  # 2 x 5 rows of 6
+    both, counts = torch.stack([x, x + 1]), torch.zeros(2, 10)
+    counts[0, :4] = counts[1, 7] = 1
+    found = moments_of(node, both, both, counts)
+    rows = torch.cat([both[0].reshape(10, 6)[:4], both[1].reshape(10, 6)[7:8]])
+    torch.testing.assert_close(found.gram[0], rows.T @ rows / 5)
+    torch.testing.assert_close(found.mean_q[0], rows.mean(0))
+    assert found.rows == pytest.approx(5)

@@ -6,7 +6,7 @@ import torch
 
 from tests import tiny_transformer as tiny
 from tvmq.quantize.lockstep import Lockstep
-from tvmq.quantize.sequential import Sequential
+from tvmq.quantize.sequential import Sequential, _channel_means
 
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(12)]
 
@@ -53,3 +53,11 @@ def test_weights_are_near_what_they_are_rounded_from(solved):
         real = weight.values * weight.scale
         error = np.abs(real - solved.wanted[name].numpy())
         assert np.median(error / weight.scale) <= 0.6
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 1, 3, 4), -1), ((2, 1, 4, 3, 1), 1)])
+def test_a_bias_takes_the_mean_of_the_rows_shown(shape, axis):
+    value, shown = torch.randn(shape), torch.tensor([[1.0, 0, 0], [1.0, 0, 1]])
+    rows = value.movedim(axis if axis < 0 else axis + 1, -1).reshape(6, 4)
+    torch.testing.assert_close(_channel_means(value, axis, shown), rows[shown.ravel() > 0].mean(0))
+    torch.testing.assert_close(_channel_means(value, axis, None), rows.mean(0))

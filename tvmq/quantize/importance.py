@@ -48,6 +48,31 @@ def row_importance(
     return found
 
 
+def shown_rows(
+    mod: tvm.IRModule,
+    wanted: Mapping[str, Node],
+    batches: Sequence[Sequence[Tensor]],
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Return which rows of each node's value count in each batch, [S, rows] of 0 and 1.
+
+    A row is hidden where the output does not depend on it, as on padding behind a mask; one that no batch
+    shows has its weight from row_importance. Empty for a model of one float input, which holds no mask.
+    """
+    params = mod["main"].params
+    if len(params) == 1 and str(params[0].ty.dtype).startswith("float"):
+        return {}
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    for done, batch in enumerate(batches, start=1):
+        for name, total in squared_gradients(mod, wanted, [batch], seed).items():
+            channels = total.ndim - 1 if wanted[name].kind == "linear" else 1
+            found[name].append((total.sum(channels).reshape(-1) > 0).float())
+        progress("mask", done, len(batches))
+    rows = {name: torch.stack(each) for name, each in found.items() if each}
+    return {name: torch.where(each.any(0), each, 1.0) for name, each in rows.items()}
+
+
 def squared_gradients(
     mod: tvm.IRModule,
     wanted: Mapping[str, Node],

@@ -80,7 +80,8 @@ def moments_of(
 ) -> Moments | None:
     """Return the moments of a site's inputs [S, ...] of S batches; None for a transposed one or K too wide.
 
-    Rows are thinned out evenly to MOST_ROWS. importance: what each row of a batch counts, [rows] of mean 1.
+    Rows are thinned out evenly to MOST_ROWS. importance: what each row counts, [rows] of all batches or
+    [S, rows] of each.
     centred: about the means (covariances).
     """
     if node.kind == "conv2d_transpose" or inputs_of(node) > WIDEST:
@@ -92,10 +93,11 @@ def moments_of(
     first = next(rows_of(node, quantized[0])).mean(1, keepdim=True)
     sums = _Sums(first if centred else torch.zeros_like(first))
     phase = 0  # goes on from batch to batch: begun anew, some tokens would be met each time and others never
-    for x_batch, q_batch in zip(exact, quantized, strict=True):
+    for number, (x_batch, q_batch) in enumerate(zip(exact, quantized, strict=True)):
+        own = importance[number] if importance is not None and importance.ndim > 1 else importance
         start = 0
         for x, q in zip(rows_of(node, x_batch), rows_of(node, q_batch), strict=True):
-            counts = None if importance is None else importance[start : start + x.shape[1]][phase::stride]
+            counts = None if own is None else own[start : start + x.shape[1]][phase::stride]
             sums.add(x[:, phase::stride], q[:, phase::stride], counts)
             start += x.shape[1]
             phase = (phase - x.shape[1]) % stride

@@ -11,7 +11,7 @@ import torch
 from tvmq.formats import Quantization
 from tvmq.progress import Progress, silent
 from tvmq.quantize.adapt import Adapt
-from tvmq.quantize.importance import row_importance, squared_gradients
+from tvmq.quantize.importance import row_importance, shown_rows, squared_gradients
 from tvmq.quantize.joint import joint_steps
 from tvmq.quantize.model import Model
 from tvmq.quantize.output_steps import CRITERIA, OutputSteps
@@ -41,7 +41,9 @@ def refined(
     stretches = model.units() if preset.adapt_steps else ()
     results = {var.name: model.nodes.by_name[var.name] for unit in stretches for var in unit.results}
     importance: dict[str, torch.Tensor] = {}
+    shown: dict[str, torch.Tensor] = {}
     if preset.importance:
+        shown = shown_rows(model.mod, model.sites(), model.walked(), seed, progress)
         importance = row_importance(model.mod, model.sites() | results, model.batches, seed, progress)
     stored = steps.values, steps.copies
     solved = Sequential(
@@ -50,6 +52,7 @@ def refined(
         *stored,
         power_of_two=power_of_two,
         importance=importance,
+        shown=shown,
         compensate=preset.compensate,
     )
     model.lockstep(progress, "weights").walk(solved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from tvmq.quantize.weights import largest_value, nearest_of, scale_candidates, s
 Tensor = torch.Tensor
 Floats = npt.NDArray[np.float64]
 
+NONE_HIDDEN: Mapping[str, Tensor] = MappingProxyType({})
+
 
 class Sequential:
     """The visitor; weights and biases are there once the walk is over."""
@@ -40,14 +43,15 @@ class Sequential:
         *,
         power_of_two: bool,
         importance: Mapping[str, Tensor],
+        shown: Mapping[str, Tensor] = NONE_HIDDEN,
         compensate: bool = True,
     ) -> None:
-        """importance: of output rows (importance.py), by the names of sites."""
+        """importance, shown: of output rows (importance.py), by the names of sites."""
         self._nodes, self._formats = nodes, formats
         self._values, self._copies = values, copies
         self._fused = swallowed(nodes, formats.integer)
         self._power_of_two = power_of_two
-        self._importance, self._compensate = importance, compensate
+        self._importance, self._shown, self._compensate = importance, shown, compensate
         self.weights: dict[str, QuantizedWeight] = {}
         self.wanted: dict[str, Tensor] = {}  # what each weight was before it was rounded, shaped as it is
         self.biases: dict[str, npt.NDArray[np.float32]] = {}
@@ -110,11 +114,14 @@ class Sequential:
         self, node: Node, exact: Tensor, quantized: Tensor, *, centred: bool
     ) -> tuple[Moments, Moments] | None:
         """Return the moments of every second batch, and of the others."""
-        importance = self._importance.get(node.name)
-        first, second = (
-            moments_of(node, exact[i::2], quantized[i::2], importance, centred=centred)
-            for i in (0, 1 % len(exact))
-        )
+        importance, shown = self._importance.get(node.name), self._shown.get(node.name)
+        counts = importance if shown is None else shown if importance is None else shown * importance
+
+        def half(start: int) -> Moments | None:
+            own = counts[start::2] if shown is not None and counts is not None else counts
+            return moments_of(node, exact[start::2], quantized[start::2], own, centred=centred)
+
+        first, second = half(0), half(1 % len(exact))
         return None if first is None or second is None else (first, second)
 
     def bias(self, node: Node, exact: Tensor, quantized: Tensor) -> Tensor | None:
@@ -123,7 +130,8 @@ class Sequential:
             return None
         axis = -1 if self._nodes.by_name[node.inputs[0]].kind == "linear" else 1
         constant = torch.from_numpy(constant_of(node).copy())
-        own = constant + _channel_means(exact - quantized, axis).reshape(constant.shape)
+        shown = self._shown.get(node.inputs[0])
+        own = constant + _channel_means(exact - quantized, axis, shown).reshape(constant.shape)
         self.biases[node.name] = own.numpy()
         return own
 
@@ -148,7 +156,10 @@ def scale_like(node: Node, weight: QuantizedWeight) -> Tensor:
     return scale.reshape(shape)
 
 
-def _channel_means(value: Tensor, axis: int) -> Tensor:
-    """Return the means [C] of values [S, ...], axis counted within one of the S."""
+def _channel_means(value: Tensor, axis: int, shown: Tensor | None) -> Tensor:
+    """Return the means [C] of values [S, ...], axis counted within one of the S; of the rows shown [S, R]."""
     axis = axis % (value.ndim - 1) + 1
-    return value.double().mean([i for i in range(value.ndim) if i != axis]).float()
+    if shown is None or not shown.any():
+        return value.double().mean([i for i in range(value.ndim) if i != axis]).float()
+    rows = value.double().movedim(axis, -1).reshape(*shown.shape, -1)
+    return ((rows * shown[:, :, None]).sum((0, 1)) / shown.sum(dtype=torch.float64)).float()
