@@ -107,12 +107,14 @@ int Run(const Options& options) {
 }  // namespace
 
 int main(int count, char** words) {
+  int code = 2;
   try {
-    return Run(Parse(count, words));
+    code = Run(Parse(count, words));
   } catch (const tvmq::Error& error) {
     std::fprintf(stderr, "tvmq-run: %s\n", error.what());
   } catch (const tvm::ffi::Error& error) {
     std::fprintf(stderr, "tvmq-run: %s\n", error.what());
   }
-  return 2;
+  std::fflush(nullptr);
+  _exit(code);  // an ordinary end waits for TVM's pool, whose workers on a busy machine may miss their end
 }

@@ -40,7 +40,11 @@ constexpr const char* kMachineName = "x86_64";
 #error "TVM has no runtime library for this machine"
 #endif
 
-inline Json At(const Json& object, const char* key) { return object.cast<ffi::Map<ffi::Any, ffi::Any>>()[ffi::String(key)]; }
+inline Json At(const Json& object, const char* key) {
+  auto map = object.cast<ffi::Map<ffi::Any, ffi::Any>>();
+  if (!map.count(ffi::String(key))) throw Error(std::string("its manifest lacks ") + key + "; compile it again");
+  return map[ffi::String(key)];
+}
 inline std::string Text(const Json& value) { return std::string(value.cast<ffi::String>()); }
 inline int64_t Integer(const Json& value) { return value.cast<int64_t>(); }
 inline ffi::Array<ffi::Any> List(const Json& value) { return value.cast<ffi::Array<ffi::Any>>(); }
