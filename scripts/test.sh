@@ -5,6 +5,9 @@ cd "$(dirname "$0")/.."
 
 step() { printf '\n== %s (at %d s)\n' "$*" "$SECONDS"; }
 
+workers=$(nproc)
+workers=$((workers < 4 ? workers : 4)) # each holds TVM and PyTorch, a gigabyte
+
 step install
 bash scripts/install.sh test
 
@@ -16,7 +19,7 @@ step mypy
 .venv/bin/mypy
 
 step fast tests
-.venv/bin/python -m pytest -q -m "not slow" --durations=5
+.venv/bin/python -m pytest -q -m "not slow" -n "$workers" --durations=5
 
 if [ "${FAST:-}" != 1 ]; then
     step slow tests
