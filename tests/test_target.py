@@ -15,8 +15,10 @@ NAMES = {
     "x86_amx", "x86_avx512_vbmi", "x86_avx512_vnni", "x86_avx512", "x86_avx_vnni", "x86_avx2",
     "x86_baseline",
     "neoverse_v1", "neoverse_n1", "arm_dotprod", "arm_neon", "arm_v7",
+    "t4", "rtx", "a100", "h100", "jetson-xavier", "jetson-orin", "jetson-thor",
 }  # fmt: skip
 AVX2 = load_profile("x86_avx2")
+CPUS = [profile for profile in builtin_profiles() if profile.capability is None]
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="picks among x86 profiles")
 
 
@@ -45,6 +47,7 @@ def test_names_and_aliases_are_unique():
         ("rpi3", "arm_v7"),
         ("neoverse-n1", "neoverse_n1"),
         ("neoverse-v1", "neoverse_v1"),
+        ("h200", "h100"),
     ],
 )
 def test_an_alias_means_its_profile(alias: str, name: str):
@@ -101,7 +104,7 @@ def test_an_unknown_target_is_told_the_known_ones():
         UsageError, match=r"'x86_avx512_vni', did you mean 'x86_avx512_vnni'\?; known .*native"
     ):
         load_profile("x86_avx512_vni")
-    with pytest.raises(UsageError, match="unknown target 'cuda'; known targets: arm_cpu"):
+    with pytest.raises(UsageError, match="unknown target 'cuda'; known targets: a100"):
         load_profile("cuda")
     with pytest.raises(UsageError, match=r"nowhere.toml: cannot be read"):
         load_profile("nowhere.toml")
@@ -117,7 +120,7 @@ def test_an_unknown_target_is_told_the_known_ones():
         ('weight = "int8"', 'weight = ["int4", "int7"]', "weight = 'int7' is not a dtype"),
         ("automatic = true", "automatic = 1", "automatic = 1 has the wrong type"),
         ("schema = 1", "schema = 2", "schema 2 is not known"),
-        ('kind = "llvm"', 'kind = "c"', "only 'llvm' is supported"),
+        ('kind = "llvm"', 'kind = "c"', "'llvm' or 'cuda' is wanted"),
         ("x86_64-linux-gnu", "mips-linux-gnu", "one that starts with arm or aarch64 or x86_64 is wanted"),
         ("schema = 1", "schema 1", "not a TOML file"),
     ],
@@ -150,11 +153,25 @@ def test_a_tvm_target_gets_the_kernels_of_the_best_profile():
     assert parse_profile(profile.to_toml(), "copy.toml") == profile
 
 
-@pytest.mark.parametrize("profile", builtin_profiles(), ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", CPUS, ids=lambda profile: profile.name)
 def test_a_profile_survives_as_a_tvm_target(profile: target.TargetProfile):
     found = load_profile(profile.tvm())
     assert found.features == profile.features
     assert (found.kernels == profile.kernels) == profile.automatic
+
+
+def test_a_gpus_profile_has_a_cpu_beside_it():
+    orin = load_profile("jetson-orin")
+    assert (orin.capability, orin.architecture, orin.machine.processors) == ((8, 7), "aarch64", 16)
+    assert orin.features == {"asimd", "sm_87", "cuda_13"}
+    host = orin.tvm().host
+    assert (str(orin.tvm().kind.name), str(host.kind.name), str(host.attrs["mcpu"])) == (
+        "cuda",
+        "llvm",
+        "generic",
+    )
+    with pytest.raises(UsageError, match="arch is 'sm87'; the GPU's is wanted"):
+        parse_profile(orin.to_toml().replace("sm_87", "sm87"), "x")
 
 
 def test_every_intrinsic_that_a_profile_names_is_there():

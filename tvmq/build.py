@@ -8,6 +8,7 @@ integer output, so that an artifact can be checked site by site on the machine i
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from tvmq.passes.clip_takes import ClipTakes
 from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, substitute
 from tvmq.progress import Progress, silent, step
+from tvmq.schedule.cuda.toolkit import compiling
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
 from tvmq.schedule.float_dispatch import DispatchFloatLinears
@@ -129,7 +131,8 @@ def loop_passes(target: Any) -> list[Any]:
 
 def _executable(mod: tvm.IRModule, profile: TargetProfile) -> Any:
     target = profile.tvm()
-    with tvm.transform.PassContext(opt_level=3), target:
+    device = contextlib.nullcontext() if profile.capability is None else compiling(str(target.attrs["arch"]))
+    with tvm.transform.PassContext(opt_level=3), device, target:
         lowered = tvm.transform.Sequential(lowering_passes(target))(mod)
         return tvm.compile(lowered, target=target, relax_pipeline=None)
 

@@ -15,6 +15,7 @@ from tvmq import artifact
 from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
+from tvmq.gpu import is_gpu_feature
 from tvmq.inputs import checked_inputs, is_torch
 from tvmq.machine import require_machine, runs_here
 from tvmq.manifest import Manifest
@@ -215,7 +216,12 @@ class CompiledModel:
 
     @cached_property
     def _program(self) -> Program:
-        require_machine("model", self._description.features, self._built.library)
+        features = self._description.features
+        require_machine("model", features, self._built.library)
+        if any(map(is_gpu_feature, features)):
+            from tvmq.gpu_runtime import GpuProgram
+
+            return GpuProgram(self._built)
         return Program(self._built)
 
     @cached_property

@@ -55,6 +55,7 @@ FEATURES_OF_MCPU: Mapping[str, frozenset[str]] = {
     "x86-64-v2": _X86_V2,
     "x86-64-v3": _X86_V3,
     "x86-64-v4": _X86_V4,
+    "generic": frozenset({"asimd"}),  # any 64-bit ARM
     "cortex-a72": frozenset({"asimd"}),
     "cortex-a76": _ARM_V8_2,
     "neoverse-n1": _ARM_V8_2,

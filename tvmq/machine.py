@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tvmq.environment import allow_amx_tiles, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, EnvironmentMismatchError
+from tvmq.gpu import is_gpu_feature, lacking, this_gpu
 
 ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -30,15 +31,16 @@ def this_machine() -> str:
 
 
 def require_machine(where: object, features: Sequence[str], library: bytes) -> None:
-    """Raise ArtifactError unless this machine executes the library, whose code needs these CPU features."""
+    """Raise ArtifactError unless this machine executes the library, whose code needs these features."""
     built_for, here = machine_of(library), this_machine()
     if built_for != here or not sys.platform.startswith("linux"):
         raise ArtifactError(
             f"{where}: holds code for linux on {built_for or 'an unknown machine'}, "
             f"this is {sys.platform} on {here}; {_other_way_out(built_for, here)}"
         )
+    of_gpu = [feature for feature in features if is_gpu_feature(feature)]
     available = cpu_features()
-    missing = sorted(set(features) - available) if available else []
+    missing = sorted(set(features) - set(of_gpu) - available) if available else []
     if missing:
         raise ArtifactError(
             f"{where}: needs the CPU feature {', '.join(missing)}, which this CPU ({cpu_name()}) lacks; "
@@ -49,6 +51,8 @@ def require_machine(where: object, features: Sequence[str], library: bytes) -> N
             f"{where}: needs AMX tiles, which Linux does not let this process use (5.16 or later does); "
             f"compile it for `--target native`"
         )
+    if of_gpu and (wanted := lacking(of_gpu, this_gpu())):
+        raise ArtifactError(f"{where}: needs {wanted}; compile it for this GPU (see `tvmq targets`)")
 
 
 def runs_here(features: Sequence[str], library: bytes) -> bool:

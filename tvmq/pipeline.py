@@ -46,6 +46,7 @@ from tvmq.prepared import Prepared
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.presets import DEFAULT, Preset
 from tvmq.quantizer import NO_CALIBRATION, canonical, quantized
+from tvmq.schedule.cuda.toolkit import require_cuda
 from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.spec import W8A8, Built, Coverage, Description, Plan, Precision
 from tvmq.target import TargetProfile, load_profile
@@ -125,6 +126,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
     require_linker(str(profile.tvm_target["mtriple"]))
+    if profile.capability is not None:
+        require_cuda(str(profile.tvm_target["arch"]))
     boards = Device.of(device) if device is not None else None
     threads = options.threads or (boards.require(profile).threads if boards else default_threads())
     if tune:

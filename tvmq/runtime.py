@@ -56,10 +56,10 @@ class Program:
 
         Constants that start at a multiple of 64 bytes are used in place, the others copied.
         """
-        self._ffi = load_runtime()
+        self._ffi = self._runtime()
         self._module = load_library(self._ffi, built.library)
         self._kept = [aligned(constant.array) for constant in built.constants]
-        self._params = self._ffi.Array([self._ffi.from_dlpack(array) for array in self._kept])
+        self._params = self._ffi.Array([self._constant(array) for array in self._kept])
         self._staging = [aligned_empty(spec.shape, spec.dtype) for spec in built.inputs]
         self._staged = [self._ffi.from_dlpack(buffer) for buffer in self._staging]
         self._own = _Spans([*self._staging, *self._kept])
@@ -95,7 +95,7 @@ class Program:
         The shortest, since the time slice of another program would count for the kernel that it hits. The
         clock's own cost is taken off: what the cheapest of the VM's own instructions seemed to take.
         """
-        recorder = _Recorder()
+        recorder = self._recorder()
         machine = self._machine(POOLED_ALLOCATOR)
         machine["set_instrument"](recorder)
         runs: list[list[_Call]] = []
@@ -112,6 +112,18 @@ class Program:
             for name, call, spent in zip(names, runs[0], seconds, strict=True)
         )
 
+    def _runtime(self) -> Any:
+        return load_runtime()
+
+    def _constant(self, array: Array) -> Any:
+        return self._ffi.from_dlpack(array)
+
+    def _use_threads(self) -> None:
+        use_threads(self.threads, at_most=True)
+
+    def _recorder(self) -> Recorder:
+        return Recorder()
+
     def _machine(self, allocator: int) -> Any:
         machine = self._module["vm_load_executable"]()
         machine["vm_initialization"](CPU_DEVICE, 0, allocator)
@@ -123,7 +135,7 @@ class Program:
 
     def _tensors(self, function: Any, arrays: Sequence[Array], wanted: Sequence[Any]) -> list[Any]:
         """Return what function gives, one tensor for each description in wanted."""
-        use_threads(self.threads, at_most=True)
+        self._use_threads()
         arguments = [self._argument(i, array) for i, array in enumerate(arrays)]
         try:
             result = function(*arguments, self._params)
@@ -164,7 +176,7 @@ class Program:
 
     def _site_names(self, arrays: Sequence[Array], calls: Sequence[_Call]) -> list[str]:
         """Name the calls of main by site: whichever call of trace last wrote a site's tensor computes it."""
-        recorder = _Recorder()
+        recorder = self._recorder()
         machine = self._machine(NAIVE_ALLOCATOR)
         machine["set_instrument"](recorder)
         tensors = self._tensors(machine["trace"], arrays, self._sites)
@@ -193,7 +205,7 @@ class _Call:
     read: int = 0  # address of the first one
 
 
-class _Recorder:
+class Recorder:
     """The VM's instrument: called before and after every instruction."""
 
     def __init__(self) -> None:

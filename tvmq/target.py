@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,7 @@ from tvmq.cpu_names import (
 )
 from tvmq.environment import cpu_features
 from tvmq.errors import EnvironmentMismatchError, UsageError
+from tvmq.gpu import CUDA, capability_of, features_of_arch
 
 SCHEMA = 1
 NATIVE = "native"
@@ -64,6 +66,7 @@ class Machine:
     l1_gb_per_s: float | None = None
     l2_gb_per_s: float | None = None
     l3_gb_per_s: float | None = None
+    processors: int | None = None  # of a GPU, each of which is a "core" here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ class TargetProfile:
     name: str
     summary: str  # one line for `tvmq targets`
     tvm_target: Mapping[str, TargetValue] = field(hash=False)  # what tvm.target.Target takes
-    features: frozenset[str]  # Linux names of the CPU features the code needs
+    features: frozenset[str]  # Linux names of the CPU features the code needs; of a GPU's, see tvmq.gpu
     machine: Machine
     kernels: tuple[Kernel, ...]  # native first, a float32 fallback last
     aliases: tuple[str, ...] = ()
@@ -81,8 +84,13 @@ class TargetProfile:
 
     @property
     def architecture(self) -> str:
-        """Return one of cpu_names.ARCHITECTURES."""
+        """Return one of cpu_names.ARCHITECTURES; of a GPU, that of the CPU beside it."""
         return architecture_of(self.tvm_target)
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Return the compute capability of the GPU that computes, (8, 7) for sm_87; None for a CPU."""
+        return capability_of(str(self.tvm_target["arch"])) if self.tvm_target["kind"] == CUDA else None
 
     def missing(self, available: Iterable[str]) -> tuple[str, ...]:
         """Return the features that the code needs and `available` lacks, sorted."""
@@ -93,7 +101,10 @@ class TargetProfile:
         from tvm.target import Target
 
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in self.tvm_target.items()}
-        return Target(config)
+        if config["kind"] != CUDA:
+            return Target(config)
+        host = {"kind": "llvm", **{k: v for k, v in config.items() if k not in ("kind", "arch")}}
+        return Target({"kind": CUDA, "arch": config["arch"], "host": host})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as JSON-ready data, in the shape of its file."""
@@ -243,6 +254,7 @@ _MACHINE_KEYS: _Keys = {
     "l1_gb_per_s": ((int, float), False),
     "l2_gb_per_s": ((int, float), False),
     "l3_gb_per_s": ((int, float), False),
+    "processors": (int, False),
 }
 _KERNEL_KEYS: _Keys = {
     "activation": (str, True),
@@ -289,8 +301,11 @@ def _target_table(table: Mapping[str, Any], where: str) -> Mapping[str, TargetVa
             values[str(key)] = tuple(str(v) for v in value)
         else:
             raise UsageError(f"{where}: tvm_target.{key} = {value!r}; a value or a list of strings is wanted")
-    if values.get("kind") != "llvm":
-        raise UsageError(f"{where}: tvm_target.kind is {values.get('kind')!r}; only 'llvm' is supported")
+    if values.get("kind") not in ("llvm", CUDA):
+        raise UsageError(f"{where}: tvm_target.kind is {values.get('kind')!r}; 'llvm' or 'cuda' is wanted")
+    arch = values.get("arch")
+    if values["kind"] == CUDA and not (isinstance(arch, str) and re.fullmatch(r"sm_\d{2,3}", arch)):
+        raise UsageError(f"{where}: tvm_target.arch is {arch!r}; the GPU's is wanted, as in 'sm_87'")
     if architecture_of(values) not in ARCHITECTURES:
         raise UsageError(
             f"{where}: tvm_target.mtriple is {values.get('mtriple')!r}; "
@@ -304,8 +319,9 @@ def _features(config: Mapping[str, TargetValue], requires: list[str] | None, whe
         return frozenset(requires)
     attributes = config.get("mattr", ())
     assert isinstance(attributes, tuple)
+    device = features_of_arch(str(config["arch"])) if config["kind"] == CUDA else frozenset[str]()
     try:
-        return features_of(str(config.get("mcpu", "")), attributes)
+        return features_of(str(config.get("mcpu", "")), attributes) | device
     except UnknownCpuNameError as error:
         raise UsageError(
             f"{where}: tvmq does not know the CPU features of {error.name!r}"

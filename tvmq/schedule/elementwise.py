@@ -21,6 +21,8 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError
 from tvm.sym import Analyzer
 
+from tvmq.schedule.cuda.leftovers import schedule_gpu_leftovers
+
 SCHEDULED = "tvmq.scheduled"  # the attribute of PrimFuncs that carry their schedule already
 MAX_LANES = 16
 MIN_LANES = 4
@@ -66,12 +68,12 @@ class ScheduleLeftovers:
 
 
 def schedule_leftovers(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Return mod with a default CPU schedule in every PrimFunc that lacks the attribute tvmq.scheduled.
+    """Return mod with a default schedule in every PrimFunc that lacks the attribute tvmq.scheduled.
 
-    Other targets than LLVM are left alone: there, loops need a thread binding of another kind.
+    A GPU's loops become threads: tvmq.schedule.cuda.leftovers.
     """
     if target.kind.name != "llvm":
-        return mod
+        return schedule_gpu_leftovers(mod, target)
     functions = {}
     for name, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc) and not _is_scheduled(func):

@@ -33,6 +33,7 @@ from tvmq.schedule.attention_spec import AttentionDecision
 from tvmq.schedule.conv import conv_prim_func
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.conv_tiles import ConvDecision, conv_space
+from tvmq.schedule.cuda import kernels as cuda
 from tvmq.schedule.depthwise import DepthwiseDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.isa import Isa, isa_of
@@ -62,6 +63,8 @@ def find(
     attrs: Mapping[str, Any], shapes: Sequence[Shape], profile: TargetProfile, threads: int
 ) -> Kernel | None:
     """Return the kernel for a composite with these attributes and argument shapes, None if there is none."""
+    if profile.capability is not None:
+        return cuda.find(attrs, shapes, profile)
     family = FAMILIES.get(str(attrs["kernel"]))
     return None if family is None else family(attrs, shapes, profile, threads)
 

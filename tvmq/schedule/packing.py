@@ -15,6 +15,7 @@ from tvmq.formats import PACKED_BITS
 from tvmq.schedule import attention_spec, conv_spec, depthwise_spec
 from tvmq.schedule.arm_intrinsics import pairs_stay_in_words
 from tvmq.schedule.conv_spec import ConvSpec
+from tvmq.schedule.cuda import packing as cuda_packing
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.isa import Isa
@@ -44,6 +45,7 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
         **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
         "keys16": attention_spec.unpack_bias,
+        **cuda_packing.UNPACK,
         "channels16": lambda array, shape: np.ascontiguousarray(array[: shape[0]]),
     }
 )

@@ -1,0 +1,107 @@
+// A CUDA driver and runtime without a GPU: memory is the CPU's, device code a library made with emulator.h. Only what
+// TVM's CUDA runtime and tvmq.gpu call. Streams cannot be captured.
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+typedef void (*Launch)(void**, unsigned*);
+
+struct Config {
+  unsigned grid[3], block[3], shared_bytes;
+  void* stream;
+  void* attributes;
+  unsigned attribute_count;
+};
+
+static int capability(int index) {
+  const char* text = std::getenv("TVMQ_EMULATED_CAPABILITY");  // "80"
+  const int number = text ? std::atoi(text) : 80;
+  return index ? number % 10 : number / 10;
+}
+
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
+int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+int cuDeviceGet(int* device, int) { return *device = 0, 0; }
+int cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, length, "emulated"), 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 75 || attribute == 76 ? capability(attribute - 75) : 1;
+  return 0;
+}
+int cuGetErrorName(int, const char** text) { return *text = "emulated error", 0; }
+int cuGetErrorString(int, const char** text) { return *text = "emulated error", 0; }
+int cuFuncSetAttribute(void*, int, int) { return 0; }
+int cuTensorMapEncodeTiled() { return 801; }
+int cuModuleUnload(void*) { return 0; }
+
+int cuModuleLoadData(void** module, const void* image) {
+  const uint8_t* elf = static_cast<const uint8_t*>(image);
+  uint64_t sections;
+  uint16_t size, count;
+  std::memcpy(&sections, elf + 40, 8), std::memcpy(&size, elf + 58, 2), std::memcpy(&count, elf + 60, 2);
+  char path[] = "/tmp/tvmq-emulated-XXXXXX";
+  const int file = mkstemp(path);
+  const size_t bytes = sections + uint64_t(size) * count;
+  if (file < 0 || write(file, image, bytes) != static_cast<ssize_t>(bytes)) return 301;
+  close(file);
+  *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  unlink(path);
+  if (!*module) std::fprintf(stderr, "%s\n", dlerror());
+  return *module ? 0 : 209;
+}
+
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  *function = dlsym(module, (std::string("launch_") + name).c_str());
+  return *function ? 0 : 500;
+}
+
+int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void**) {
+  if (c->block[0] * c->block[1] * c->block[2] > 1024 || c->shared_bytes > 227 << 10) return 1;
+  unsigned extents[6] = {c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2]};
+  reinterpret_cast<Launch>(function)(arguments, extents);
+  return 0;
+}
+
+int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
+int cudaGetDevice(int* device) { return *device = 0, 0; }
+int cudaSetDevice(int) { return 0; }
+int cudaDeviceGetAttribute(int* value, int attribute, int device) {
+  if (attribute == 75 || attribute == 76) return cuDeviceGetAttribute(value, attribute, device);
+  return *value = attribute == 10 ? 32 : attribute == 1 ? 1024 : attribute == 8 ? 48 << 10 : 1, 0;
+}
+int cudaGetDeviceProperties(void*, int) { return 0; }
+int cudaMalloc(void** memory, size_t bytes) { return *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256), 0; }
+int cudaFree(void* memory) { return std::free(memory), 0; }
+int cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
+int cudaFreeHost(void* memory) { return cudaFree(memory); }
+int cudaMemGetInfo(size_t* available, size_t* total) { return *available = *total = size_t(4) << 30, 0; }
+int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void*) { return std::memmove(to, from, bytes), 0; }
+int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t n, void*) { return std::memmove(to, from, n), 0; }
+int cudaPeekAtLastError() { return 0; }
+int cudaGetLastError() { return 0; }
+const char* cudaGetErrorName(int) { return "emulated error"; }
+const char* cudaGetErrorString(int) { return "emulated error"; }
+int cudaEventCreate(void** event) { return *event = nullptr, 0; }
+int cudaEventDestroy(void*) { return 0; }
+int cudaEventElapsedTime(float* ms, void*, void*) { return *ms = 0, 0; }
+int cudaEventRecord(void*, void*) { return 0; }
+int cudaEventSynchronize(void*) { return 0; }
+int cudaStreamCreate(void** stream) { return *stream = nullptr, 0; }
+int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = nullptr, 0; }
+int cudaStreamDestroy(void*) { return 0; }
+int cudaStreamSynchronize(void*) { return 0; }
+int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
+int cudaStreamBeginCapture(void*, int) { return 801; }
+int cudaStreamEndCapture(void*, void**) { return 801; }
+int cudaGraphInstantiate(void**, void*, unsigned long long) { return 801; }
+int cudaGraphLaunch(void*, void*) { return 801; }
+int cudaGraphDestroy(void*) { return 0; }
+int cudaGraphExecDestroy(void*) { return 0; }
+}

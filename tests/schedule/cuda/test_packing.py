@@ -1,0 +1,43 @@
+"""Constants of GPU kernels come back from their layouts as they went in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tvmq.schedule.cuda.packing import (
+    pack_channels,
+    pack_product,
+    pack_taps,
+    unpack_product,
+    unpack_taps,
+)
+from tvmq.schedule.packing import unpack
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((7, 5), 1), ((64, 32), 1), ((3, 3, 4, 40), 1), ((2, 3, 16, 24), 3)]
+)
+def test_products_come_back(shape: tuple[int, ...], groups: int):
+    weight = np.random.default_rng(0).integers(-128, 128, shape).astype("int8")
+    packed = pack_product(weight, groups)
+    assert packed.shape[1] % 32 == packed.shape[2] % 64 == 0
+    np.testing.assert_array_equal(unpack_product(packed, shape), weight)
+    np.testing.assert_array_equal(unpack(packed, "cuda_product", shape), weight)
+
+
+def test_a_thread_comes_to_hold_neighbouring_outputs():
+    outputs = np.arange(32).astype("int8")[None]
+    lines = pack_product(outputs)[0, :, 0]
+    for t in range(4):
+        assert [lines[8 * j + 2 * t + e] for j in range(4) for e in range(2)] == list(range(8 * t, 8 * t + 8))
+
+
+def test_taps_and_channels_come_back():
+    taps = np.random.default_rng(0).integers(-128, 128, (3, 2, 1, 7)).astype("int8")
+    assert pack_taps(taps).shape == (6, 8)
+    np.testing.assert_array_equal(unpack_taps(pack_taps(taps), taps.shape), taps)
+    values = np.arange(33)
+    assert len(pack_channels(values)) == 64
+    assert pack_channels(values)[-1] == 32
+    np.testing.assert_array_equal(unpack(pack_channels(values), "cuda_channels", (33,)), values)

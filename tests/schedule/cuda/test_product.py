@@ -1,0 +1,109 @@
+"""Products on GPUs, emulated: bit for bit what numerics says, for every epilogue, tile and architecture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from tests.schedule.cuda.cases import EPILOGUES, conv_spec, linear_spec, random_case
+from tests.schedule.cuda.emulator import EmulatedKernels, needs_emulator
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.product import (
+    DEFAULTS,
+    ProductSpec,
+    TileDecision,
+    buffers,
+    default_tile,
+    fits,
+    product_prim_func,
+    product_space,
+    supports,
+)
+
+ARCHITECTURES = [(7, 2), (7, 5), (8, 0)]  # dot products, small and large tensor cores
+LARGE = Gpu((9, 0), 132, 4096)
+SMALL = TileDecision(32, 64, 64, 16, 32, 2)
+
+
+def check(cases: dict[str, tuple[ProductSpec, TileDecision]], capability: tuple[int, int]) -> None:
+    """Run the kernels emulated; whatever lies behind a result stays as it is."""
+    funcs = {name: product_prim_func(spec, tile) for name, (spec, tile) in cases.items()}
+    kernels = EmulatedKernels(funcs, capability)
+    for name, (spec, _) in cases.items():
+        arguments, expected = random_case(spec)
+        shapes = [(a.shape, str(a.dtype)) for a in [*arguments, *expected]]
+        assert shapes == list(buffers(spec).values())
+        results = [np.full(values.shape, 77, values.dtype) for values in expected]
+        found = kernels.run(name, [*arguments, *results])[-len(results) :]
+        for values, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(values, wanted, err_msg=f"{name}: {spec}")
+
+
+@needs_emulator
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids=str)
+def test_linears_of_odd_sizes_equal_numerics_for_every_epilogue(capability: tuple[int, int]):
+    sizes = [
+        (37, 96, 80),
+        (70, 147, 10),
+        (1, 64, 1000),
+        (33, 16, 40),
+        (65, 192, 64),
+        (5, 3, 7),
+        (33, 200, 24),
+    ]
+    cases = {
+        f"case{i}": (linear_spec(*size, epilogue, signed=i == 0), SMALL)
+        for i, (size, epilogue) in enumerate(zip(sizes, EPILOGUES, strict=True))
+    }
+    check(cases, capability)
+
+
+@needs_emulator
+def test_every_default_tile_computes_the_same():
+    spec = linear_spec(150, 320, 136, "table")
+    check({f"tile{i}": (spec, tile) for i, tile in enumerate(DEFAULTS)}, (8, 0))
+
+
+@needs_emulator
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids=str)
+def test_convolutions_equal_numerics(capability: tuple[int, int]):
+    image = {"batch": 2, "rows": 9, "columns": 7}
+    square = {"kernel_rows": 3, "kernel_columns": 3, "top": 1, "left": 1}
+    strided = {"stride_rows": 2, "stride_columns": 2}
+    geometries = [
+        {"channels": 3, "outputs": 24, **square},
+        {"channels": 16, "outputs": 40, **square, **strided, "bottom": 1, "right": 1},
+        {"channels": 32, "outputs": 64, "kernel_rows": 1, "kernel_columns": 1, **strided},
+        {"channels": 64, "outputs": 32, "kernel_rows": 3, "kernel_columns": 2, "groups": 4, "left": 2},
+        {"channels": 8, "outputs": 8, "kernel_rows": 2, "kernel_columns": 2, "dilation_rows": 3, "top": 1},
+    ]
+    cases = {}
+    for i, (fields, epilogue) in enumerate(zip(geometries, EPILOGUES, strict=False)):
+        spec = conv_spec(ConvGeometry(**image, **fields), epilogue)
+        assert isinstance(spec, ProductSpec)
+        cases[f"case{i}"] = (spec, SMALL)
+    check(cases, capability)
+
+
+def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
+    fields = {"channels": 8, "outputs": 8, "kernel_rows": 1, "kernel_columns": 1, "groups": 2}
+    spec = conv_spec(ConvGeometry(batch=1, rows=4, columns=4, **fields), "uint8")
+    assert isinstance(spec, ProductSpec)
+    assert supports(spec) is not None
+    assert supports(linear_spec(4, 4, 3, "uint8")) is None
+
+
+@pytest.mark.parametrize("gpu", [LARGE, Gpu((7, 5), 40, 1024), Gpu((7, 2), 8, 256), Gpu((8, 7), 16, 2048)])
+@pytest.mark.parametrize("rows", [1, 197, 197 * 64])
+def test_the_default_tile_fits_and_large_products_get_large_tiles(gpu: Gpu, rows: int):
+    spec = linear_spec(rows, 768, 3072, "table")
+    tile = default_tile(spec, gpu)
+    assert fits(tile, gpu)
+    assert asdict(tile) in product_space(spec, gpu)
+    if rows == 1:
+        assert tile.rows <= 32
+    if rows > 10000:
+        assert tile.rows * tile.columns >= 128 * 64

@@ -1,0 +1,222 @@
+// A tile of a product, by tensor cores or dot products of four bytes: sums stay in registers, both operands pass through shared memory in STAGES slots.
+// Rows of a slot are chunks of 16 bytes in an order that lets eight lanes read eight rows without meeting in a bank.
+#pragma once
+
+namespace tvmq {
+
+template <int ROWS_, int COLUMNS_, int DEPTH_, int WARP_ROWS_, int WARP_COLUMNS_, int STAGES_>
+struct Tile {
+  static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DEPTH = DEPTH_, STAGES = STAGES_;
+  static constexpr int WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_;
+  static constexpr int THREADS = ROWS / WARP_ROWS * (COLUMNS / WARP_COLUMNS) * 32;
+  static constexpr int CHUNKS = DEPTH / 16, LINES = 8 / CHUNKS;
+  static constexpr int STEP = THREADS / CHUNKS;  // rows that all threads bring at once
+  static constexpr int A_LOADS = (ROWS + STEP - 1) / STEP, B_LOADS = (COLUMNS + STEP - 1) / STEP;
+  static constexpr int SLOT = (ROWS + COLUMNS) * DEPTH;
+  static constexpr int M = WARP_ROWS / 16, N = WARP_COLUMNS / 8;
+};
+
+template <class T>
+TVMQ_DEVICE int place_of(int row, int chunk) {
+  return row * T::DEPTH + (chunk ^ row / T::LINES % T::CHUNKS) * 16;
+}
+
+// What a thread brings to shared memory. Its chunks are neighbours in neither operand: one column of chunks, many rows.
+template <class T, class Source>
+struct Supply {
+  const Source& source;
+  const u8* weight;  // [columns, depth], both padded: columns to 32, depth to 64
+  u8* shared;
+  int columns, depth, chunk, first;
+  typename Source::Row rows[T::A_LOADS];
+  const u8* lines[T::B_LOADS];
+  uint4 a[T::A_LOADS], b[T::B_LOADS];  // on their way, where copies are not asynchronous
+
+  TVMQ_DEVICE Supply(const Source& source, const u8* weight, u8* shared, int row, int column, int columns, int depth)
+      : source(source), weight(weight), shared(shared), columns(columns), depth(depth) {
+    chunk = threadIdx.x % T::CHUNKS, first = threadIdx.x / T::CHUNKS;
+#pragma unroll
+    for (int i = 0; i < T::A_LOADS; ++i) rows[i] = source.row(row + first + i * T::STEP);
+#pragma unroll
+    for (int i = 0; i < T::B_LOADS; ++i)
+      lines[i] = weight + static_cast<s64>(min(column + first + i * T::STEP, columns - 1)) * depth;
+  }
+
+  TVMQ_DEVICE u8* a_place(int slot, int i) const {
+    return shared + slot * T::SLOT + place_of<T>(first + i * T::STEP, chunk);
+  }
+
+  TVMQ_DEVICE u8* b_place(int slot, int i) const {
+    return shared + slot * T::SLOT + T::ROWS * T::DEPTH + place_of<T>(first + i * T::STEP, chunk);
+  }
+
+  // Start to bring the step of the depth that begins at k.
+  TVMQ_DEVICE void request(int slot, int k) {
+    const int at = k + chunk * 16;
+#pragma unroll
+    for (int i = 0; i < T::A_LOADS; ++i) {
+      if (T::ROWS % T::STEP && first + i * T::STEP >= T::ROWS) break;
+      if constexpr (TVMQ_ASYNC && Source::WHOLE) {
+        const u8* place = source.place(rows[i], at);
+        if (Source::PAD == 0 || place) {
+          copy_async(a_place(slot, i), place ? place : weight, place != nullptr);
+        } else {
+          constexpr u32 PADS = (Source::PAD & 255) * 0x01010101u;
+          *reinterpret_cast<uint4*>(a_place(slot, i)) = make_uint4(PADS, PADS, PADS, PADS);
+        }
+      } else {
+        a[i] = tvmq::chunk(source, rows[i], at);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < T::B_LOADS; ++i) {
+      if (T::COLUMNS % T::STEP && first + i * T::STEP >= T::COLUMNS) break;
+      const bool exists = at < depth;
+      if constexpr (TVMQ_ASYNC) {
+        copy_async(b_place(slot, i), exists ? lines[i] + at : weight, exists);
+      } else {
+        b[i] = exists ? *reinterpret_cast<const uint4*>(lines[i] + at) : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  // Put what copies nobody makes asynchronously where request(slot, ...) meant it to be.
+  TVMQ_DEVICE void deliver(int slot) {
+    if constexpr (!(TVMQ_ASYNC && Source::WHOLE)) {
+#pragma unroll
+      for (int i = 0; i < T::A_LOADS; ++i) {
+        if (T::ROWS % T::STEP && first + i * T::STEP >= T::ROWS) break;
+        *reinterpret_cast<uint4*>(a_place(slot, i)) = a[i];
+      }
+    }
+    if constexpr (!TVMQ_ASYNC) {
+#pragma unroll
+      for (int i = 0; i < T::B_LOADS; ++i) {
+        if (T::COLUMNS % T::STEP && first + i * T::STEP >= T::COLUMNS) break;
+        *reinterpret_cast<uint4*>(b_place(slot, i)) = b[i];
+      }
+    }
+  }
+};
+
+// Multiply one slot into the sums of a warp, whose rows and columns begin at row and column of the tile. Sum
+// [i][j][2 h + e] of a lane is of row 16 i + 8 h + lane / 4, column 8 j + lane % 4 * 2 + e.
+#if __CUDA_ARCH__ >= 750
+template <class T, bool SIGNED>
+TVMQ_DEVICE void multiply(const u8* slot, int row, int column, int (&sums)[T::M][T::N][4]) {
+  const int lane = threadIdx.x % 32;
+  const u8* weights = slot + T::ROWS * T::DEPTH;
+#pragma unroll
+  for (int k = 0; k < T::DEPTH / 32; ++k) {
+    u32 a[T::M][4], b[T::N][2];
+#pragma unroll
+    for (int i = 0; i < T::M; ++i)
+      load_matrices(a[i], slot + place_of<T>(row + 16 * i + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+    for (int j = 0; j < T::N; j += 2)
+      load_matrices(b[j], weights + place_of<T>(column + 8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+#pragma unroll
+    for (int i = 0; i < T::M; ++i)
+#pragma unroll
+      for (int j = 0; j < T::N; ++j) mma<SIGNED>(sums[i][j], a[i], b[j][0], b[j][1]);
+  }
+}
+#else
+template <class T, bool SIGNED>
+TVMQ_DEVICE void multiply(const u8* slot, int row, int column, int (&sums)[T::M][T::N][4]) {
+  const int lane = threadIdx.x % 32;
+  const u8* weights = slot + T::ROWS * T::DEPTH;
+#pragma unroll 1
+  for (int k = 0; k < T::CHUNKS; ++k) {
+    uint4 b[T::N][2];
+#pragma unroll
+    for (int j = 0; j < T::N; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        b[j][e] = *reinterpret_cast<const uint4*>(weights + place_of<T>(column + 8 * j + lane % 4 * 2 + e, k));
+#pragma unroll
+    for (int i = 0; i < 2 * T::M; ++i) {
+      const uint4 a = *reinterpret_cast<const uint4*>(slot + place_of<T>(row + 8 * i + lane / 4, k));
+#pragma unroll
+      for (int j = 0; j < T::N; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          int& sum = sums[i / 2][j][i % 2 * 2 + e];
+          sum = dot4<SIGNED>(a.x, b[j][e].x, dot4<SIGNED>(a.y, b[j][e].y, sum));
+          sum = dot4<SIGNED>(a.z, b[j][e].z, dot4<SIGNED>(a.w, b[j][e].w, sum));
+        }
+    }
+  }
+}
+#endif
+
+// The tile whose first row and column these are, finished and stored. first_output: of the group, in the whole result.
+template <class T, bool SIGNED, class Source, class Finish>
+TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Finish& finish, u8* shared, int row,
+                              int column, int rows, int columns, int depth, int first_output) {
+  alignas(16) __shared__ u8 table[256];
+  Supply<T, Source> supply(source, weight, shared, row, column, columns, depth);
+  const int steps = (depth + T::DEPTH - 1) / T::DEPTH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_row = warp % (T::ROWS / T::WARP_ROWS) * T::WARP_ROWS;
+  const int warp_column = warp / (T::ROWS / T::WARP_ROWS) * T::WARP_COLUMNS;
+  int sums[T::M][T::N][4] = {};
+  finish.load_table(table);
+#pragma unroll
+  for (int stage = 0; stage < T::STAGES - 1; ++stage) {
+    if (stage < steps) {
+      supply.request(stage, stage * T::DEPTH);
+      supply.deliver(stage);
+    }
+    commit_copies();
+  }
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<T::STAGES - 2>();
+    __syncthreads();
+    const int next = step + T::STAGES - 1, slot = next % T::STAGES;
+    if (next < steps) supply.request(slot, next * T::DEPTH);
+    commit_copies();
+    multiply<T, SIGNED>(shared + step % T::STAGES * T::SLOT, warp_row, warp_column, sums);
+    if (next < steps) supply.deliver(slot);
+  }
+  // The weights are packed so that four neighbouring columns of products hold 8 neighbouring channels of a thread.
+#pragma unroll
+  for (int j = 0; j < T::N; j += 4) {
+    const int channel = column + warp_column + 8 * j + lane % 4 * 8;
+    if (channel >= columns) continue;
+    const auto own = finish.template channels<8>(first_output + channel);
+#pragma unroll
+    for (int i = 0; i < T::M; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = row + warp_row + 16 * i + 8 * half + lane / 4;
+        int values[8];
+#pragma unroll
+        for (int tile = 0; tile < 4; ++tile) {
+          values[2 * tile] = sums[i][j + tile][2 * half];
+          values[2 * tile + 1] = sums[i][j + tile][2 * half + 1];
+        }
+        if (at < rows) finish.template store<8>(at, first_output + channel, values, own, table);
+      }
+    }
+  }
+}
+
+// linear: x [ROWS, INPUTS] times weight [COLUMNS, DEPTH], packed; a block computes one tile.
+template <class T, bool SIGNED, int ROWS, int INPUTS, int COLUMNS, int DEPTH, class Finish>
+TVMQ_DEVICE void linear(const void* x, const void* weight, void* shared, Operands operands) {
+  const Rows<ROWS, INPUTS> source = {static_cast<const u8*>(x)};
+  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight), Finish{operands}, static_cast<u8*>(shared),
+                          blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, ROWS, COLUMNS, DEPTH, 0);
+}
+
+// conv2d: blockIdx.z is the group; each has INPUTS channels and OUTPUTS outputs of its own, COLUMNS with padding.
+template <class T, bool SIGNED, class Source, int PIXELS, int INPUTS, int OUTPUTS, int COLUMNS, int DEPTH, class Finish>
+TVMQ_DEVICE void conv2d(const void* x, const void* weight, void* shared, Operands operands) {
+  const int group = blockIdx.z;
+  const Source source = {static_cast<const u8*>(x), group * INPUTS};
+  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight) + static_cast<s64>(group) * COLUMNS * DEPTH,
+                          Finish{operands}, static_cast<u8*>(shared), blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS,
+                          PIXELS, COLUMNS, DEPTH, group * OUTPUTS);
+}
+
+}  // namespace tvmq

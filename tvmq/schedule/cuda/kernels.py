@@ -1,0 +1,121 @@
+"""Which CUDA kernel computes an integer function: the GPU's families for tvmq.schedule.kernels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from tvm import tirx
+
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule.cuda import product, rows, windows
+from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
+from tvmq.schedule.cuda.product import ProductSpec, TileDecision
+from tvmq.schedule.depthwise_spec import DepthwiseSpec
+from tvmq.schedule.kernel import Kernel, Packing, Shape
+from tvmq.schedule.layer_norm import supports as supports_norm
+from tvmq.schedule.linear_spec import LinearSpec
+from tvmq.schedule.specs import attention_spec_of, layer_norm_spec_of, pool_spec_of, product_spec_of
+from tvmq.target import TargetProfile
+
+Attributes = Mapping[str, Any]
+OPERANDS = {"uint8": False, "int8": True}  # what products take -> whether it is signed
+CHANNELS = Packing("cuda_channels", pack_channels)
+
+
+def find(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile) -> Kernel | None:
+    """Return the kernel for a composite with these attributes and argument shapes, None if there is none."""
+    family, gpu = FAMILIES.get(str(attrs["kernel"])), Gpu.of(profile)
+    return None if family is None or gpu is None else family(attrs, shapes, profile, gpu)
+
+
+def _linear(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+    if attrs["in_dtype"] not in OPERANDS:
+        return None
+    # The weight of a convolution that is a product of every pixel is [1, 1, inputs, outputs].
+    (count, inputs), outputs = shapes[0], shapes[1][-1]
+    linear = product_spec_of(attrs, count, inputs, outputs)
+    spec = ProductSpec(product=linear, signed=OPERANDS[attrs["in_dtype"]])
+    return _product(spec, f"linear_{count}x{inputs}x{outputs}", len(shapes), profile, gpu)
+
+
+def _conv2d(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+    g = ConvGeometry.from_attrs(attrs)
+    if attrs["in_dtype"] not in OPERANDS:
+        return None
+    if g.depthwise:
+        return _depthwise(attrs, g, len(shapes), profile)
+    if g.pointwise:
+        return _linear(attrs, shapes, profile, gpu)
+    linear = product_spec_of(attrs, g.pixels, g.group_inputs, g.outputs)
+    signed, pad_value = OPERANDS[attrs["in_dtype"]], int(attrs["pad_value"])
+    spec = ProductSpec(product=linear, signed=signed, geometry=g, pad_value=pad_value)
+    name = f"conv2d_{g.out_rows}x{g.out_columns}x{g.channels}x{g.outputs}"
+    return _product(spec, name, len(shapes), profile, gpu)
+
+
+def _product(spec: ProductSpec, name: str, arguments: int, profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+    if product.supports(spec) is not None:
+        return None
+    weight = Packing("cuda_product", functools.partial(pack_product, groups=spec.groups))
+
+    def build(**decisions: Any) -> tirx.PrimFunc:
+        return product.product_prim_func(spec, TileDecision(**decisions))
+
+    packing = _packing(spec.product, weight, arguments)
+    return Kernel((spec, profile.name), name, packing, build, product.product_space(spec, gpu))
+
+
+def _depthwise(attrs: Attributes, g: ConvGeometry, arguments: int, profile: TargetProfile) -> Kernel:
+    linear = product_spec_of(attrs, g.pixels, 1, g.outputs)
+    spec = DepthwiseSpec(geometry=g, product=linear, pad_value=int(attrs["pad_value"]))
+    signed = OPERANDS[attrs["in_dtype"]]
+    packing = _packing(linear, Packing("cuda_taps", pack_taps), arguments)
+    name = f"depthwise_{g.out_rows}x{g.out_columns}x{g.channels}"
+    build = functools.partial(windows.depthwise_prim_func, spec, signed)
+    return Kernel((spec, signed, profile.name), name, packing, build, windows.THREADS)
+
+
+def _packing(linear: LinearSpec, weight: Packing, arguments: int) -> tuple[Packing | None, ...]:
+    """Return how x, weight, bias, rescale... and the rest are packed."""
+    packing = (None, weight, *[CHANNELS] * (3 if linear.fixed_point else 2))
+    return packing + (None,) * (arguments - len(packing))
+
+
+def _pool(attrs: Attributes, _shapes: Sequence[Shape], profile: TargetProfile, _gpu: Gpu) -> Kernel | None:
+    spec = pool_spec_of(attrs)
+    g = spec.geometry
+    name = f"{spec.pooling.operation}_pool_{g.out_rows}x{g.out_columns}x{g.channels}"
+    build = functools.partial(windows.pool_prim_func, spec)
+    return Kernel((spec, profile.name), name, (None,), build, windows.THREADS)
+
+
+def _layer_norm(
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+) -> Kernel | None:
+    spec = layer_norm_spec_of(attrs, shapes)
+    if supports_norm(spec) is not None:
+        return None
+    name = f"layer_norm_{spec.rows}x{spec.channels}"
+    build = functools.partial(rows.layer_norm_prim_func, spec)
+    packing = (None,) * len(shapes)
+    return Kernel((spec, profile.name), name, packing, build, rows.layer_norm_space(spec, gpu))
+
+
+def _attention(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+    spec = attention_spec_of(attrs, shapes)
+    if rows.supports(spec) is not None or rows.attention_bytes(spec) > gpu.shared_bytes:
+        return None
+    name = f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}"
+    build = functools.partial(rows.attention_prim_func, spec)
+    packing = (None,) * len(shapes)
+    return Kernel((spec, profile.name), name, packing, build, rows.attention_space(spec, gpu))
+
+
+Family = Callable[[Attributes, Sequence[Shape], TargetProfile, Gpu], Kernel | None]
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {"linear": _linear, "conv2d": _conv2d, "pool": _pool, "layer_norm": _layer_norm, "attention": _attention}
+)
