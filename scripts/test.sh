@@ -19,6 +19,7 @@ step mypy
 .venv/bin/mypy
 
 step fast tests
+export OMP_NUM_THREADS=1 # PyTorch's threads of several processes would wait for each other
 .venv/bin/python -m pytest -q -m "not slow" -n "$workers" --durations=5
 
 if [ "${FAST:-}" != 1 ]; then

@@ -70,10 +70,12 @@ class ScheduleLeftovers:
 def schedule_leftovers(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
     """Return mod with a default schedule in every PrimFunc that lacks the attribute tvmq.scheduled.
 
-    A GPU's loops become threads: tvmq.schedule.cuda.leftovers.
+    Loops become threads on a GPU: tvmq.schedule.cuda.leftovers. Other targets are left alone.
     """
-    if target.kind.name != "llvm":
+    if target.kind.name == "cuda":
         return schedule_gpu_leftovers(mod, target)
+    if target.kind.name != "llvm":
+        return mod
     functions = {}
     for name, func in mod.functions.items():
         if isinstance(func, tirx.PrimFunc) and not _is_scheduled(func):
