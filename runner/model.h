@@ -212,7 +212,7 @@ class Model {
   }
 
   void CheckMembers() {
-    if (Integer(At(manifest_, "format")) != 1) throw Error("another format; use the runner of the tvmq that made it");
+    if (Integer(At(manifest_, "format")) != 2) throw Error("another format; use the runner of the tvmq that made it");
     for (const Json& json : List(At(manifest_, "members"))) {
       auto found = members_.find(Text(At(json, "name")));
       if (found == members_.end()) throw Error("member " + Text(At(json, "name")) + " is missing; copy it again");

@@ -177,7 +177,7 @@ def test_a_graph_that_grows_beyond_all_measure_is_refused():
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        (edited("format", value=2), "artifact format 2, this tvmq reads format 1; use the tvmq that made it"),
+        (edited("format", value=1), "artifact format 1, this tvmq reads format 2; use the tvmq that made it"),
         (edited("tvm", value="0.28.0"), r"made with apache-tvm 0\.28\.0 and .*compile it again"),
         (edited("surprise", value=1), r"manifest\.json: unknown key 'surprise'"),
         (edited("inputs", 0, "shape", value="x"), r"manifest\.json\.inputs\[0\]\.shape: str 'x' found"),

@@ -9,7 +9,7 @@ from tests import tiny_program
 from tvmq import runtime
 from tvmq.environment import allowed_cpus
 from tvmq.errors import ArtifactError, EnvironmentMismatchError, UsageError
-from tvmq.spec import SiteTrace
+from tvmq.spec import SiteTrace, TensorSpec
 
 CALLS = ("run", "trace", "profile")
 
@@ -35,18 +35,28 @@ def test_outputs_stay_when_the_next_call_comes(program):
         np.testing.assert_array_equal(array, copy)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_no_output_shares_memory_with_the_input(program, in_place):
-    # again is the input passed through, which the program read in place if it was aligned.
+@pytest.mark.parametrize("start", [0, 1])
+def test_no_output_shares_memory_with_the_input_wherever_that_lies(program, start):
+    # again is the input passed through, which the program read in place.
     place = runtime.aligned_empty((tiny_program.an_input().size + 64,), "uint8")
-    x = place[0 if in_place else 1 :][: tiny_program.an_input().size].reshape(tiny_program.an_input().shape)
+    x = place[start:][: tiny_program.an_input().size].reshape(tiny_program.an_input().shape)
     x[...] = tiny_program.an_input()
-    _, again = program.run(x)
-    assert runtime.is_aligned(x) == in_place
+    y, again = program.run(x)
+    np.testing.assert_array_equal(y, tiny_program.expected(x))
     assert not np.may_share_memory(again, x)
     np.testing.assert_array_equal(again, x.ravel())
     x[...] = 0
     np.testing.assert_array_equal(again, tiny_program.an_input().ravel())
+
+
+def test_inputs_whose_elements_are_not_aligned_are_copied():
+    spec = TensorSpec("x", (3,), "float32")
+    program = runtime.Program(dataclasses.replace(tiny_program.built(), inputs=(spec,)))
+    place = runtime.aligned_empty((16,), "uint8")
+    for start, in_place in [(0, True), (4, True), (1, False)]:
+        x = place[start : start + 12].view("float32")
+        given = program._argument(0, x)
+        assert np.may_share_memory(np.from_dlpack(given), x) == in_place
 
 
 def test_strided_inputs_are_read_right(program):

@@ -31,6 +31,7 @@ from tvmq.schedule.float_dispatch import DispatchFloatLinears
 from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.schedule.packing import unpack
 from tvmq.schedule.space import Decisions
+from tvmq.schedule.unaligned_inputs import UnalignedInputs
 from tvmq.spec import COPY, ENTRY, Built, Constant, OutputSpec, SiteTrace, TensorSpec
 from tvmq.target import TargetProfile
 
@@ -126,6 +127,7 @@ def loop_passes(target: Any) -> list[Any]:
         transform.FuseTIR(),
         ScheduleLeftovers(target),
         transform.RewriteDataflowReshape(),
+        *([UnalignedInputs()] if target.kind.name == "llvm" else []),  # a GPU's are copies, which are aligned
     ]
 
 

@@ -29,7 +29,7 @@ from tvmq.errors import ArtifactError, EnvironmentMismatchError, UsageError
 from tvmq.record import Record
 from tvmq.spec import COPY, Array, Built, SiteTrace
 
-ALIGNMENT = 64  # bytes; generated code is told that every tensor starts at a multiple of this
+ALIGNMENT = 64  # bytes; generated code is told that every tensor but the inputs starts at a multiple of this
 CPU_DEVICE, NAIVE_ALLOCATOR, POOLED_ALLOCATOR = 1, 1, 2  # DLPack's and the Relax VM's numbers
 SHARE_ALL_CPUS = -3  # affinity mode: the workers and the caller may run on every listed CPU
 RUNTIME_LIBRARY = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.get(
@@ -159,7 +159,7 @@ class Program:
         fits = array.dtype == staging.dtype and array.shape == staging.shape
         if fits and flags.c_contiguous and flags.writeable:
             given = self._ffi.from_dlpack(array)
-            if given.data_ptr() % ALIGNMENT == 0:  # array.ctypes.data would take 20 times as long
+            if given.data_ptr() % array.itemsize == 0:  # array.ctypes.data would take 20 times as long
                 return given
         np.copyto(staging, array, casting="no")
         return self._staged[index]
