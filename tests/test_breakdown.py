@@ -56,3 +56,10 @@ def test_no_kernels_are_no_division_by_zero():
 def test_a_benchmark_is_printed_with_its_percentiles():
     shown = str(Benchmark(1.5, 1.4, 1.9, 7, 2, Breakdown((), 1.0, 0.2, "a datasheet")))
     assert shown.startswith("1.500 ms (p10 1.400, p90 1.900), 7 runs on 2 threads")
+
+
+def test_a_gpu_is_compared_with_all_its_processors():
+    found = break_down(TIMES, 400.0, COVERAGE, load_profile("h100"), threads=2)
+    assert found.peak_gmacs == pytest.approx(132 * 1.83 * 4096)
+    text = str(Benchmark(0.4, 0.3, 0.5, 9, 2, found, gpu_ms=0.25))
+    assert "9 runs on the GPU, of which 0.250 ms without copies of inputs and outputs" in text

@@ -7,6 +7,7 @@ import pytest
 from tvmq import gpu, machine
 from tvmq.errors import ArtifactError
 from tvmq.gpu import Gpu, capability_of, features_of_arch, is_gpu_feature, lacking
+from tvmq.target import load_profile
 
 ORIN = Gpu("Orin", (8, 7), 13)
 
@@ -49,6 +50,18 @@ def test_a_model_for_a_gpu_is_refused_without_one(monkeypatch: pytest.MonkeyPatc
         machine.require_machine("m.tvmq", ["sm_87", "cuda_13"], b"")
     monkeypatch.setattr(machine, "this_gpu", lambda: ORIN)
     machine.require_machine("m.tvmq", ["sm_87", "cuda_13"], b"")
+
+
+def test_a_machine_offers_the_features_of_its_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "this_gpu", lambda: Gpu("H200", (9, 0), 13))
+    offered = machine.machine_features()
+    assert {"sm_90", "cuda_13", "cuda_12"} <= offered
+    assert not {"sm_91", "sm_89", "cuda_14"} & offered
+    for name in ("h100", "a100"):
+        missing = [each for each in load_profile(name).missing(offered) if is_gpu_feature(each)]
+        assert missing == ([] if name == "h100" else ["sm_80"])
+    monkeypatch.setattr(machine, "this_gpu", lambda: None)
+    assert not any(map(is_gpu_feature, machine.machine_features()))
 
 
 def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch):

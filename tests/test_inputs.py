@@ -71,3 +71,25 @@ def test_what_is_wrong_and_wanted_is_said(args, kwargs, message):
 def test_huge_finite_values_pass():
     huge = np.full((1, 3, 4), 3e38, np.float32)
     assert checked_inputs(SPECS, (huge, IDS), {})[0] is huge
+
+
+class OnGpu:
+    """What lies in the memory of a GPU, as DLPack tells it."""
+
+    def __init__(self, shape, dtype="float32", number=0):
+        self.shape, self.dtype, self.number = shape, dtype, number
+
+    def __dlpack_device__(self):
+        return 2, self.number
+
+
+def test_what_lies_on_a_gpu_is_taken_for_models_there_only():
+    given = OnGpu((1, 3, 4))
+    image, ids = checked_inputs(SPECS, (given, IDS), {}, gpu=True)
+    assert (image, ids is IDS) == (given, True)
+    with pytest.raises(InputError, match="OnGpu given, a NumPy array or torch tensor is wanted"):
+        checked_inputs(SPECS, (given, IDS), {})
+    with pytest.raises(InputError, match=r"float16 \[1, 3, 4\] given, float32 \[1, 3, 4\] wanted"):
+        checked_inputs(SPECS, (OnGpu((1, 3, 4), "float16"), IDS), {}, gpu=True)
+    with pytest.raises(InputError, match="is on GPU 1, the model is on the first one"):
+        checked_inputs(SPECS, (OnGpu((1, 3, 4), number=1), IDS), {}, gpu=True)

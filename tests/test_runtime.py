@@ -86,14 +86,16 @@ def test_threads_are_those_of_this_process(program):
 
 
 def test_a_call_without_a_site_gets_an_ordinal():
-    calls = [runtime._Call(symbol, 0.0, wrote) for symbol, wrote in [("cast", 1), ("dot", 2), ("dot", 3)]]
+    calls = [
+        runtime.KernelCall(symbol, 0.0, wrote) for symbol, wrote in [("cast", 1), ("dot", 2), ("dot", 3)]
+    ]
     sites = {3: SiteTrace("head", "linear", (1,), "int32")}
     assert runtime.name_calls(calls, calls, sites) == ["cast.0", "dot.0", "head"]
 
 
 def test_what_trace_alone_unpacks_is_named_by_the_kernel_that_packed_it():
     def calls(*rows):
-        return [runtime._Call(symbol, 0.0, wrote, read) for symbol, wrote, read in rows]
+        return [runtime.KernelCall(symbol, 0.0, wrote, read) for symbol, wrote, read in rows]
 
     main = calls(("keys", 2, 1), ("keys", 3, 1), ("mix", 4, 2))
     # The unpacked rows of the first are written where its packed ones are read no more.

@@ -13,16 +13,16 @@ import numpy as np
 import tvmq
 from tvmq.cli_process import leave
 from tvmq.device import Machine
-from tvmq.environment import FFI_VERSION, TVM_VERSION, cpu_features, cpu_name, default_threads
+from tvmq.environment import FFI_VERSION, TVM_VERSION, cpu_name, default_threads
 from tvmq.errors import TvmqError, UsageError
-from tvmq.machine import this_machine
+from tvmq.machine import machine_features, this_machine
 from tvmq.runtime import aligned, aligned_empty, load_library, load_runtime, use_threads
 from tvmq.tune.turns import copies, settled, timed
 
 
 def machine(_: dict[str, Any]) -> Any:
     """Tell what this machine is."""
-    features = tuple(sorted(cpu_features()))
+    features = tuple(sorted(machine_features()))
     versions = TVM_VERSION, FFI_VERSION, tvmq.__version__
     return Machine(this_machine(), cpu_name(), features, default_threads(), *versions).to_json()
 

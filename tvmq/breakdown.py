@@ -32,7 +32,9 @@ class Breakdown(Record):
 
     parts: tuple[Part, ...]
     outside_us: float  # the whole call less its kernels: the virtual machine, copies of inputs and outputs
-    peak_gmacs: float  # 10**9 integer multiply-accumulates a second that the threads can do at most
+    peak_gmacs: (
+        float  # 10**9 integer multiply-accumulates a second that the threads, or a GPU, can do at most
+    )
     peak_source: str  # where that number comes from
 
     @property
@@ -53,25 +55,28 @@ class Benchmark(Record):
     breakdown: Breakdown  # of the fastest call
     others: float = 0.0  # cores that other programs used meanwhile
     disturbed: str = ""  # what that means, if the threads had to wait for a core
+    gpu_ms: float | None = None  # median on a GPU, from the first launch to the last kernel's end: no copies
 
     def __str__(self) -> str:
         spread = f"{self.median_ms:.3f} ms (p10 {self.p10_ms:.3f}, p90 {self.p90_ms:.3f})"
         ordered = sorted(self.breakdown.parts, key=lambda part: -part.us)[:SLOWEST]
         slowest = [f"  {100 * part.share:4.1f} %  {part.us:8.1f} us  {part.name}" for part in ordered]
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        lines = [f"{spread}, {self.runs} runs on {threads}; the slowest kernels:", *slowest]
+        where = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        if self.gpu_ms is not None:
+            where = f"the GPU, of which {self.gpu_ms:.3f} ms without copies of inputs and outputs"
+        lines = [f"{spread}, {self.runs} runs on {where}; the slowest kernels:", *slowest]
         return "\n".join(lines + [self.disturbed] * bool(self.disturbed))
 
 
 def break_down(
     times: Sequence[KernelTime], whole_us: float, coverage: Coverage, profile: TargetProfile, threads: int
 ) -> Breakdown:
-    """Set the kernels' times beside the whole call's and the profile's peak on so many threads.
+    """Set the kernels' times beside the whole call's and the peak of so many threads, or of the GPU.
 
     Where measurement makes the kernels longer than the whole, the kernels are the whole.
     """
     rows = {row.site: row for row in coverage.rows}
-    core_ghz = threads * profile.machine.clock_ghz
+    core_ghz = profile.units(threads) * profile.machine.clock_ghz
     integer, floating = (core_ghz * k.macs_per_cycle for k in (profile.kernels[0], profile.kernels[-1]))
     whole_us = max(whole_us, sum(time.us for time in times))
     parts = []

@@ -3,7 +3,8 @@
     integer module -> trace added -> kernels dispatched -> constants lifted -> TVM lowering -> library
 
 The library holds two Relax VM functions over the same kernels: main, and trace, which returns every site's
-integer output, so that an artifact can be checked site by site on the machine it runs on.
+integer output, so that an artifact can be checked site by site on the machine it runs on. For GPUs there is a
+third, graph: main with its kernels recorded (tvmq.schedule.cuda.graph).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tvmq.passes.clip_takes import ClipTakes
 from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, substitute
 from tvmq.progress import Progress, silent, step
+from tvmq.schedule.cuda.graph import AddCudaGraph
 from tvmq.schedule.cuda.toolkit import compiling
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
@@ -93,8 +95,12 @@ def _scheduled(
     return lift_constants(scheduled, [p.constant for p in packed]), packed
 
 
-def lowering_passes(target: Any) -> list[Any]:
-    """Return the passes from kernel calls and plain integer ops to the Relax VM."""
+def lowering_passes(target: Any, *, graph: bool = False) -> list[Any]:
+    """Return the passes from kernel calls and plain integer ops to the Relax VM.
+
+    graph: for a GPU, add a function that launches all kernels at once. The last parameter of main is then
+    the tuple of its constants.
+    """
     transform = relax.transform
     return [
         *loop_passes(target),
@@ -102,6 +108,7 @@ def lowering_passes(target: Any) -> list[Any]:
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
+        *([AddCudaGraph()] if graph else []),
         transform.LowerAllocTensor(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
@@ -133,9 +140,10 @@ def loop_passes(target: Any) -> list[Any]:
 
 def _executable(mod: tvm.IRModule, profile: TargetProfile) -> Any:
     target = profile.tvm()
-    device = contextlib.nullcontext() if profile.capability is None else compiling(str(target.attrs["arch"]))
+    gpu = profile.capability is not None
+    device = compiling(str(target.attrs["arch"])) if gpu else contextlib.nullcontext()
     with tvm.transform.PassContext(opt_level=3), device, target:
-        lowered = tvm.transform.Sequential(lowering_passes(target))(mod)
+        lowered = tvm.transform.Sequential(lowering_passes(target, graph=gpu))(mod)
         return tvm.compile(lowered, target=target, relax_pipeline=None)
 
 

@@ -16,7 +16,7 @@ from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
 from tvmq.gpu import is_gpu_feature
-from tvmq.inputs import checked_inputs, is_torch
+from tvmq.inputs import checked_inputs, is_on_gpu, is_torch
 from tvmq.machine import require_machine, runs_here
 from tvmq.manifest import Manifest
 from tvmq.runtime import Program, load_runtime
@@ -109,11 +109,16 @@ class CompiledModel:
         """Run the model on its inputs, by position or by name.
 
         Gives NumPy arrays, or torch tensors if any input is one; a single output comes without a tuple.
+        A model on a GPU also takes tensors that lie there, torch's or by DLPack; its outputs then stay there.
         Raises InputError for inputs of the wrong number, shape or dtype, or with NaN or infinity.
         """
-        results = self._program.run(*self._checked(args, kwargs))
-        if any(is_torch(a) for a in (*args, *kwargs.values())):
-            results = tuple(sys.modules["torch"].from_numpy(r) for r in results)
+        given = (*args, *kwargs.values())
+        inputs = checked_inputs(self.inputs, args, kwargs, gpu=self._on_gpu)
+        stays = self._on_gpu and any(map(is_on_gpu, given))
+        results = self._program.run_there(*inputs) if stays else self._program.run(*inputs)
+        if any(map(is_torch, given)):
+            torch = sys.modules["torch"]
+            results = tuple(map(torch.from_dlpack if stays else torch.from_numpy, results))
         return results[0] if len(results) == 1 else results
 
     def trace(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
@@ -143,6 +148,7 @@ class CompiledModel:
     ) -> Benchmark:
         """Measure `repeat` calls, after that each kernel; inputs default to the golden ones.
 
+        A call on a GPU copies inputs there and outputs back; gpu_ms is the same without these copies.
         device: "tracker:HOST:PORT/KEY", a board that measures it, with the golden inputs.
         """
         from tvmq import bench
@@ -164,6 +170,8 @@ class CompiledModel:
                 program.set_threads(threads)
             with Neighbours() as beside:
                 timing = bench.measure(lambda: program.run(*arrays), repeat, warmup)
+                resident = program.resident(*arrays)
+                gpu_ms = bench.measure(resident, repeat, warmup).median_ms if resident else None
                 kernels = program.profile(*arrays, repeat=min(repeat, 20))
             used = program.threads
         finally:
@@ -171,13 +179,13 @@ class CompiledModel:
         profile = parse_profile(self._description.profile, "the artifact's target profile")
         breakdown = break_down(kernels, 1e3 * timing.min_ms, self.coverage, profile, used)
         disturbed = ""
-        if beside.crowd(used):
+        if gpu_ms is None and beside.crowd(used):
             disturbed = (
                 f"Other programs kept {beside.cores:.1f} cores busy meanwhile: these times are theirs too. "
                 "Measure on an idle machine, or with fewer threads."
             )
         measured = timing.median_ms, timing.p10_ms, timing.p90_ms, timing.n, used
-        return Benchmark(*measured, breakdown, round(beside.cores, 2), disturbed)
+        return Benchmark(*measured, breakdown, round(beside.cores, 2), disturbed, gpu_ms)
 
     def verify(self, x: Sequence[Any] | Any | None = None, *, device: str | None = None) -> Verification:
         """Compare every site's integers, and every output that integers alone decide, bit for bit.
@@ -215,10 +223,13 @@ class CompiledModel:
         return Device.of(device).ask_about(data, request)
 
     @cached_property
+    def _on_gpu(self) -> bool:
+        return any(map(is_gpu_feature, self._description.features))
+
+    @cached_property
     def _program(self) -> Program:
-        features = self._description.features
-        require_machine("model", features, self._built.library)
-        if any(map(is_gpu_feature, features)):
+        require_machine("model", self._description.features, self._built.library)
+        if self._on_gpu:
             from tvmq.gpu_runtime import GpuProgram
 
             return GpuProgram(self._built)

@@ -13,8 +13,8 @@ from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import module_hash
 from tvmq.cost.model_works import Subject
 from tvmq.cost.predict import HeldOut, held_out
-from tvmq.cost.table import cost_table, open_store
-from tvmq.environment import cpu_features, default_threads, require_tvm
+from tvmq.cost.table import cost_table, measurable, open_store
+from tvmq.environment import default_threads, require_tvm
 from tvmq.errors import CalibrationError
 from tvmq.one_thread import one_thread
 from tvmq.plan.cost_table import CostTable
@@ -68,7 +68,7 @@ def costs(
         raise CalibrationError(NO_CALIBRATION)
     profile = load_profile(target)
     threads = threads or default_threads()
-    here = not profile.missing(cpu_features())
+    here = measurable(profile)
     opened = open_store(store, profile, threads, measure=measure and here)
     known = NO_DECISIONS if tune is None else prepare(profile, replace(tune, trials=0), threads).decisions
     found = subject(canonical(model, example_inputs, progress=progress), calibration, progress=progress)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 CUDA = "cuda"  # the kind of a target
+CUDA_DEVICE = 2  # DLPack's number
 DRIVER = "libcuda.so.1"
+GRAPH = "graph"  # the function of a library that is main with its kernels recorded
 # The CUDA release of the runtime: TVM's wheel is linked with 13, which has left out what came before Turing.
 RELEASE, OLDER_RELEASE, TURING = "cuda_13", "cuda_11", (7, 5)
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -64,6 +66,15 @@ def this_gpu() -> Gpu | None:
             return None
         found.append(value.value)
     return Gpu(name.value.decode(errors="replace"), (found[0], found[1]), version.value // 1000)
+
+
+def features_of_gpu(gpu: Gpu | None) -> frozenset[str]:
+    """Return all features that the GPU has, none without one."""
+    if gpu is None:
+        return frozenset()
+    architectures = (f"sm_{gpu.capability[0]}{minor}" for minor in range(10))
+    releases = (f"cuda_{release}" for release in range(10, gpu.cuda + 1))
+    return frozenset(each for each in (*architectures, *releases) if lacking([each], gpu) is None)
 
 
 def lacking(features: Iterable[str], gpu: Gpu | None) -> str | None:

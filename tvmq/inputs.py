@@ -1,4 +1,7 @@
-"""Check what a compiled model is called with; every refusal says what is wanted."""
+"""Check what a compiled model is called with; every refusal says what is wanted.
+
+A model on a GPU also takes what lies in the GPU's memory, from torch or whatever else speaks DLPack.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from tvmq.errors import InputError
+from tvmq.gpu import CUDA_DEVICE
 from tvmq.spec import Array, TensorSpec
 
 
 def checked_inputs(
-    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> list[Array]:
+    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any], *, gpu: bool = False
+) -> list[Any]:
     """Return one NumPy array per spec from arrays or torch tensors, in this machine's byte order.
 
-    Raises InputError for an unfit one.
+    gpu: what lies in the first GPU's memory is returned as it is. Raises InputError for an unfit one.
     """
     if not kwargs and len(args) == len(specs):
-        return [_checked_array(spec, value) for spec, value in zip(specs, args, strict=True)]
+        return [_checked(spec, value, gpu) for spec, value in zip(specs, args, strict=True)]
     names = [spec.name for spec in specs]
     for name in kwargs:
         if name not in names[len(args) :]:
@@ -31,13 +35,41 @@ def checked_inputs(
     if len(args) > len(specs) or len(given) != len(specs):
         count = len(args) + len(kwargs)
         raise InputError(f"inputs: {count} given, {len(specs)} wanted: {_listed(specs)}")
-    return [_checked_array(spec, given[spec.name]) for spec in specs]
+    return [_checked(spec, given[spec.name], gpu) for spec in specs]
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Tell whether value lies in a GPU's memory."""
+    if isinstance(value, np.ndarray):
+        return False
+    place = getattr(value, "__dlpack_device__", None)
+    return place is not None and int(place()[0]) == CUDA_DEVICE
 
 
 def is_torch(value: Any) -> bool:
     """Tell whether value is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _checked(spec: TensorSpec, value: Any, gpu: bool) -> Any:
+    return _on_gpu(spec, value) if gpu and is_on_gpu(value) else _checked_array(spec, value)
+
+
+def _on_gpu(spec: TensorSpec, value: Any) -> Any:
+    """Return a value in the GPU's memory if it has the shape and dtype of spec; its numbers are not read."""
+    if value.__dlpack_device__()[1]:
+        raise InputError(
+            f"input {spec.name!r}: is on GPU {value.__dlpack_device__()[1]}, the model is on the first one; "
+            f"move it there, or let CUDA_VISIBLE_DEVICES name that GPU alone"
+        )
+    shape, dtype = tuple(map(int, value.shape)), str(value.dtype).removeprefix("torch.")
+    if (shape, dtype) != (spec.shape, spec.dtype):
+        raise InputError(
+            f"input {spec.name!r}: {dtype} {list(shape)} given, {spec.dtype} {list(spec.shape)} wanted; "
+            f"convert it, or compile the model for it"
+        )
+    return value.detach().contiguous() if is_torch(value) else value
 
 
 def _checked_array(spec: TensorSpec, value: Any) -> Array:

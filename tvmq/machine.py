@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tvmq.environment import allow_amx_tiles, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, EnvironmentMismatchError
-from tvmq.gpu import is_gpu_feature, lacking, this_gpu
+from tvmq.gpu import features_of_gpu, is_gpu_feature, lacking, this_gpu
 
 ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -28,6 +28,11 @@ def this_machine() -> str:
     name = platform.machine().lower()
     name = "arm" if name.startswith("armv") else MACHINE_ALIASES.get(name, name)
     return NARROW.get(name, name) if sys.maxsize < 2**32 else name
+
+
+def machine_features() -> frozenset[str]:
+    """Return what this machine offers to code: the features of its CPU and of its GPU."""
+    return cpu_features() | features_of_gpu(this_gpu())
 
 
 def require_machine(where: object, features: Sequence[str], library: bytes) -> None:

@@ -26,13 +26,14 @@ from tvmq.calibrate.calibration import Calibration
 from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
 from tvmq.cost.model_works import Subject, uniform
-from tvmq.cost.table import cost_table, open_store
+from tvmq.cost.table import cost_table, measurable, open_store
 from tvmq.device import Device
-from tvmq.environment import cpu_features, default_threads, require_tvm
+from tvmq.environment import default_threads, require_tvm
 from tvmq.errors import CalibrationError, TvmqWarning
 from tvmq.formats import Quantization
 from tvmq.golden import random_like
 from tvmq.linker import require_linker
+from tvmq.machine import machine_features
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
@@ -172,7 +173,7 @@ class _Job:
             size_of=sizes_of(self.profile, self.threads),
             progress=self.progress,
         )
-        runs_here = not self.profile.missing(cpu_features())
+        runs_here = not self.profile.missing(machine_features())
         for chosen in plans.chosen:
             compiled, qdq = self.compiled(chosen.bits, chosen.reasons)
             compiled.search = plans.made(chosen, qdq, compiled if runs_here else None)
@@ -244,7 +245,7 @@ def measured_costs(
     With tune, prices are of the decisions that it knows, or finds for the model in 8 bits: half of its
     minutes are for that, as the kernels of all plans are those in the main.
     """
-    here = not profile.missing(cpu_features()) and budget.measure_costs
+    here = measurable(profile) and budget.measure_costs
     store = open_store(budget.costs, profile, threads, measure=here)
 
     def costs(model: Prepared, precisions: Sequence[Precision]) -> CostTable:
@@ -296,7 +297,7 @@ def warn_of_size(compiled: CompiledModel, budget: Budget) -> None:
 
 def runnable_for(profile: TargetProfile, threads: int) -> Runnable | None:
     """Return what compiles a plan for `validation`, None where this machine cannot run the target's code."""
-    if profile.missing(cpu_features()):
+    if profile.missing(machine_features()):
         return None
 
     def runnable(model: Prepared, plan: Plan, numbers: Quantization) -> CompiledModel:

@@ -119,9 +119,15 @@ def benchmark(result: Benchmark) -> Table:
             "10 % of runs under": f"{result.p10_ms:.3f} ms",
             "90 % of runs under": f"{result.p90_ms:.3f} ms",
             "runs": result.runs,
-            "threads": result.threads,
+            **_where(result),
         },
     )
+
+
+def _where(result: Benchmark) -> dict[str, object]:
+    if result.gpu_ms is None:
+        return {"threads": result.threads}
+    return {"without copies to and from the GPU": f"{result.gpu_ms:.3f} ms"}
 
 
 def verification(result: Verification, most: int = 10) -> RenderableType:

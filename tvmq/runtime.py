@@ -51,6 +51,8 @@ class KernelTime(Record):
 class Program:
     """A loaded library and its constants. Calls from several threads take turns."""
 
+    entry = "main"  # the function that a call runs
+
     def __init__(self, built: Built, *, threads: int | None = None) -> None:
         """Load the native code in built.library: this executes code that the library's author chose.
 
@@ -65,7 +67,7 @@ class Program:
         self._own = _Spans([*self._staging, *self._kept])
         self._outputs, self._sites = built.outputs, built.sites
         self._lock = threading.Lock()
-        self._main = self._machine(POOLED_ALLOCATOR)["main"]
+        self._main = self._machine(POOLED_ALLOCATOR)[self.entry]
         self.threads = default_threads()
         if threads is not None:
             self.set_threads(threads)
@@ -77,6 +79,10 @@ class Program:
         """
         with self._lock:
             return self._call(self._main, arrays, self._outputs)
+
+    def run_there(self, *values: Any) -> tuple[Any, ...]:
+        """Return main's outputs where it computes; values lie there, or are arrays."""
+        return self.run(*values)
 
     def trace(self, *arrays: Array) -> tuple[Array, ...]:
         """Return the integer output of every site, in the order of built.sites."""
@@ -98,7 +104,7 @@ class Program:
         recorder = self._recorder()
         machine = self._machine(POOLED_ALLOCATOR)
         machine["set_instrument"](recorder)
-        runs: list[list[_Call]] = []
+        runs: list[list[KernelCall]] = []
         with self._lock:
             for _ in range(repeat + 1):
                 recorder.calls = []
@@ -111,6 +117,13 @@ class Program:
             KernelTime(name, call.symbol, 1e6 * max(spent - clock, 0.0))
             for name, call, spent in zip(names, runs[0], seconds, strict=True)
         )
+
+    def resident(self, *arrays: Array) -> Callable[[], None] | None:
+        """Return what computes main once more from these inputs without copying anything from or to a device.
+
+        None where inputs and outputs need no copies.
+        """
+        return None
 
     def _runtime(self) -> Any:
         return load_runtime()
@@ -174,7 +187,7 @@ class Program:
         shared = own or any(np.may_share_memory(output, x) for x in inputs)
         return output.copy() if shared else output
 
-    def _site_names(self, arrays: Sequence[Array], calls: Sequence[_Call]) -> list[str]:
+    def _site_names(self, arrays: Sequence[Array], calls: Sequence[KernelCall]) -> list[str]:
         """Name the calls of main by site: whichever call of trace last wrote a site's tensor computes it."""
         recorder = self._recorder()
         machine = self._machine(NAIVE_ALLOCATOR)
@@ -198,18 +211,26 @@ class _Spans:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class KernelCall:
+    """One call that an instrument saw."""
+
     symbol: str
     seconds: float
     wrote: int  # address of the last tensor argument, which is the destination
     read: int = 0  # address of the first one
+
+    @classmethod
+    def of(cls, symbol: str, seconds: float, arguments: Sequence[Any]) -> KernelCall:
+        """Return the call with these arguments."""
+        addresses = [a.data_ptr() if hasattr(a, "data_ptr") else 0 for a in arguments] or [0]
+        return cls(str(symbol), seconds, addresses[-1], addresses[0])
 
 
 class Recorder:
     """The VM's instrument: called before and after every instruction."""
 
     def __init__(self) -> None:
-        self.calls: list[_Call] = []
+        self.calls: list[KernelCall] = []
         self.cheapest = float("inf")  # seconds of the fastest instruction that is no kernel
         self.began = 0.0
 
@@ -218,13 +239,14 @@ class Recorder:
         if not before and symbol.startswith("vm."):
             self.cheapest = min(self.cheapest, now - self.began)
         elif not before:
-            addresses = [a.data_ptr() if hasattr(a, "data_ptr") else 0 for a in args] or [0]
-            self.calls.append(_Call(str(symbol), now - self.began, addresses[-1], addresses[0]))
+            self.calls.append(KernelCall.of(symbol, now - self.began, args))
         self.began = time.perf_counter()
         return 0
 
 
-def name_calls(calls: Sequence[_Call], traced: Sequence[_Call], sites: dict[int, SiteTrace]) -> list[str]:
+def name_calls(
+    calls: Sequence[KernelCall], traced: Sequence[KernelCall], sites: dict[int, SiteTrace]
+) -> list[str]:
     """Return a name for each call of main: its site's id, else `symbol.ordinal`; sites by addresses."""
     writer = {call.wrote: number for number, call in enumerate(traced)}  # the last one wins
     site_of = {writer[at]: site.id.removesuffix(COPY) for at, site in sites.items() if at in writer}

@@ -96,6 +96,10 @@ class TargetProfile:
         """Return the features that the code needs and `available` lacks, sorted."""
         return tuple(sorted(self.features - frozenset(available)))
 
+    def units(self, threads: int) -> int:
+        """Return how many cores compute at once: a GPU's processors, or so many threads' of a CPU."""
+        return self.machine.processors or threads
+
     def tvm(self) -> Any:
         """Return the tvm.target.Target; imports TVM."""
         from tvm.target import Target

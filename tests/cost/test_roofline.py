@@ -34,3 +34,13 @@ def test_what_a_profile_leaves_out_is_faster_than_what_lies_behind():
     small = replace(VBMI.machine, l3_bytes=1 << 22)
     assert (constants_from(1e7, VBMI.machine), constants_from(1e7, small)) == ("l3", "dram")
     assert [level_of(size, VBMI.machine) for size in (1e4, 1e6, 1e7, 1e9)] == ["l1", "l2", "l3", "dram"]
+
+
+def test_a_gpu_computes_on_all_its_processors_however_many_threads_the_cpu_has():
+    h100 = load_profile("h100")
+    found = SIZES | {"macs": 132 * 1.83e3 * 4096 * 50.0}
+    assert roofline_us(found, h100, "l3") == pytest.approx(50)
+    assert roofline_us(found | {"threads": 16.0}, h100, "l3") == pytest.approx(50)
+    moved = {"input_bytes": 335e6, "output_bytes": 335e6}
+    assert roofline_us(SIZES | moved, h100, "l3") == pytest.approx(200)  # 3350 GB/s
+    assert roofline_us(SIZES, h100, "l3") == 2.0

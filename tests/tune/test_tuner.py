@@ -27,6 +27,12 @@ def test_a_machine_that_cannot_run_the_code_cannot_tune(tmp_path: Path):
     assert all(kernel.decisions is None for kernel in found)
 
 
+def test_tuning_for_a_gpu_is_refused_in_a_sentence(tmp_path: Path):
+    integer = LowerInteger()(tiny_transformer.qdq_module())
+    with pytest.raises(UsageError, match="tune: 'h100' is a GPU, tune measures kernels of CPUs only; go on"):
+        tune(integer, load_profile("h100"), tvmq.Tune(database=tmp_path / "db"))
+
+
 def test_tuning_tiles_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     profile = load_profile("x86_amx")
     monkeypatch.setattr(tuner, "cpu_features", lambda: profile.features)

@@ -15,6 +15,8 @@ DEFAULT_L3_BYTES = 32 << 20  # where a profile does not say
 # Bandwidths that a profile leaves out, as multiples of the next slower one's: what today's cores have.
 STEPS = {"l3": 4.0, "l2": 1.2, "l1": 2.0}
 L1_BYTES = 32 << 10
+GPU_L2 = 2.0  # the same of a GPU's second level
+GPU_KERNEL_US = 2.0  # the least that a kernel takes in a CUDA graph
 
 
 def features(work: Work, threads: int) -> dict[str, float]:
@@ -41,12 +43,16 @@ def roofline_us(found: Mapping[str, float], profile: TargetProfile, constants_fr
 
     found: see features. constants_from: "l3" or "dram". Values come from the cache that holds them.
     """
-    machine, threads = profile.machine, found["threads"]
+    machine, threads = profile.machine, profile.units(int(found["threads"]))
     peak = (
         threads * machine.clock_ghz * 1e3 * macs_per_cycle(profile, integer=bool(found["integer"]))
     )  # per us
     rates = bandwidths(machine)
     moved = found["input_bytes"] + found["output_bytes"]
+    if profile.capability is not None:  # processors share all memory but registers
+        fits = moved + found["constant_bytes"] <= machine.l2_bytes
+        copied = (moved + found["constant_bytes"]) / (machine.dram_gb_per_s * (GPU_L2 if fits else 1.0))
+        return max(found["macs"] / peak, copied / 1e3, GPU_KERNEL_US)
     # Cores share what lies behind the second level.
     fetched = found["constant_bytes"] / rates[constants_from] / (threads if constants_from == "l3" else 1)
     passed = moved / rates[level_of(moved, machine)] / threads

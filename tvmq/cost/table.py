@@ -17,6 +17,7 @@ from tvmq.cost.predict import Predictor, features_of
 from tvmq.cost.roofline import CALL_US, RUN_US, constants_from, roofline_us
 from tvmq.cost.store import Measured, Store, default_store
 from tvmq.cost.works import Parts, Work
+from tvmq.environment import cpu_features
 from tvmq.errors import BusyMachineWarning
 from tvmq.neighbours import Neighbours
 from tvmq.plan.assign import assign_precisions
@@ -51,6 +52,11 @@ class _Found:
     us: float
     spread: float
     source: str
+
+
+def measurable(profile: TargetProfile) -> bool:
+    """Tell whether this machine can time the profile's kernels; those of GPUs are not timed one by one."""
+    return profile.capability is None and not profile.missing(cpu_features())
 
 
 def open_store(

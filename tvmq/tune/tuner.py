@@ -51,9 +51,11 @@ def tune(
 def prepare(profile: TargetProfile, options: Tune, threads: int, device: Device | None = None) -> Database:
     """Return the database of this setting, once all that tuning needs is found to be there.
 
-    Raises UsageError for a database that cannot be read or written and for a machine that cannot run the
-    profile's code or so many threads, EnvironmentMismatchError without xgboost.
+    Raises UsageError for a GPU, for a database that cannot be read or written and for a machine that cannot
+    run the profile's code or so many threads, EnvironmentMismatchError without xgboost.
     """
+    if options.trials:
+        require_cpu(profile, "tune")
     cpu = device.require(profile).cpu if device else None
     database = Database(options.path, setting_of(profile, threads, cpu))
     if options.trials:
@@ -74,8 +76,18 @@ def kernels_of(mod: tvm.IRModule, profile: TargetProfile, threads: int) -> Mappi
     return {**dispatch[0].uses, **dispatch[1].uses}
 
 
+def require_cpu(profile: TargetProfile, who: str) -> None:
+    """Raise UsageError, in the name of `who`, for a profile whose kernels run on a GPU."""
+    if profile.capability is not None:
+        raise UsageError(
+            f"{who}: {profile.name!r} is a GPU, {who} measures kernels of CPUs only; "
+            f"go on without measuring, since a GPU's tiles are chosen by a model of it"
+        )
+
+
 def require_machine(profile: TargetProfile, who: str) -> None:
     """Raise UsageError, in the name of `who`, where this machine cannot run the profile's code."""
+    require_cpu(profile, who)
     lacking = profile.missing(cpu_features())
     if lacking:
         raise UsageError(

@@ -1,6 +1,7 @@
 // A CUDA driver and runtime without a GPU: memory is the CPU's, device code a library made with emulator.h. Only what
-// TVM's CUDA runtime and tvmq.gpu call. Streams cannot be captured.
+// TVM's CUDA runtime and tvmq.gpu call. While a stream is captured, what CUDA refuses then fails here, too.
 #include <dlfcn.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -12,12 +13,29 @@
 
 typedef void (*Launch)(void**, unsigned*);
 
+struct Function {
+  Launch launch;
+  unsigned arguments;
+};
+
 struct Config {
   unsigned grid[3], block[3], shared_bytes;
   void* stream;
   void* attributes;
   unsigned attribute_count;
 };
+
+struct Recorded {
+  Launch launch;
+  std::vector<uint64_t> values;
+  unsigned extents[6];
+};
+
+typedef std::vector<Recorded> Graph;
+static Graph graph;
+static void* captured;  // the stream whose launches are recorded
+static int graph_launches;
+static const int CAPTURING = 900;  // cudaErrorStreamCaptureUnsupported
 
 static int capability(int index) {
   const char* text = std::getenv("TVMQ_EMULATED_CAPABILITY");  // "80"
@@ -58,14 +76,23 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-  *function = dlsym(module, (std::string("launch_") + name).c_str());
-  return *function ? 0 : 500;
+  void* launch = dlsym(module, (std::string("launch_") + name).c_str());
+  if (!launch) return 500;
+  const unsigned* count = static_cast<unsigned*>(dlsym(module, (std::string("arguments_") + name).c_str()));
+  *function = new Function{reinterpret_cast<Launch>(launch), *count};
+  return 0;
 }
 
 int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void**) {
   if (c->block[0] * c->block[1] * c->block[2] > 1024 || c->shared_bytes > 227 << 10) return 1;
   unsigned extents[6] = {c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2]};
-  reinterpret_cast<Launch>(function)(arguments, extents);
+  const Function& f = *static_cast<Function*>(function);
+  if (!captured) return f.launch(arguments, extents), 0;
+  if (c->stream != captured) return CAPTURING;
+  Recorded one = {f.launch, {}, {}};
+  std::memcpy(one.extents, extents, sizeof(extents));
+  for (unsigned i = 0; i < f.arguments; ++i) one.values.push_back(*static_cast<uint64_t*>(arguments[i]));
+  graph.push_back(one);
   return 0;
 }
 
@@ -77,31 +104,57 @@ int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   return *value = attribute == 10 ? 32 : attribute == 1 ? 1024 : attribute == 8 ? 48 << 10 : 1, 0;
 }
 int cudaGetDeviceProperties(void*, int) { return 0; }
-int cudaMalloc(void** memory, size_t bytes) { return *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256), 0; }
-int cudaFree(void* memory) { return std::free(memory), 0; }
+int cudaMalloc(void** memory, size_t bytes) {
+  return captured ? CAPTURING : (*memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256), 0);
+}
+int cudaFree(void* memory) { return captured ? CAPTURING : (std::free(memory), 0); }
 int cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
 int cudaFreeHost(void* memory) { return cudaFree(memory); }
 int cudaMemGetInfo(size_t* available, size_t* total) { return *available = *total = size_t(4) << 30, 0; }
-int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void*) { return std::memmove(to, from, bytes), 0; }
+int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void*) {
+  return captured ? CAPTURING : (std::memmove(to, from, bytes), 0);
+}
 int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t n, void*) { return std::memmove(to, from, n), 0; }
 int cudaPeekAtLastError() { return 0; }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorName(int) { return "emulated error"; }
 const char* cudaGetErrorString(int) { return "emulated error"; }
-int cudaEventCreate(void** event) { return *event = nullptr, 0; }
-int cudaEventDestroy(void*) { return 0; }
-int cudaEventElapsedTime(float* ms, void*, void*) { return *ms = 0, 0; }
-int cudaEventRecord(void*, void*) { return 0; }
+int cudaEventCreate(void** event) { return *event = new double(0), 0; }
+int cudaEventDestroy(void* event) { return delete static_cast<double*>(event), 0; }
+int cudaEventElapsedTime(float* ms, void* begin, void* end) {
+  return *ms = static_cast<float>(*static_cast<double*>(end) - *static_cast<double*>(begin)), 0;
+}
+int cudaEventRecord(void* event, void*) {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return *static_cast<double*>(event) = now.tv_sec * 1e3 + now.tv_nsec / 1e6, 0;
+}
 int cudaEventSynchronize(void*) { return 0; }
-int cudaStreamCreate(void** stream) { return *stream = nullptr, 0; }
-int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = nullptr, 0; }
-int cudaStreamDestroy(void*) { return 0; }
-int cudaStreamSynchronize(void*) { return 0; }
+int cudaStreamCreate(void** stream) { return *stream = new char, 0; }
+int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
+int cudaStreamDestroy(void* stream) { return delete static_cast<char*>(stream), 0; }
+int cudaStreamSynchronize(void*) { return captured ? CAPTURING : 0; }
 int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-int cudaStreamBeginCapture(void*, int) { return 801; }
-int cudaStreamEndCapture(void*, void**) { return 801; }
-int cudaGraphInstantiate(void**, void*, unsigned long long) { return 801; }
-int cudaGraphLaunch(void*, void*) { return 801; }
-int cudaGraphDestroy(void*) { return 0; }
-int cudaGraphExecDestroy(void*) { return 0; }
+int cudaStreamBeginCapture(void* stream, int) { return captured || !stream ? CAPTURING : (captured = stream, 0); }
+int cudaStreamEndCapture(void* stream, void** found) {
+  if (stream != captured) return CAPTURING;
+  captured = nullptr;
+  *found = new Graph;
+  static_cast<Graph*>(*found)->swap(graph);
+  return 0;
+}
+int cudaGraphInstantiate(void** exec, void* found, unsigned long long) {
+  return *exec = new Graph(*static_cast<Graph*>(found)), 0;
+}
+int cudaGraphLaunch(void* exec, void*) {
+  for (Recorded& one : *static_cast<Graph*>(exec)) {
+    std::vector<void*> places;
+    for (uint64_t& value : one.values) places.push_back(&value);
+    one.launch(places.data(), one.extents);
+  }
+  return ++graph_launches, 0;
+}
+int cuEmulatedGraphLaunches() { return graph_launches; }
+int cudaGraphDestroy(void* found) { return delete static_cast<Graph*>(found), 0; }
+int cudaGraphExecDestroy(void* exec) { return cudaGraphDestroy(exec); }
 }

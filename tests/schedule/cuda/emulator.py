@@ -128,6 +128,7 @@ def emulated_source(generated_text: str) -> str:
         values = ", ".join(f"*static_cast<{t}*>(a[{i}])" for i, t in enumerate(types))
         launchers.append(
             f"static void call_{name}(void** a) {{ {name}({values}); }}\n"
+            f'extern "C" {{ unsigned arguments_{name} = {len(types)}; }}\n'
             f'extern "C" void launch_{name}(void** arguments, unsigned* n) {{\n'
             f"  gpu::launch(call_{name}, arguments, {{n[0], n[1], n[2]}}, {{n[3], n[4], n[5]}});\n}}\n"
         )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import tvmq
 from tests import tiny_transformer
 from tests.schedule.cuda.emulator import EmulatedCompiler, load_driver
 from tvmq import pipeline
+from tvmq.compiled import CompiledModel
+from tvmq.errors import InputError
+from tvmq.gpu import DRIVER
 from tvmq.schedule.cuda import toolkit
 from tvmq.target import load_profile
 
@@ -30,13 +35,32 @@ def main(target: str) -> None:
         model.verify().require()
         x = tiny_transformer.inputs(1, seed=5)[0]
         model.verify(x).require()
+        model.verify(-x).require()  # kernels recorded by now compute anew from other inputs
+        launches = ctypes.CDLL(DRIVER).cuEmulatedGraphLaunches()
+        assert launches == 2, f"{launches} launches of graphs"
         path = Path(folder) / "model.tvmq"
         model.save(path)
         loaded = tvmq.load(path)
         loaded.verify().require()
         np.testing.assert_array_equal(loaded(x), model(x))
+        stays_on_the_gpu(loaded, x)
         measured = model.benchmark(repeat=2, warmup=0)
+        assert measured.gpu_ms is not None
+        assert measured.breakdown.peak_gmacs > 1e4  # of the GPU, not of this CPU's threads
         print(f"{len(model.trace(x))} sites, {model.manifest.description.features}\n{measured.breakdown}")
+
+
+def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:
+    """Call the model with a tensor in the GPU's memory: so is its answer, and later calls leave it alone."""
+    program = model._program
+    answer = model(program._constant(x))
+    wanted = model(x)
+    model(-x)
+    assert tuple(answer.__dlpack_device__()) == (2, 0)
+    np.testing.assert_array_equal(program._released(answer, ()), wanted)
+    for wrong in (x[:, 1:], x.astype("float16")):
+        with pytest.raises(InputError, match=r"float32 \[1, 9, 64\] wanted"):
+            model(program._constant(np.ascontiguousarray(wrong)))
 
 
 if __name__ == "__main__":
