@@ -86,13 +86,13 @@ def _debian_packages(root: Path) -> None:
             _run(["dpkg", "-x", str(package), str(root)])
 
 
-def wheels(site: Path, architecture: str = "aarch64") -> None:
-    """Put TVM's runtime for Linux on an architecture into a folder, with the packages that it needs."""
+def wheels(site: Path, architecture: str = "aarch64", python: str = PYTHON, more: Sequence[str] = ()) -> None:
+    """Put TVM's runtime for Linux on an architecture into a folder, with what it needs, and more packages."""
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_{architecture}")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     tested = ["-c", str(PROJECT / "requirements" / "tested.txt"), "--only-binary=:all:", "--no-compile"]
-    version = ["--python-version", PYTHON.removeprefix("python"), *platforms]
-    _run([*pip, *tested, *version, "--target", str(site), *WHEELS])
+    version = ["--python-version", python.removeprefix("python"), *platforms]
+    _run([*pip, *tested, *version, "--target", str(site), *WHEELS, *more])
     (site / "tvm" / "lib" / "libtvm_compiler.so").unlink()  # 240 MB that running does without
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import rows as results
 import turns
+from closeness import cosine
 from models import MODELS, SMOKE
 from parts import ROOT, NotMeasuredError
 from prepare import ENGINES, Peak, Store, nbytes, peaks
@@ -201,12 +202,6 @@ def filled(row: Row, seen: turns.Measured, size: int, answer: np.ndarray[Any, An
         settings=seen.settings,
         versions=seen.versions,
     )
-
-
-def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """Return the cosine of two arrays taken as vectors."""
-    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
 def main(arguments: Sequence[str]) -> int:

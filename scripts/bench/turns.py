@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,7 @@ class Job:
     model: Path
     inputs: Path
     threads: int
+    variables: Mapping[str, str] = field(default_factory=dict)  # of its environment, besides this process's
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment(),
+                env=environment() | job.variables,
                 cwd=self._folder.name,
             )
         try:

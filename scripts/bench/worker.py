@@ -2,8 +2,9 @@
 
 Says on standard output, one JSON line each: {} once the first answer is there, then for every line on
 standard input what it asks for. {"seconds": s}: computes for s seconds, then for s more with the clock, at
-least twice, and gives {"ms": [...]}. {"about": true}: gives peak memory, versions and settings. Needs NumPy
-and the engine, no more.
+least twice, and gives {"ms": [...]}. {"about": true}: gives peak memory, versions and settings. {"verify":
+true}, for tvmq on a GPU: gives the verdict on its bits, and times of calls with inputs of the CPU's memory.
+Needs NumPy and the engine, no more.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ class Engine:
     packages: tuple[str, ...] = ()
     settings: dict[str, str]
     run: Callable[[], Any]
+    answer: Callable[[], Any] | None = None  # gives the outputs where run does not
 
     def __init__(self) -> None:
         self.settings = {}
+
+    def verified(self) -> dict[str, Any]:
+        """Return what of the answer equals the reference."""
+        raise NotImplementedError
 
 
 class Tvmq(Engine):
@@ -42,6 +48,90 @@ class Tvmq(Engine):
 
         loaded = tvmq.load(model, threads=threads)
         self.run = lambda: loaded(*inputs.values())
+
+
+class TvmqGpu(Engine):
+    """On a GPU: inputs and outputs stay in its memory."""
+
+    packages = ("apache-tvm",)
+    calls = 20
+
+    def __init__(self, model: str, inputs: Arrays, threads: int) -> None:
+        super().__init__()
+        import tvmq
+
+        loaded = tvmq.load(model)
+        arrays = list(inputs.values())
+        self.loaded, self.answer = loaded, lambda: loaded(*arrays)
+        self.run = loaded._program.resident(*arrays)
+        self.settings["version"] = tvmq.__version__
+
+    def verified(self) -> dict[str, Any]:
+        assert self.answer
+        verdict = self.loaded.verify()
+        spent = []
+        for _ in range(self.calls):
+            began = time.perf_counter()
+            self.answer()
+            spent.append(time.perf_counter() - began)
+        return {**verdict.to_json(), "call_s": spent}
+
+
+class Torch(Engine):
+    """A model of models.py on the GPU, by torch; compiled: by torch.compile, launched as one CUDA graph."""
+
+    packages = ("torch", "timm")
+    dtype, compiled = "float32", False
+
+    def __init__(self, model: str, inputs: Arrays, threads: int) -> None:
+        super().__init__()
+        import torch
+        from models import MODELS, SMOKE
+        from torch_models import torch_module
+
+        if not torch.cuda.is_available():
+            raise RuntimeError("this torch sees no GPU")
+        if model not in MODELS | SMOKE:
+            raise RuntimeError("no torch module: the model is an ONNX file")
+        torch.set_num_threads(threads)
+        dtype = getattr(torch, self.dtype)
+        module = torch_module((MODELS | SMOKE)[model]).to("cuda", dtype)
+        tensors = [torch.from_numpy(array).cuda() for array in inputs.values()]
+        given = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+        found: dict[str, Any] = {}
+        called = torch.compile(module) if self.compiled else module
+
+        def compute() -> None:
+            with torch.no_grad():
+                found["answer"] = called(*given)
+
+        for _ in range(3):
+            compute()
+        torch.cuda.synchronize()
+        if self.compiled:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                compute()
+            compute = graph.replay
+
+        def run() -> None:
+            compute()
+            torch.cuda.synchronize()
+
+        def answer() -> Any:
+            run()
+            return first(found["answer"]).float().cpu().numpy()
+
+        self.run, self.answer = run, answer
+        self.settings["float32 products"] = f"precision {torch.get_float32_matmul_precision()}"
+
+
+class CompiledTorch(Torch):
+    compiled = True
+
+
+class HalfTorch(CompiledTorch):
+    dtype = "float16"
 
 
 class OnnxRuntime(Engine):
@@ -72,12 +162,20 @@ class OpenVino(Engine):
         self.run = lambda: list(request.infer(inputs, share_inputs=True, share_outputs=True).values())
 
 
-ENGINES: dict[str, type[Any]] = {"tvmq": Tvmq, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+ENGINES: dict[str, type[Any]] = {
+    "tvmq": Tvmq,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "tvmq-gpu": TvmqGpu,
+    "torch-float32": Torch,
+    "torch.compile-float32": CompiledTorch,
+    "torch.compile-float16": HalfTorch,
+}
 
 
-def first(answer: Any) -> np.ndarray[Any, Any]:
+def first(answer: Any) -> Any:
     """Return the first output."""
-    return np.asarray(answer[0] if isinstance(answer, list | tuple) else answer)
+    return answer[0] if isinstance(answer, list | tuple) else answer
 
 
 def turn(run: Callable[[], Any], seconds: float) -> list[float]:
@@ -115,12 +213,15 @@ def main() -> None:
     with np.load(inputs) as file:
         arrays = {key: file[key] for key in file.files}
     engine = ENGINES[name](model, arrays, int(threads))
-    found = engine.run()
+    found = (engine.answer or engine.run)()
     print("{}", file=replies, flush=True)
-    np.save(answer, first(found))
+    np.save(answer, np.asarray(first(found)))
     for line in sys.stdin:
         asked = json.loads(line)
-        reply = about(engine) if "about" in asked else {"ms": turn(engine.run, asked["seconds"])}
+        if "verify" in asked:
+            reply = engine.verified()
+        else:
+            reply = about(engine) if "about" in asked else {"ms": turn(engine.run, asked["seconds"])}
         print(json.dumps(reply), file=replies, flush=True)
 
 
