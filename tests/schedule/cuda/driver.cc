@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-typedef void (*Launch)(void**, unsigned*);
+typedef int (*Launch)(void**, unsigned*);
 
 struct Function {
   Launch launch;
@@ -28,7 +28,7 @@ struct Config {
 struct Recorded {
   Launch launch;
   std::vector<uint64_t> values;
-  unsigned extents[6];
+  unsigned extents[7];
 };
 
 typedef std::vector<Recorded> Graph;
@@ -37,9 +37,13 @@ static void* captured;  // the stream whose launches are recorded
 static int graph_launches;
 static const int CAPTURING = 900;  // cudaErrorStreamCaptureUnsupported
 
+static unsigned number_of(const char* variable, unsigned otherwise) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : otherwise;
+}
+
 static int capability(int index) {
-  const char* text = std::getenv("TVMQ_EMULATED_CAPABILITY");  // "80"
-  const int number = text ? std::atoi(text) : 80;
+  const int number = number_of("TVMQ_EMULATED_CAPABILITY", 80);  // 80 for sm_80
   return index ? number % 10 : number / 10;
 }
 
@@ -84,10 +88,11 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 
 int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void**) {
-  if (c->block[0] * c->block[1] * c->block[2] > 1024 || c->shared_bytes > 227 << 10) return 1;
-  unsigned extents[6] = {c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2]};
+  if (c->shared_bytes > number_of("TVMQ_EMULATED_SHARED_BYTES", 227 << 10)) return 1;
+  unsigned extents[7] = {c->grid[0],  c->grid[1],  c->grid[2],     c->block[0],
+                         c->block[1], c->block[2], c->shared_bytes};
   const Function& f = *static_cast<Function*>(function);
-  if (!captured) return f.launch(arguments, extents), 0;
+  if (!captured) return f.launch(arguments, extents);
   if (c->stream != captured) return CAPTURING;
   Recorded one = {f.launch, {}, {}};
   std::memcpy(one.extents, extents, sizeof(extents));
@@ -150,7 +155,7 @@ int cudaGraphLaunch(void* exec, void*) {
   for (Recorded& one : *static_cast<Graph*>(exec)) {
     std::vector<void*> places;
     for (uint64_t& value : one.values) places.push_back(&value);
-    one.launch(places.data(), one.extents);
+    if (const int error = one.launch(places.data(), one.extents)) return error;
   }
   return ++graph_launches, 0;
 }

@@ -1,5 +1,6 @@
 // One GPU on a CPU: the threads of a block are fibers that change at barriers and at what a warp does together, and
-// instructions are what PTX defines. For tests of bits, not of speed.
+// instructions are what PTX defines. Blocks and threads come in the order of gpu_order: what a GPU leaves open, no result
+// may hang on. Compiled with -fsanitize=alignment, which traps. For tests of bits, not of speed.
 #pragma once
 #define TVMQ_EMULATED 1
 #ifndef __CUDA_ARCH__
@@ -15,12 +16,18 @@
 #define __restrict__
 #define __shared__ static  // one block runs at a time
 
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
+#include <random>
 #include <vector>
 
 using std::max;
@@ -36,6 +43,9 @@ struct uint2 {
   unsigned x, y;
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// 0: blocks shuffled; 1: the same backwards, and of a block the last thread first. Of any two, either is first in one.
+extern "C" inline int gpu_order = 0;
 
 namespace gpu {
 
@@ -75,37 +85,38 @@ inline void* main_stack;
 inline unsigned current;
 inline void (*kernel)(void**);
 inline void** arguments;
-alignas(64) inline unsigned char shared[256 << 10];
-inline unsigned count;
+inline unsigned char* shared;  // what a block asks for: it ends where nothing may be read or written
+inline unsigned count;  // threads of a block
+
+// The thread whose turn comes after one of first ... end - 1.
+inline unsigned following(unsigned thread, unsigned first, unsigned end) {
+  if (gpu_order == 1) return thread == first ? end - 1 : thread - 1;
+  return thread + 1 == end ? first : thread + 1;
+}
+
+inline void turn_to(unsigned next) { current = next, thread = {next % block_size.x, next / block_size.x % block_size.y, 0}; }
 
 inline void enter() {
   kernel(arguments);
   fibers[current].done = true;
-  for (;;) {  // whose turn is it? Any thread that is not done; else back to main.
-    unsigned next = current;
-    for (unsigned step = 1; step <= count; ++step) {
-      next = (current + step) % count;
-      if (!fibers[next].done) break;
-    }
-    void* dead;
-    if (fibers[next].done) {
-      gpu_change(&dead, main_stack);
-    } else {
-      unsigned before = current;
-      current = next, thread = {next % block_size.x, next / block_size.x % block_size.y, 0};
-      gpu_change(&fibers[before].stack_pointer, fibers[next].stack_pointer);
-    }
-  }
+  const unsigned before = current;
+  unsigned next = current;
+  do next = following(next, 0, count);
+  while (fibers[next].done && next != before);
+  void* dead;
+  if (next == before) gpu_change(&dead, main_stack);
+  turn_to(next);
+  gpu_change(&fibers[before].stack_pointer, fibers[next].stack_pointer);
 }
 
-// Let another thread run that is not done; `only` narrows it to a warp.
-inline void pass(unsigned first, unsigned last) {
-  unsigned before = current, next = current;
-  do {
-    next = next + 1 == last ? first : next + 1;
-  } while (fibers[next].done);
+// Let another thread of first ... end - 1 run that is not done.
+inline void pass(unsigned first, unsigned end) {
+  const unsigned before = current;
+  unsigned next = current;
+  do next = following(next, first, end);
+  while (fibers[next].done);
   if (next == before) return;
-  current = next, thread = {next % block_size.x, next / block_size.x % block_size.y, 0};
+  turn_to(next);
   gpu_change(&fibers[before].stack_pointer, fibers[next].stack_pointer);
 }
 
@@ -125,13 +136,13 @@ struct Exchange {
   int given[32];
 };
 inline Exchange exchanges[32][3];
+inline int exchanged[1024];
 
 // Give words of this lane; return when all lanes of its warp have given theirs of the same exchange.
 inline const Exchange& exchange(const unsigned long long* words, int number) {
   const unsigned warp = current / 32, lane = current % 32, first = warp * 32, last = min(first + 32, count);
-  static int passed[1024];
   if (last - first != 32) std::fprintf(stderr, "gpu: a warp of %u lanes\n", last - first), std::abort();
-  int& turn = passed[current];
+  int& turn = exchanged[current];
   Exchange& own = exchanges[warp][turn % 3];
   std::memcpy(own.values[lane], words, number * sizeof(*words));
   own.given[lane] = ++turn;
@@ -147,24 +158,66 @@ inline const Exchange& exchange(const unsigned long long* words, int number) {
   }
 }
 
-// Run every block of a launch, one after another.
-inline void launch(void (*function)(void**), void** given, uint3 grid, uint3 threads) {
-  kernel = function, arguments = given, grid_size = grid, block_size = threads;
+// Copies to shared memory arrive only when they are waited for: a kernel that forgets to finds what was there before.
+struct Copy {
+  unsigned char* to;
+  unsigned char bytes[16];
+};
+inline std::vector<std::vector<Copy>> pending[1024];  // of each thread: groups, of which the last is open
+
+inline void run_block() {
+  for (unsigned i = 0; i < count; ++i) {
+    void** top = reinterpret_cast<void**>(fibers[i].stack + STACK) - 2;
+    *top = reinterpret_cast<void*>(&enter);  // where the first change returns to, six registers below
+    fibers[i] = {top - 6, fibers[i].stack, false, 0};
+    pending[i].clear();
+  }
+  turn_to(gpu_order == 1 ? count - 1 : 0);
+  gpu_change(&main_stack, fibers[current].stack_pointer);
+}
+
+// The blocks of a grid in another order than their numbers'.
+inline std::vector<unsigned> order_of_blocks(unsigned blocks) {
+  std::vector<unsigned> order(blocks);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(7));
+  if (gpu_order == 1) std::reverse(order.begin(), order.end());
+  return order;
+}
+
+inline void run_blocks(unsigned shared_bytes) {
+  const size_t room = 256 << 10, page = 4096;
+  static unsigned char* const memory = static_cast<unsigned char*>(
+      mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  mprotect(memory + room, page, PROT_NONE);
+  const unsigned kept = (shared_bytes + 15) / 16 * 16;
+  shared = memory + room - kept;
+  for (unsigned number : order_of_blocks(grid_size.x * grid_size.y * grid_size.z)) {
+    block = {number % grid_size.x, number / grid_size.x % grid_size.y, number / grid_size.x / grid_size.y};
+    std::memset(shared, 0xA5, kept);
+    run_block();
+  }
+}
+
+inline sigjmp_buf outside;
+inline void trapped(int signal) { siglongjmp(outside, signal); }
+
+// Run every block of a launch, one after another; return CUDA's error.
+inline int launch(void (*function)(void**), void** given, uint3 grid, uint3 threads, unsigned shared_bytes) {
+  enum { INVALID_CONFIGURATION = 9, ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716 };
   count = threads.x * threads.y * threads.z;
+  if (count > 1024 || grid.y > 65535 || grid.z > 65535 || shared_bytes > 227 << 10) return INVALID_CONFIGURATION;
+  kernel = function, arguments = given, grid_size = grid, block_size = threads;
   while (fibers.size() < count) fibers.push_back({nullptr, static_cast<char*>(std::aligned_alloc(64, STACK)), true, 0});
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block = {x, y, z};
-        std::memset(shared, 0xA5, sizeof shared);
-        for (unsigned i = 0; i < count; ++i) {
-          void** top = reinterpret_cast<void**>(fibers[i].stack + STACK) - 2;
-          *top = reinterpret_cast<void*>(&enter);  // where the first change returns to, six registers below
-          fibers[i] = {top - 6, fibers[i].stack, false, 0};
-        }
-        current = 0, thread = {0, 0, 0};
-        gpu_change(&main_stack, fibers[0].stack_pointer);
-      }
+  std::memset(exchanges, 0, sizeof exchanges), std::memset(exchanged, 0, sizeof exchanged);
+  const int signals[] = {SIGSEGV, SIGBUS, SIGILL};
+  static struct sigaction before[3], trap;
+  trap.sa_handler = trapped;
+  for (int i = 0; i < 3; ++i) sigaction(signals[i], &trap, &before[i]);
+  const int signal = sigsetjmp(outside, 1);
+  if (!signal) run_blocks(shared_bytes);
+  for (int i = 0; i < 3; ++i) sigaction(signals[i], &before[i], nullptr);
+  return !signal ? 0 : signal == SIGILL ? MISALIGNED_ADDRESS : ILLEGAL_ADDRESS;
 }
 
 }  // namespace gpu
@@ -246,19 +299,12 @@ inline void load_matrices(u32* found, const u8* row) {
     std::memcpy(&found[i], reinterpret_cast<const u8*>(all.values[8 * i + lane / 4][0]) + lane % 4 * 4, 4);
 }
 
-// Copies arrive only when they are waited for: a kernel that forgets to finds what was there before.
-struct Copy {
-  u8* to;
-  u8 bytes[16];
-};
-inline std::vector<std::vector<Copy>> pending[1024];
-
 inline void copy_async(u8* to, const u8* from, bool exists) {
   if (reinterpret_cast<u64>(to) % 16 || (exists && reinterpret_cast<u64>(from) % 16))
     std::fprintf(stderr, "gpu: cp.async of an address that is no multiple of 16\n"), std::abort();
-  Copy copy = {to, {}};
+  gpu::Copy copy = {to, {}};
   if (exists) std::memcpy(copy.bytes, from, 16);
-  auto& groups = pending[gpu::current];
+  auto& groups = gpu::pending[gpu::current];
   if (groups.empty()) groups.emplace_back();
   groups.back().push_back(copy);
 #if __CUDA_ARCH__ < 800
@@ -266,13 +312,13 @@ inline void copy_async(u8* to, const u8* from, bool exists) {
 #endif
 }
 
-inline void commit_copies() { pending[gpu::current].emplace_back(); }
+inline void commit_copies() { gpu::pending[gpu::current].emplace_back(); }
 
 template <int LEFT>
 void wait_for_copies() {
-  auto& groups = pending[gpu::current];  // the last one is open
+  auto& groups = gpu::pending[gpu::current];
   while (groups.size() > LEFT + 1) {
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    for (const gpu::Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
     groups.erase(groups.begin());
   }
 }

@@ -19,25 +19,36 @@ import pytest
 import tvm
 from tvm import tirx
 
+from tests.schedule.cuda.guarded import Guarded
+from tvmq.schedule.cuda.gpu import SHARED_BYTES
 from tvmq.schedule.cuda.source import device_functions
+from tvmq.schedule.linear_spec import TABLE_SIZE
 
 Arrays = list[npt.NDArray[Any]]
 HERE = Path(__file__).parent
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\) \{')
 SHARED = re.compile(r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];")
 EXTENT = re.compile(r'launch_thread\("(blockIdx|threadIdx)\.([xyz])", (\d+)\)')
+ASKED = re.compile(r'alloc_buffer\(\((\d+),\), "uint8", scope="shared.dyn"\)')
 BINDING = re.compile(r'thread_binding\((?:T.int64\()?(\d+)\)?, thread="(blockIdx|threadIdx)\.([xyz])"\)')
 needs_emulator = pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("g++") is None, reason="the emulator wants x86-64 and g++"
 )
-COMPILER = ("g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing")
+COMPILER = (
+    *("g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-fno-gnu-unique"),
+)
+ORDERS = (0, 1)  # gpu_order of emulator.h
+ERRORS = {9: "a launch that no GPU takes", 700: "an illegal address", 716: "a misaligned address"}
 
 
 class EmulatedKernels:
     """Some PrimFuncs with thread bindings, compiled together."""
 
     def __init__(self, funcs: Mapping[str, tirx.PrimFunc], capability: tuple[int, int] = (8, 0)) -> None:
-        self._grids = {name: extents(func) for name, func in funcs.items()}
+        self._grids = {name: (*extents(func), shared_bytes(func)) for name, func in funcs.items()}
+        most = SHARED_BYTES[capability] - TABLE_SIZE
+        assert all(grid[2] <= most for grid in self._grids.values()), f"more shared memory than {most}"
         symbols = {name: f.with_attr("global_symbol", f"f_{name}") for name, f in funcs.items()}
         mod = tvm.IRModule({f"f_{name}": func for name, func in symbols.items()})
         source = generated(mod, capability)
@@ -48,17 +59,34 @@ class EmulatedKernels:
         self._library = ctypes.CDLL(str(shared_library(source, capability)))
 
     def run(self, name: str, arrays: Sequence[npt.NDArray[Any]]) -> Arrays:
-        """Return the arguments after a launch, results included; each lies before memory of its own."""
-        kept = [np.ascontiguousarray(array).copy() for array in arrays]
-        places = [kept[i].ctypes.data for i in self._orders[name]]
-        pointers = (ctypes.c_void_p * len(places))(*places)
-        arguments = (ctypes.c_void_p * len(places))(
-            *(ctypes.addressof(pointers) + 8 * i for i in range(len(places)))
-        )
-        blocks, threads = self._grids[name]
-        launch = self._library[f"launch_f_{name}_kernel"]
-        launch(arguments, (ctypes.c_uint * 6)(*blocks, *threads))
-        return kept
+        """Return the arguments after a launch, results included.
+
+        They do not hang on the order of blocks and threads, nor is anything beside them read or written.
+        """
+        first, second = (self._launched(name, arrays, order) for order in ORDERS)
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=f"{name} hangs on the order of its blocks")
+        return first
+
+    def _launched(self, name: str, arrays: Sequence[npt.NDArray[Any]], order: int) -> Arrays:
+        blocks, threads, memory = self._grids[name]
+        kept = [Guarded(np.ascontiguousarray(array), at_end=order == 0) for array in arrays]
+        given = [kept[i].address for i in self._orders[name]]
+        error = launched(self._library, f"f_{name}_kernel", given, (*blocks, *threads, memory), order)
+        found = [array.taken() for array in kept]
+        assert not error, f"{name}: {ERRORS[error]}"
+        return found
+
+
+def launched(
+    library: ctypes.CDLL, kernel: str, addresses: Sequence[int], extents: Sequence[int], order: int
+) -> int:
+    """Launch a kernel; return CUDA's error. extents: blocks, threads, bytes of shared memory."""
+    pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+    places = (ctypes.addressof(pointers) + 8 * i for i in range(len(addresses)))
+    arguments = (ctypes.c_void_p * len(addresses))(*places)
+    ctypes.c_int.in_dll(library, "gpu_order").value = order
+    return int(library[f"launch_{kernel}"](arguments, (ctypes.c_uint * 7)(*extents)))
 
 
 def extents(func: tirx.PrimFunc) -> tuple[list[int], list[int]]:
@@ -68,6 +96,11 @@ def extents(func: tirx.PrimFunc) -> tuple[list[int], list[int]]:
     found |= {(kind, axis): int(n) for n, kind, axis in BINDING.findall(text)}
     blocks, threads = ([found.get((k, a), 1) for a in "xyz"] for k in ("blockIdx", "threadIdx"))
     return blocks, threads
+
+
+def shared_bytes(func: tirx.PrimFunc) -> int:
+    """Return the bytes of shared memory that func asks for."""
+    return sum(map(int, ASKED.findall(func.script())))
 
 
 def parameters(func: tirx.PrimFunc) -> list[str]:
@@ -129,8 +162,9 @@ def emulated_source(generated_text: str) -> str:
         launchers.append(
             f"static void call_{name}(void** a) {{ {name}({values}); }}\n"
             f'extern "C" {{ unsigned arguments_{name} = {len(types)}; }}\n'
-            f'extern "C" void launch_{name}(void** arguments, unsigned* n) {{\n'
-            f"  gpu::launch(call_{name}, arguments, {{n[0], n[1], n[2]}}, {{n[3], n[4], n[5]}});\n}}\n"
+            f'extern "C" int launch_{name}(void** arguments, unsigned* n) {{\n'
+            f"  const uint3 blocks = {{n[0], n[1], n[2]}}, threads = {{n[3], n[4], n[5]}};\n"
+            f"  return gpu::launch(call_{name}, arguments, blocks, threads, n[6]);\n}}\n"
         )
     head = '#include "emulator.h"\n#include <type_traits>\n'
     body = generated_text.replace("#include <cuda.h>", "")

@@ -29,7 +29,7 @@ SMALL = TileDecision(32, 64, 64, 16, 32, 2)
 
 
 def check(cases: dict[str, tuple[ProductSpec, TileDecision]], capability: tuple[int, int]) -> None:
-    """Run the kernels emulated; whatever lies behind a result stays as it is."""
+    """Run the kernels emulated; whatever lies beside arguments and results is neither read nor written."""
     funcs = {name: product_prim_func(spec, tile) for name, (spec, tile) in cases.items()}
     kernels = EmulatedKernels(funcs, capability)
     for name, (spec, _) in cases.items():
@@ -78,6 +78,7 @@ def test_convolutions_equal_numerics(capability: tuple[int, int]):
         {"channels": 16, "outputs": 40, **square, **strided, "bottom": 1, "right": 1},
         {"channels": 32, "outputs": 64, "kernel_rows": 1, "kernel_columns": 1, **strided},
         {"channels": 64, "outputs": 32, "kernel_rows": 3, "kernel_columns": 2, "groups": 4, "left": 2},
+        {"channels": 48, "outputs": 72, "groups": 3, **square},  # a group ends amid 32 outputs
         {"channels": 8, "outputs": 8, "kernel_rows": 2, "kernel_columns": 2, "dilation_rows": 3, "top": 1},
     ]
     cases = {}

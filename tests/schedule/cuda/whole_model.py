@@ -19,6 +19,7 @@ from tvmq.compiled import CompiledModel
 from tvmq.errors import InputError
 from tvmq.gpu import DRIVER
 from tvmq.schedule.cuda import toolkit
+from tvmq.schedule.cuda.gpu import SHARED_BYTES
 from tvmq.target import load_profile
 
 
@@ -26,6 +27,7 @@ def main(target: str) -> None:
     profile = load_profile(target)
     assert profile.capability is not None
     os.environ["TVMQ_EMULATED_CAPABILITY"] = "{}{}".format(*profile.capability)
+    os.environ["TVMQ_EMULATED_SHARED_BYTES"] = str(SHARED_BYTES[profile.capability])
     with tempfile.TemporaryDirectory() as folder:
         load_driver(Path(folder))
         for module in (toolkit, pipeline):

@@ -148,9 +148,9 @@ def product_prim_func(spec: ProductSpec, tile: TileDecision) -> tirx.PrimFunc:
     kind = [template("Tile", *parts), spec.signed]
     finish = epilogue(product)
     if spec.geometry is None:
-        name = template("linear", *kind, product.rows, product.inputs, columns, spec.depth, finish)
+        name = template("linear", *kind, product.rows, product.inputs, spec.outputs, spec.depth, finish)
     else:
-        sizes = (product.rows, product.inputs, spec.outputs, columns, spec.depth)
+        sizes = (product.rows, product.inputs, spec.outputs, spec.depth)
         name = template("conv2d", *kind, _windows(spec.geometry, spec.pad_value), *sizes, finish)
     kernel = buffers(spec)
     blocks = (ceil(product.rows / tile.rows), ceil(columns / tile.columns), spec.groups)

@@ -21,25 +21,28 @@ TVMQ_DEVICE int place_of(int row, int chunk) {
   return row * T::DEPTH + (chunk ^ row / T::LINES % T::CHUNKS) * 16;
 }
 
+// Lines of a group's packed weights.
+TVMQ_DEVICE int padded_outputs(int outputs) { return (outputs + 31) / 32 * 32; }
+
 // What a thread brings to shared memory. Its chunks are neighbours in neither operand: one column of chunks, many rows.
 template <class T, class Source>
 struct Supply {
   const Source& source;
-  const u8* weight;  // [columns, depth], both padded: columns to 32, depth to 64
+  const u8* weight;  // [outputs, depth], both padded: outputs to 32, depth to 64
   u8* shared;
-  int columns, depth, chunk, first;
+  int depth, chunk, first;
   typename Source::Row rows[T::A_LOADS];
   const u8* lines[T::B_LOADS];
   uint4 a[T::A_LOADS], b[T::B_LOADS];  // on their way, where copies are not asynchronous
 
-  TVMQ_DEVICE Supply(const Source& source, const u8* weight, u8* shared, int row, int column, int columns, int depth)
-      : source(source), weight(weight), shared(shared), columns(columns), depth(depth) {
+  TVMQ_DEVICE Supply(const Source& source, const u8* weight, u8* shared, int row, int column, int outputs, int depth)
+      : source(source), weight(weight), shared(shared), depth(depth) {
     chunk = threadIdx.x % T::CHUNKS, first = threadIdx.x / T::CHUNKS;
 #pragma unroll
     for (int i = 0; i < T::A_LOADS; ++i) rows[i] = source.row(row + first + i * T::STEP);
 #pragma unroll
     for (int i = 0; i < T::B_LOADS; ++i)
-      lines[i] = weight + static_cast<s64>(min(column + first + i * T::STEP, columns - 1)) * depth;
+      lines[i] = weight + static_cast<s64>(min(column + first + i * T::STEP, padded_outputs(outputs) - 1)) * depth;
   }
 
   TVMQ_DEVICE u8* a_place(int slot, int i) const {
@@ -150,17 +153,10 @@ TVMQ_DEVICE void multiply(const u8* slot, int row, int column, int (&sums)[T::M]
 }
 #endif
 
-// The tile whose first row and column these are, finished and stored. first_output: of the group, in the whole result.
-template <class T, bool SIGNED, class Source, class Finish>
-TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Finish& finish, u8* shared, int row,
-                              int column, int rows, int columns, int depth, int first_output) {
-  alignas(16) __shared__ u8 table[256];
-  Supply<T, Source> supply(source, weight, shared, row, column, columns, depth);
-  const int steps = (depth + T::DEPTH - 1) / T::DEPTH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int warp_row = warp % (T::ROWS / T::WARP_ROWS) * T::WARP_ROWS;
-  const int warp_column = warp / (T::ROWS / T::WARP_ROWS) * T::WARP_COLUMNS;
-  int sums[T::M][T::N][4] = {};
-  finish.load_table(table);
+// Add up the tile that supply brings, into the sums of a warp whose first row and column in it these are.
+template <class T, bool SIGNED, class Source>
+TVMQ_DEVICE void sum_up(Supply<T, Source>& supply, int row, int column, int (&sums)[T::M][T::N][4]) {
+  const int steps = (supply.depth + T::DEPTH - 1) / T::DEPTH;
 #pragma unroll
   for (int stage = 0; stage < T::STAGES - 1; ++stage) {
     if (stage < steps) {
@@ -175,20 +171,28 @@ TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Fini
     const int next = step + T::STAGES - 1, slot = next % T::STAGES;
     if (next < steps) supply.request(slot, next * T::DEPTH);
     commit_copies();
-    multiply<T, SIGNED>(shared + step % T::STAGES * T::SLOT, warp_row, warp_column, sums);
+    multiply<T, SIGNED>(supply.shared + step % T::STAGES * T::SLOT, row, column, sums);
     if (next < steps) supply.deliver(slot);
   }
+}
+
+// Finish and store the sums of a warp whose first row and column in the product of a group these are. The group has
+// `outputs` columns, the first is channel first_output of the result. Past the last one begin those of the next group.
+template <class T, class Finish>
+TVMQ_DEVICE void store_sums(const Finish& finish, const u8* table, int row, int column, int rows, int outputs,
+                            int first_output, int (&sums)[T::M][T::N][4]) {
+  const int lane = threadIdx.x % 32;
   // The weights are packed so that four neighbouring columns of products hold 8 neighbouring channels of a thread.
 #pragma unroll
   for (int j = 0; j < T::N; j += 4) {
-    const int channel = column + warp_column + 8 * j + lane % 4 * 8;
-    if (channel >= columns) continue;
+    const int channel = column + 8 * j + lane % 4 * 8;
+    if (channel >= outputs) continue;
     const auto own = finish.template channels<8>(first_output + channel);
 #pragma unroll
     for (int i = 0; i < T::M; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = row + warp_row + 16 * i + 8 * half + lane / 4;
+        const int at = row + 16 * i + 8 * half + lane / 4;
         int values[8];
 #pragma unroll
         for (int tile = 0; tile < 4; ++tile) {
@@ -201,22 +205,38 @@ TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Fini
   }
 }
 
-// linear: x [ROWS, INPUTS] times weight [COLUMNS, DEPTH], packed; a block computes one tile.
-template <class T, bool SIGNED, int ROWS, int INPUTS, int COLUMNS, int DEPTH, class Finish>
+// The tile whose first row and column these are, of a group with `outputs` columns; see store_sums.
+template <class T, bool SIGNED, class Source, class Finish>
+TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Finish& finish, u8* shared, int row,
+                              int column, int rows, int outputs, int depth, int first_output) {
+  alignas(16) __shared__ u8 table[256];
+  Supply<T, Source> supply(source, weight, shared, row, column, outputs, depth);
+  const int warp = threadIdx.x / 32;
+  const int warp_row = warp % (T::ROWS / T::WARP_ROWS) * T::WARP_ROWS;
+  const int warp_column = warp / (T::ROWS / T::WARP_ROWS) * T::WARP_COLUMNS;
+  int sums[T::M][T::N][4] = {};
+  finish.load_table(table);
+  sum_up<T, SIGNED>(supply, warp_row, warp_column, sums);
+  store_sums<T>(finish, table, row + warp_row, column + warp_column, rows, outputs, first_output, sums);
+}
+
+// linear: x [ROWS, INPUTS] times weight [OUTPUTS padded to 32, DEPTH], packed; a block computes one tile.
+template <class T, bool SIGNED, int ROWS, int INPUTS, int OUTPUTS, int DEPTH, class Finish>
 TVMQ_DEVICE void linear(const void* x, const void* weight, void* shared, Operands operands) {
   const Rows<ROWS, INPUTS> source = {static_cast<const u8*>(x)};
   product_tile<T, SIGNED>(source, static_cast<const u8*>(weight), Finish{operands}, static_cast<u8*>(shared),
-                          blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, ROWS, COLUMNS, DEPTH, 0);
+                          blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, ROWS, OUTPUTS, DEPTH, 0);
 }
 
-// conv2d: blockIdx.z is the group; each has INPUTS channels and OUTPUTS outputs of its own, COLUMNS with padding.
-template <class T, bool SIGNED, class Source, int PIXELS, int INPUTS, int OUTPUTS, int COLUMNS, int DEPTH, class Finish>
+// conv2d: blockIdx.z is the group; each has INPUTS channels and OUTPUTS outputs of its own, 32 at a time in the weights.
+template <class T, bool SIGNED, class Source, int PIXELS, int INPUTS, int OUTPUTS, int DEPTH, class Finish>
 TVMQ_DEVICE void conv2d(const void* x, const void* weight, void* shared, Operands operands) {
   const int group = blockIdx.z;
   const Source source = {static_cast<const u8*>(x), group * INPUTS};
-  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight) + static_cast<s64>(group) * COLUMNS * DEPTH,
-                          Finish{operands}, static_cast<u8*>(shared), blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS,
-                          PIXELS, COLUMNS, DEPTH, group * OUTPUTS);
+  const s64 first_line = static_cast<s64>(group) * padded_outputs(OUTPUTS);
+  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight) + first_line * DEPTH, Finish{operands},
+                          static_cast<u8*>(shared), blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, PIXELS, OUTPUTS,
+                          DEPTH, group * OUTPUTS);
 }
 
 }  // namespace tvmq
