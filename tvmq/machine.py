@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tvmq.environment import allow_amx_tiles, cpu_features, cpu_name
 from tvmq.errors import ArtifactError, EnvironmentMismatchError
-from tvmq.gpu import features_of_gpu, is_gpu_feature, lacking, this_gpu
+from tvmq.gpu import features_of_gpu, fitting, is_gpu_feature, lacking, these_gpus, way_out
 
 ELF_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64"}
 MACHINE_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -31,8 +31,8 @@ def this_machine() -> str:
 
 
 def machine_features() -> frozenset[str]:
-    """Return what this machine offers to code: the features of its CPU and of its GPU."""
-    return cpu_features() | features_of_gpu(this_gpu())
+    """Return what this machine offers to code: the features of its CPU and of its GPUs."""
+    return cpu_features().union(*map(features_of_gpu, these_gpus().found))
 
 
 def require_machine(where: object, features: Sequence[str], library: bytes) -> None:
@@ -56,8 +56,8 @@ def require_machine(where: object, features: Sequence[str], library: bytes) -> N
             f"{where}: needs AMX tiles, which Linux does not let this process use (5.16 or later does); "
             f"compile it for `--target native`"
         )
-    if of_gpu and (wanted := lacking(of_gpu, this_gpu())):
-        raise ArtifactError(f"{where}: needs {wanted}; compile it for this GPU (see `tvmq targets`)")
+    if of_gpu:
+        _require_gpu(where, of_gpu)
 
 
 def runs_here(features: Sequence[str], library: bytes) -> bool:
@@ -67,6 +67,14 @@ def runs_here(features: Sequence[str], library: bytes) -> bool:
     except ArtifactError:
         return False
     return True
+
+
+def _require_gpu(where: object, features: Sequence[str]) -> None:
+    gpus = these_gpus().found
+    if fitting(features, gpus) is None:
+        first = gpus[0] if gpus else None
+        out = way_out(features, first) or _way_out()
+        raise ArtifactError(f"{where}: needs {lacking(features, first)}; {out}")
 
 
 def _other_way_out(built_for: str, here: str) -> str:
