@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,3 +30,20 @@ def test_what_is_missing_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPat
         load_cudart()
     with pytest.raises(EnvironmentMismatchError, match="install its driver"):
         load_driver()
+
+
+def test_a_driver_that_is_too_old_for_tvms_runtime_is_named(tmp_path: Path):
+    path = tmp_path / "runtime.so"
+    path.write_bytes(b"no library")
+    with pytest.raises(
+        EnvironmentMismatchError, match=r"does not load on this machine's driver \(.*update it"
+    ):
+        cuda_libraries._load_tvm_runtime(path)
+
+
+def test_asking_whether_a_library_is_loaded_does_not_load_it():
+    script = (
+        "import ctypes, os; from tvmq.cuda_libraries import _is_loaded; "
+        "assert not _is_loaded('libdl.so.2'); ctypes.CDLL('libdl.so.2'); assert _is_loaded('libdl.so.2')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def load_tvm_runtime() -> None:
     )
     for path in places:
         if path.is_file():
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            _load_tvm_runtime(path)
             return
     raise EnvironmentMismatchError(
         f"environment: {TVM_RUNTIME} is missing from the installed apache-tvm, PyPI's wheel is wanted; "
@@ -69,9 +70,19 @@ def load_tvm_runtime() -> None:
     )
 
 
+def _load_tvm_runtime(path: Path) -> None:
+    try:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:  # it takes functions from the driver that older ones lack
+        raise EnvironmentMismatchError(
+            f"environment: TVM's CUDA runtime does not load on this machine's driver ({error}); "
+            f"a driver for CUDA 13 is wanted: update it"
+        ) from error
+
+
 def _is_loaded(name: str) -> bool:
     try:
-        ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(name, ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
     except OSError:
         return False
     return True

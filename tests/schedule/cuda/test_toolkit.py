@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.schedule.cuda.emulator import generated
 from tests.schedule.cuda.test_rows import DEIT
 from tvmq import cuda_libraries
 from tvmq.errors import EnvironmentMismatchError
+from tvmq.linker import require_linker
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.pool_composite import Pooling
 from tvmq.schedule.cuda import toolkit
@@ -106,6 +109,23 @@ def _check_machine_code(code: bytes, capability: tuple[int, int], folder: Path) 
 def test_an_error_in_the_source_is_told_in_the_compilers_words():
     with pytest.raises(RuntimeError, match=r"sm_80: [\s\S]*no_such_type"):
         compiler("sm_80").cubin("no_such_type x;", "sm_80")
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_too_old_does_not_keep_from_compiling(tmp_path: Path):
+    compiler("sm_87")
+    source = tmp_path / "driver.c"
+    source.write_text("int cuInit(unsigned flags) { return 0; }")  # none of what CUDA 12 has brought
+    library = tmp_path / "libcuda.so.1"
+    require_linker().run(["-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library), str(source)])
+    script = (
+        "import tvm; from tvmq.schedule.cuda.toolkit import compiling\n"
+        "with compiling('sm_87'): tvm.get_global_func('device_api.cuda')"
+    )
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_compiler_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch):

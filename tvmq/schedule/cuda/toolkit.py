@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tvmq.cuda_libraries import INSTALL, library, load_cudart, load_tvm_runtime
+from tvmq.cuda_libraries import INSTALL, library, load_cudart, load_driver, load_tvm_runtime
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.gpu import DRIVER
 from tvmq.linker import require_linker
@@ -36,8 +36,8 @@ OPTIONS = ("--std=c++17", "--fmad=false")
 class Nvrtc:
     """One version of NVIDIA's runtime compiler."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._library = loaded
 
     def architectures(self) -> frozenset[int]:
         """Return the architectures it compiles for, 87 for sm_87."""
@@ -122,12 +122,13 @@ def compiling(architecture: str) -> Iterator[None]:
 
 @cache
 def _load_runtime() -> None:
-    """Load TVM's CUDA runtime on the machine's driver or, where there is none, a stand-in."""
+    """Load TVM's CUDA runtime on the machine's driver or, where there is none that it takes, a stand-in."""
     try:
-        ctypes.CDLL(DRIVER, ctypes.RTLD_GLOBAL)
-    except OSError:
+        load_driver()
+        load_tvm_runtime()
+    except EnvironmentMismatchError:
         ctypes.CDLL(str(_stand_in()), ctypes.RTLD_GLOBAL)
-    load_tvm_runtime()
+        load_tvm_runtime()
 
 
 def _stand_in() -> Path:
