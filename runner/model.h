@@ -233,6 +233,9 @@ class Model {
     std::set<std::string> here = CpuFeatures();
     std::string missing;
     for (const Json& name : List(At(about, "features"))) {
+      if (Text(name).rfind("sm_", 0) == 0) {
+        throw Error(path_ + ": its kernels are for an NVIDIA GPU, and this program is for CPUs; run it with Python: `tvmq run`");
+      }
       if (!here.count(Text(name))) missing += (missing.empty() ? "" : ", ") + Text(name);
     }
     if (!missing.empty()) {

@@ -15,8 +15,10 @@ import tvmq
 from tests import tiny_program
 from tests.stub_model import StubModel
 from tvmq import cli_artifact
+from tvmq.artifact import save
 from tvmq.cli import main
 from tvmq.compiled import CompiledModel
+from tvmq.golden import Golden, checksum, sample_of
 from tvmq.images import Preprocessing
 from tvmq.spec import TensorSpec
 
@@ -109,6 +111,19 @@ def test_inspect_lists_sites_and_scales(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", artifact, "--json"]) == 0
     (scale,) = json.loads(capsys.readouterr().out)["manifest"]["description"]["scales"]
     assert (scale["role"], scale["smallest"], scale["largest"]) == ("weight", 0.01, 0.5)
+
+
+def test_inspect_tells_the_needs_of_a_gpu_from_those_of_the_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    artifact = str(tmp_path / "m.tvmq")
+    x = tiny_program.an_input()
+    golden = Golden((sample_of(x),), (checksum(x), checksum(x)), (checksum(x), checksum(x)))
+    save(artifact, tiny_program.built(), tiny_program.description(("sm_87", "cuda_13", "asimd")), golden)
+    assert main(["inspect", artifact]) == 0
+    lines = [line.replace("│", "").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["CPU", "features", "asimd"] in lines
+    assert ["GPU", "sm_87", "cuda_13"] in lines
 
 
 def test_inspect_refuses_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ import tvm_ffi
 from tests import tiny_program
 from tvmq import artifact
 from tvmq.compiled import CompiledModel
-from tvmq.errors import EnvironmentMismatchError
+from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.golden import Golden, checksum, sample_of
 from tvmq.linker import require_linker
 from tvmq.runtime import runtime_library
@@ -90,6 +90,18 @@ def test_code_that_the_cpu_cannot_run_is_refused(run: Callable[..., Any], tmp_pa
     needy = tiny_program.description(("no_such_feature",))
     artifact.save(tmp_path / "f", tiny_program.built(), needy, golden)
     assert "needs the CPU feature no_such_feature, which this CPU lacks" in run(tmp_path / "f").err
+    of_gpu = tiny_program.description(("sm_87", "cuda_13"))
+    artifact.save(tmp_path / "g", tiny_program.built(), of_gpu, golden)
+    assert "its kernels are for an NVIDIA GPU" in run(tmp_path / "g").err
     foreign = b"\x7fELF" + bytes(14) + (40).to_bytes(2, "little") + bytes(8)
     artifact.save(tmp_path / "m", tiny_program.built(foreign), tiny_program.description(), golden)
     assert "holds code for x86_64-linux-gnu, this is linux on" in run(tmp_path / "m").err
+
+
+def test_no_program_is_built_for_models_on_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in ("shared", "bench", "arm"):
+        monkeypatch.syspath_prepend(ROOT / "scripts" / folder)
+    import runner
+
+    with pytest.raises(UsageError, match="jetson-orin computes on an NVIDIA GPU"):
+        runner.build("jetson-orin", tmp_path)

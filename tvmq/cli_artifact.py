@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tvmq import report
 from tvmq.artifact import read_manifest
 from tvmq.cli_output import show
 from tvmq.errors import UsageError, VerificationError
+from tvmq.gpu import is_gpu_feature
 from tvmq.images import (
     ARRAY_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -190,13 +192,19 @@ def _facts(path: Path, manifest: Manifest) -> dict[str, Any]:
         "outputs": ", ".join(str(spec) for spec in manifest.outputs),
         "weights": _weights(manifest),
         "target": f"{description.target} ({description.triple})",
-        "CPU features": " ".join(description.features),
+        "CPU features": " ".join(name for name in description.features if not is_gpu_feature(name)) or "none",
+        **_of_gpu(description.features),
         "made with": f"tvmq {manifest.tvmq}, apache-tvm {manifest.tvm}, apache-tvm-ffi {manifest.tvm_ffi}",
         "calibration": f"sha256:{description.calibration_hash}" if description.calibration_hash else "none",
     }
     tuned = description.recipe.get("tuned", ())
     chosen = sum(kernel["decisions"] is not None for kernel in tuned)
     return facts | {"tuned kernels": f"{chosen} of {len(tuned)} not by default" if tuned else "none"}
+
+
+def _of_gpu(features: Sequence[str]) -> dict[str, str]:
+    needed = " ".join(filter(is_gpu_feature, features))
+    return {"GPU": needed} if needed else {}
 
 
 def _recipe(manifest: Manifest) -> dict[str, Any]:

@@ -38,7 +38,13 @@ def cxx(triple: str) -> Linker:
 
 def build(target: str, folder: Path) -> Path:
     """Write tvmq-run and its libraries to folder; return the program. Raises TvmqError."""
-    triple = str(load_profile(target).tvm_target["mtriple"])
+    profile = load_profile(target)
+    if profile.capability is not None:
+        raise UsageError(
+            f"runner: {profile.name} computes on an NVIDIA GPU, and tvmq-run is for CPUs; "
+            f"use Python there: `tvmq run`"
+        )
+    triple = str(profile.tvm_target["mtriple"])
     architecture = triple.split("-")[0]
     if architecture not in ("x86_64", "aarch64"):
         raise UsageError(
