@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 
 from tests.schedule.isa_cases import ISA, built
+from tests.schedule.random_epilogue import finished, rescaled
 from tvmq import numerics
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule import depthwise_spec
@@ -104,41 +105,10 @@ def random_case(spec: Spec, isa: str) -> tuple[list[Any], list[Any]]:
     bias = random.integers(-5000, 5000, g.outputs, "int32")
     taps = g.kernel_rows * g.kernel_columns * g.group_inputs
     bias[::10], bias[1::10] = 2**31 - 1 - 255 * 127 * taps, 255 * 128 * taps - 2**31
-    rescale, y = _rescaled(product, sums.reshape(g.pixels, -1) + bias, random)
-    rest, expected = _finished(product, y, random)
+    rescale, y = rescaled(product, sums.reshape(g.pixels, -1) + bias, random)
+    rest, expected = finished(product, y, random)
     packed, per_channel = _packed(spec, weight.astype("int8"), [bias, *rescale], ISA[isa])
     return [x, packed, *per_channel, *rest], expected
-
-
-def _rescaled(product: LinearSpec, acc: Any, random: Any) -> tuple[list[Any], Any]:
-    outputs = product.outputs
-    if product.out_dtype == "float32":
-        factor = random.random(outputs, "float32")
-        return [factor], acc.astype("float32") * factor
-    if product.fixed_point:
-        multiplier = random.integers(2**30, 2**31, outputs).astype("int32")
-        shift = random.integers(34, 46, outputs, "int32")
-        return [multiplier, shift], numerics.round_shift_wide(acc * multiplier.astype("int64"), shift) + 9
-    shift = random.integers(4, 12, outputs, "int32")
-    return [shift], acc >> shift
-
-
-def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[list[Any], list[Any]]:
-    rest = []
-    if product.out_dtype == "float32":
-        return rest, [y]
-    if product.residual:
-        rest.append(random.integers(-(2**15), 2**15, y.shape).astype("int16"))
-        rest[-1][::3, ::2], rest[-1][1::3, ::2] = 2**15 - 1, -(2**15)
-        y = y + rest[-1]
-    y = np.clip(y, *product.clip).astype(product.out_dtype)
-    if product.table:
-        rest.append(random.permutation(256).astype("uint8"))
-        y = rest[-1][y]
-    if product.copy is None:
-        return rest, [y]
-    shift, zero_point, *clip = product.copy
-    return rest, [y, np.clip(numerics.requantize(y, shift, zero_point, "uint8"), *(clip or (0, 255)))]
 
 
 def _packed(spec: Spec, weight: Any, per_channel: list[Any], isa: Isa) -> tuple[Any, list[Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.schedule.random_epilogue import finished, rescaled
 from tvmq import numerics
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
@@ -58,8 +59,8 @@ def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
     terms = int(np.prod(window))
     bias = random.integers(-5000, 5000, product.outputs)
     bias[::10], bias[1::10] = 2**31 - 1 - high * 127 * terms, high * 128 * terms - 2**31
-    rescale, y = _rescaled(product, sums + bias, random)
-    rest, expected = _finished(product, y, random)
+    rescale, y = rescaled(product, sums + bias, random)
+    rest, expected = finished(product, y, random)
     packed = pack_taps(weight.astype("int8")) if isinstance(spec, DepthwiseSpec) else _packed(weight, spec)
     channels = [pack_channels(bias.astype("int32")), *(pack_channels(values) for values in rescale)]
     return [x.astype("int8" if signed else "uint8"), packed, *channels, *rest], expected
@@ -79,34 +80,3 @@ def _convolved(x: Any, weight: Any, g: ConvGeometry, pad_value: int) -> Any:
         groups=g.groups,
         pad_value=pad_value,
     )
-
-
-def _rescaled(product: LinearSpec, acc: Any, random: Any) -> tuple[Arrays, Any]:
-    outputs = product.outputs
-    if product.out_dtype == "float32":
-        factor = random.random(outputs, "float32")
-        return [factor], acc.astype("float32") * factor
-    if product.fixed_point:
-        multiplier = random.integers(2**30, 2**31, outputs).astype("int32")
-        shift = random.integers(34, 46, outputs, "int32")
-        moved = numerics.round_shift_wide(acc * multiplier.astype("int64"), shift)
-        return [multiplier, shift], moved + product.zero_point
-    shift = random.integers(4, 12, outputs, "int32")
-    return [shift], acc >> shift
-
-
-def _finished(product: LinearSpec, y: Any, random: Any) -> tuple[Arrays, Arrays]:
-    rest: Arrays = []
-    if product.out_dtype == "float32":
-        return rest, [y]
-    if product.residual:
-        rest.append(random.integers(-(2**15), 2**15, y.shape).astype("int16"))
-        y = y + rest[-1]
-    y = np.clip(y, *product.clip).astype(product.out_dtype)
-    if product.table:
-        rest.append(random.permutation(256).astype("uint8"))
-        y = rest[-1][y]
-    if product.copy is None:
-        return rest, [y]
-    shift, zero_point, *clip = product.copy
-    return rest, [y, np.clip(numerics.requantize(y, shift, zero_point, "uint8"), *(clip or (0, 255)))]
