@@ -306,7 +306,39 @@ class Model {
     return tensor;
   }
 
+  // Call a function of the library, for each sample by itself where it takes one.
   std::vector<ffi::Tensor> Invoke(const ffi::Function& function, const std::vector<ffi::Tensor>& given) {
+    int64_t samples = Integer(At(manifest_, "samples"));
+    if (samples == 1) return Once(function, given);
+    std::vector<ffi::Tensor> all;
+    for (int64_t number = 0; number < samples; ++number) {
+      std::vector<ffi::Tensor> part;
+      for (const ffi::Tensor& whole : given) part.push_back(Part(whole, number, samples));
+      std::vector<ffi::Tensor> found = Once(function, part);
+      for (size_t i = 0; i < found.size(); ++i) {
+        if (number == 0) {
+          std::vector<int64_t> shape(found[i].shape().begin(), found[i].shape().end());
+          shape[0] *= samples;
+          all.push_back(Empty(shape, found[i].dtype()));
+        }
+        size_t size = ffi::GetDataSize(found[i]);
+        const char* from = static_cast<const char*>(found[i].data_ptr()) + found[i].byte_offset();
+        std::memcpy(static_cast<char*>(all[i].data_ptr()) + number * size, from, size);
+      }
+    }
+    return all;
+  }
+
+  static ffi::Tensor Part(const ffi::Tensor& whole, int64_t number, int64_t samples) {
+    std::vector<int64_t> shape(whole.shape().begin(), whole.shape().end());
+    shape[0] /= samples;
+    ffi::Tensor part = Empty(shape, whole.dtype());
+    size_t size = ffi::GetDataSize(part);
+    std::memcpy(part.data_ptr(), static_cast<const char*>(whole.data_ptr()) + number * size, size);
+    return part;
+  }
+
+  std::vector<ffi::Tensor> Once(const ffi::Function& function, const std::vector<ffi::Tensor>& given) {
     std::vector<ffi::AnyView> arguments(given.begin(), given.end());
     arguments.push_back(constants_);
     ffi::Any result;

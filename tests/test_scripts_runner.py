@@ -74,6 +74,18 @@ def test_the_golden_input_verifies(run: Callable[..., Any], path: Path) -> None:
     assert (done.code, done.out.splitlines()[0]) == (0, "all equal: 4 tensors, bit for bit")
 
 
+def test_every_sample_of_a_batch_is_computed(run: Callable[..., Any], tmp_path: Path) -> None:
+    built = tiny_program.built().for_samples(3)
+    CompiledModel(built, tiny_program.description()).save(tmp_path / "m.tvmq")
+    x = np.concatenate([tiny_program.an_input(seed) for seed in range(3)])
+    np.save(tmp_path / "x.npy", x)
+    done = run(
+        tmp_path / "m.tvmq", "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--verify", "--threads", 1
+    )
+    assert done.code == 0, done.err
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), tiny_program.expected(x))
+
+
 def test_damage_and_wrong_inputs_are_refused(run: Callable[..., Any], path: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X.astype("float32"))
     assert "the input x wants uint8 (4, 8)" in run(path, "-i", tmp_path / "x.npy").err

@@ -85,6 +85,7 @@ def pack(built: Built, description: Description, golden: Golden) -> tuple[Manife
         tvm_ffi=FFI_VERSION,
         members=tuple(MemberEntry(m.name, len(m.data), hashlib.sha256(m.data).hexdigest()) for m in contents),
         constants=constants,
+        samples=built.samples,
         inputs=built.inputs,
         outputs=built.outputs,
         golden_inputs=tuple(SampleEntry(s.exponent, s.offset) for s in golden.inputs),
@@ -134,6 +135,7 @@ def open_artifact(
         outputs=manifest.outputs,
         sites=tuple(SiteTrace(s.id, s.kernel, s.shape, s.dtype, s.portable) for s in manifest.sites),
         graph=_read_graph(entries["graph.json"]),
+        samples=manifest.samples,
     )
     return Artifact(manifest, built, _read_golden(place, manifest, _inflated(place, "golden.bin", entries)))
 

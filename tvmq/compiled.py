@@ -233,6 +233,10 @@ class CompiledModel:
             from tvmq.gpu_runtime import GpuProgram
 
             return GpuProgram(self._built)
+        if self._built.samples > 1:
+            from tvmq.sample_program import SampleProgram
+
+            return SampleProgram(self._built)
         return Program(self._built)
 
     @cached_property
@@ -303,7 +307,9 @@ class CompiledModel:
             mod = with_given_entries(mod, exactness.entries)
             own = zip(self._built.sites, traced, strict=True)
             inputs += [torch.from_numpy(np.array(a)) for site, a in own if site.kernel == ENTRY]
-        outputs, values = reference.run_and_keep(mod, inputs, kept)
+        parts = zip(*(x.tensor_split(self._built.samples) for x in inputs), strict=True)
+        found = [reference.run_and_keep(mod, part, kept) for part in parts]
+        outputs, values = (zip(*each, strict=True) for each in zip(*found, strict=True))
         return tuple(map(_numpy, outputs)), tuple(map(_numpy, values))
 
 
@@ -322,6 +328,7 @@ def load(path: str | Path, *, sha256: str | None = None, threads: int | None = N
     return model
 
 
-def _numpy(value: Any) -> Array:
-    array: Array = value.detach().cpu().contiguous().numpy() if hasattr(value, "detach") else value
-    return array
+def _numpy(samples: Sequence[Any]) -> Array:
+    """Return a value of all samples."""
+    arrays = [s.detach().cpu().contiguous().numpy() if hasattr(s, "detach") else s for s in samples]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

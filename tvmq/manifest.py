@@ -85,6 +85,7 @@ class Manifest(Record):
     tvm_ffi: str
     members: tuple[MemberEntry, ...]
     constants: tuple[ConstantEntry, ...]
+    samples: int  # of a call, each computed by itself: the code takes and returns one
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
     golden_inputs: tuple[SampleEntry, ...]
@@ -105,11 +106,20 @@ def check_manifest(manifest: Manifest, constants_size: int, golden_size: int) ->
         _check_tensor(f"output {number}", output.shape, output.dtype)
     for site in manifest.sites:
         _check_tensor(f"site {site.id!r}", site.shape, site.dtype)
+    _check_samples(manifest)
     names = [spec.name for spec in manifest.inputs]
     if len(set(names)) != len(names):
         raise ArtifactError(f"inputs {names} do not differ in name; do not use this file")
     _check_constants(manifest.constants, constants_size)
     _check_golden(manifest, golden_size)
+
+
+def _check_samples(manifest: Manifest) -> None:
+    samples = manifest.samples
+    shapes = [spec.shape for spec in (*manifest.inputs, *manifest.outputs)]
+    shapes += [site.shape for site in manifest.sites]
+    if samples < 1 or (samples > 1 and any(not shape or shape[0] % samples for shape in shapes)):
+        raise ArtifactError(f"{samples} samples do not share out its tensors' rows; do not use this file")
 
 
 def nbytes(shape: Sequence[int], dtype: str) -> int:

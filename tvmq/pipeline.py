@@ -25,6 +25,7 @@ from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.calibrate.calibration import Calibration
 from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
+from tvmq.cost.batch import sample_by_sample
 from tvmq.cost.model_works import Subject, uniform
 from tvmq.cost.table import cost_table, measurable, open_store
 from tvmq.device import Device
@@ -47,6 +48,7 @@ from tvmq.prepared import Prepared
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.presets import DEFAULT, Preset
 from tvmq.quantizer import NO_CALIBRATION, canonical, quantized
+from tvmq.samples import joined
 from tvmq.schedule.cuda.toolkit import require_cuda
 from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.spec import W8A8, Built, Coverage, Description, Plan, Precision
@@ -175,15 +177,21 @@ class _Job:
         )
         runs_here = not self.profile.missing(machine_features())
         for chosen in plans.chosen:
-            compiled, qdq = self.compiled(chosen.bits, chosen.reasons)
+            # Its costs were those of the whole batch.
+            compiled, qdq = self.compiled(chosen.bits, chosen.reasons, whole=True)
             compiled.search = plans.made(chosen, qdq, compiled if runs_here else None)
             if compiled.search is not None:
                 break
         warn_of_size(compiled, budget)
         return compiled
 
-    def compiled(self, bits: Bits, reasons: Mapping[str, str]) -> tuple[CompiledModel, tvm.IRModule]:
-        """Return the program for these bits, and the module with its numbers at level qdq."""
+    def compiled(
+        self, bits: Bits, reasons: Mapping[str, str], *, whole: bool = False
+    ) -> tuple[CompiledModel, tvm.IRModule]:
+        """Return the program for these bits, and the module with its numbers at level qdq.
+
+        whole: compute a batch at once even if one sample after the other may be faster.
+        """
         options, profile = self.options, self.profile
         chosen = quantized(
             self.model,
@@ -197,6 +205,7 @@ class _Job:
             preset=options.preset,
             strict=self.strict,
             seed=options.seed,
+            one_by_one=None if whole or profile.capability is not None else self._one_by_one,
             progress=self.progress,
         )
         options.require_model(chosen.plan)
@@ -205,25 +214,29 @@ class _Job:
         coverage = achieved(chosen.coverage, integer, strict=self.strict)
         require_share(coverage, self.min_coverage)
         verify(integer, "integer", float_sites=float_bindings(chosen.nodes, coverage))
-        built, tuned = self._built(integer)
+        built, tuned = self._built(integer, chosen.samples)
         photos = getattr(self.calibration, "preprocessing", None)
         made_by = {
             **options.told(chosen.plan, self.threads),
             "tuned": [kernel.to_json() for kernel in tuned],
             "photos": photos.to_json() if photos else None,
         }
+        coverage = coverage.for_samples(chosen.samples)
         description = describe(profile, coverage, chosen.plan, chosen.numbers, chosen.seen, made_by)
-        samples = random_like([t.numpy() for t in chosen.batches[0]])
+        samples = random_like([t.numpy() for t in joined(chosen.batches, chosen.samples)])
         return CompiledModel(built, description, samples=samples), InsertQdq(chosen.numbers)(chosen.mod)
 
-    def _built(self, integer: tvm.IRModule) -> tuple[Built, tuple[TunedKernel, ...]]:
+    def _one_by_one(self, one: tvm.IRModule, samples: int) -> bool:
+        return sample_by_sample(one, samples, self.profile, self.threads)
+
+    def _built(self, integer: tvm.IRModule, samples: int) -> tuple[Built, tuple[TunedKernel, ...]]:
         tuned: tuple[TunedKernel, ...] = ()
+        threads = self.threads if samples == 1 else 1  # which then share samples, not kernels
+        more: dict[str, Any] = {"threads": threads, "progress": self.progress}
         if self.tune:
-            more: dict[str, Any] = {"threads": self.threads, "progress": self.progress}
             tuned = tuned_kernels(integer, self.profile, self.tune, device=self.boards, **more)
-        decisions = decisions_of(tuned)
-        made = build(integer, self.profile, threads=self.threads, decisions=decisions, progress=self.progress)
-        return made, tuned
+        made = build(integer, self.profile, decisions=decisions_of(tuned), **more)
+        return made.for_samples(samples), tuned
 
 
 def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs
+from tvmq.calibrate.batches import GOOD_SAMPLES, Batch
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.check_inputs import data_findings
@@ -40,6 +40,7 @@ from tvmq.quantize.output_steps import CRITERIA
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
 from tvmq.quantize.refine import refined
 from tvmq.reference import require_operators
+from tvmq.samples import OneByOne, cut
 from tvmq.spec import W8A8, Coverage, Plan, Precision
 
 REQUANTIZE = ("pot", "fixed_point")
@@ -66,6 +67,7 @@ class Quantized:
     formats: Formats
     plan: Plan
     coverage: Coverage  # what the plan makes of each site; `achieved` tells what lowering made of it
+    samples: int  # how often the program runs for one call
     batches: Sequence[Batch]
     seen: Calibration
     stable: Stability
@@ -87,18 +89,19 @@ def quantized(
     preset: str | Preset = DEFAULT,
     strict: bool = False,
     seed: int = 0,
+    one_by_one: OneByOne | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Run all stages from import to quantize.
 
-    bits, reasons: as for assign_precisions; all others as for compile.
+    bits, reasons: as for assign_precisions; one_by_one: as for samples.cut; all others as for compile.
     """
     imported = _imported(model, example_inputs, progress)
     unbalanced = _canonicalized(imported, progress)
     require_operators(unbalanced)
+    unbalanced, batches, samples = cut(unbalanced, calibration, one_by_one)
     plan, formats = planned(unbalanced, ignored=patterns(ignored), bits=bits, reasons=reasons)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
-    batches = list(as_batches(calibration, input_specs(unbalanced)))
     doubts = data_findings(imported, unbalanced, batches, prepared=getattr(calibration, "prepared", ""))
     announce(doubts)
     del imported  # its weights
@@ -120,6 +123,7 @@ def quantized(
         formats=formats,
         plan=plan,
         coverage=coverage,
+        samples=samples,
         batches=batches,
         seen=seen,
         stable=stable,

@@ -345,9 +345,7 @@ def use_threads(threads: int, *, at_most: bool = False) -> None:
     """
     if getattr(_pool, "threads", None) == threads:
         return
-    cpus = allowed_cpus()
-    if not 1 <= threads <= len(cpus):
-        raise UsageError(f"threads: {threads} given, 1 to {len(cpus)} is wanted (the CPUs of this process)")
+    cpus = require_threads(threads)
     ffi = load_runtime()
     # By default TVM binds workers, and the caller, to the first cores; here all may use what the process may.
     configure: Callable[..., None] = ffi.get_global_func("runtime.config_threadpool")
@@ -359,6 +357,14 @@ def use_threads(threads: int, *, at_most: bool = False) -> None:
             f"set TVM_NUM_THREADS={threads} before the process starts"
         )
     _pool.threads = got
+
+
+def require_threads(threads: int) -> Sequence[int]:
+    """Return the CPUs of this process; UsageError where they are fewer than threads, or these none."""
+    cpus = allowed_cpus()
+    if not 1 <= threads <= len(cpus):
+        raise UsageError(f"threads: {threads} given, 1 to {len(cpus)} is wanted (the CPUs of this process)")
+    return cpus
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:

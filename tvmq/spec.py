@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +102,10 @@ class Coverage(Record):
         lines = [f"{len(self.rows) - len(floats)} of {len(self.rows)} sites in integers, {share}"]
         return "\n".join(lines + [f"  float: {row.site} ({row.kind}): {row.reason}" for row in floats])
 
+    def for_samples(self, samples: int) -> Coverage:
+        """Return the coverage of a call that computes so many samples."""
+        return Coverage(tuple(replace(row, macs=samples * row.macs) for row in self.rows))
+
     def as_json(self) -> dict[str, Any]:
         """Return the rows with the summary numbers that reports print; not the input of from_json."""
         return {
@@ -164,6 +168,13 @@ class SiteTrace(Record):
     portable: bool = True  # as in OutputSpec
 
 
+_Shaped = TypeVar("_Shaped", TensorSpec, OutputSpec, SiteTrace)
+
+
+def _resized(spec: _Shaped, rows: int) -> _Shaped:
+    return replace(spec, shape=(rows, *spec.shape[1:]))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
     """One element of the params tuple, laid out as the kernel reads it."""
@@ -182,6 +193,8 @@ class Built:
 
     library is a shared object with the Relax VM functions `main` and `trace`; both take the inputs and one
     tuple of all constants. main returns a tensor or a tuple, trace a flat tuple in the order of sites.
+    Where samples is more than 1, both take and return one of so many samples: the first axis of every input,
+    output and site is cut into as many parts.
     """
 
     library: bytes = field(repr=False)
@@ -191,6 +204,23 @@ class Built:
     sites: tuple[SiteTrace, ...]
     # The integer module without its constants as TVM's JSON; as bytes it is that text raw-deflated.
     graph: str | bytes = field(repr=False)
+    samples: int = 1
+
+    def sample_inputs(self) -> tuple[TensorSpec, ...]:
+        """Return what the functions of the library take."""
+        return tuple(_resized(spec, spec.shape[0] // self.samples) for spec in self.inputs)
+
+    def for_samples(self, samples: int) -> Built:
+        """Return this program, of one call for one sample, as one of a call for so many."""
+        if samples == 1:
+            return self
+        return replace(
+            self,
+            samples=samples,
+            inputs=tuple(_resized(spec, samples * spec.shape[0]) for spec in self.inputs),
+            outputs=tuple(_resized(spec, samples * spec.shape[0]) for spec in self.outputs),
+            sites=tuple(_resized(spec, samples * spec.shape[0]) for spec in self.sites),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
