@@ -12,8 +12,9 @@ from tests import tiny_program
 from tvmq import board
 from tvmq.cli import main
 from tvmq.compiled import CompiledModel
-from tvmq.device import Device, boards_of
+from tvmq.device import Device
 from tvmq.errors import DeviceError, ProgramCrashError, UsageError
+from tvmq.tracker import boards_of
 
 
 def asked(**request):
@@ -55,6 +56,8 @@ def test_addresses_that_cannot_be_had_are_said(capsys):
             board.serve("127.0.0.1", port, "", "")
     with pytest.raises(UsageError, match="--tracker is given without --key"):
         board.serve("127.0.0.1", 1, "127.0.0.1:1", "")
+    with pytest.raises(DeviceError, match="no tracker answers at no-such-host"):
+        board.serve("127.0.0.1", free_port(), "no-such-host.invalid", "rpi4")
     assert main(["serve", "--tracker", "127.0.0.1:1"]) == 2
     assert (
         "only this machine reaches it; whoever reaches this port can run any code" in capsys.readouterr().err

@@ -1,24 +1,15 @@
 import json
-import socket
-import struct
 import threading
 
 import pytest
 
 from tvmq import device
-from tvmq.device import Board, Device, boards_of, tracker_address
+from tvmq.device import Device
 from tvmq.errors import ArtifactError, DeviceError, ProgramCrashError, UsageError
 from tvmq.target import load_profile
+from tvmq.tracker import Board
 
 HERE = Device("127.0.0.1", 1, "rpi4")
-SUMMARY = {
-    "queue_info": {"rpi4": {"free": 1, "pending": 0}, "rpi5": {"free": 0, "pending": 2}},
-    "server_info": [
-        {"key": "server:rpi4", "addr": ["10.0.0.4", 9090]},
-        {"key": "server:rpi4", "addr": ["10.0.0.5", 9090]},
-        {"key": "server:rpi5", "addr": ["10.0.0.6", 9090]},
-    ],
-}
 
 
 @pytest.fixture
@@ -39,26 +30,9 @@ def answers(monkeypatch):
     return given
 
 
-def tracker(reply):
-    """Serve one connection as TVM's tracker does; return its port."""
-    listening = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        connection, _ = listening.accept()
-        with connection, listening:
-            connection.sendall(connection.recv(4))
-            connection.recv(4)
-            connection.recv(100)
-            connection.sendall(struct.pack("<i", len(reply)) + reply)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return listening.getsockname()[1]
-
-
 def test_a_device_is_read_and_written():
     assert str(Device.parse("tracker:board.local:9190/rpi4")) == "tracker:board.local:9190/rpi4"
     assert Device.parse("tracker:board.local/rpi4").port == 9190
-    assert tracker_address("127.0.0.1:7") == ("127.0.0.1", 7)
 
 
 @pytest.mark.parametrize(
@@ -67,25 +41,6 @@ def test_a_device_is_read_and_written():
 def test_what_is_no_device_is_refused(text):
     with pytest.raises(UsageError, match="wanted"):
         Device.parse(text)
-
-
-def test_boards_are_those_that_the_tracker_tells():
-    found = boards_of("127.0.0.1", tracker(json.dumps([0, SUMMARY]).encode()))
-    assert found == (
-        Board("rpi4", "10.0.0.4:9090", None), Board("rpi4", "10.0.0.5:9090", None),
-        Board("rpi5", "10.0.0.6:9090", False),
-    )  # fmt: skip
-    port = tracker(json.dumps([0, SUMMARY]).encode())
-    with pytest.raises(DeviceError, match="knows no board 'pi', it has: rpi4, rpi5; start"):
-        Device("127.0.0.1", port, "pi").boards()
-
-
-@pytest.mark.parametrize("reply", [b"[]", b"{", b"7"])
-def test_what_is_no_tracker_is_said(reply):
-    with pytest.raises(DeviceError, match="no tracker answers at 127"):
-        boards_of("127.0.0.1", tracker(reply))
-    with pytest.raises(DeviceError, match="start one by `tvmq tracker"):
-        boards_of("127.0.0.1", 1)
 
 
 def test_a_lost_board_is_given_up_and_another_one_asked(answers):

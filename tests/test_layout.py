@@ -21,7 +21,8 @@ STAGES = (
     ("cuda_libraries",),
     ("linker",),
     ("target", "formats", "unary", "images", "sites"),
-    ("machine", "device"),
+    ("machine", "tracker"),
+    ("device",),
     ("reference_layers",),
     ("reference_ops",),
     ("reference",),
@@ -56,6 +57,7 @@ STAGES = (
     ("plugin",),
     ("__init__",),
     ("cli_output", "cli_options", "cli_process"),
+    ("board_sessions",),
     ("board", "board_worker"),
     ("cli_boards", "cli_devices"),
     (

@@ -13,17 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from tvmq.device import FUNCTION, tracker_address
+from tvmq.board_sessions import Lending, serve_sessions
+from tvmq.device import FUNCTION
 from tvmq.errors import DeviceError, EnvironmentMismatchError, UsageError
+from tvmq.tracker import tracker_address
 
 DEFAULT_PORT = 9090
 LIMIT = 600.0  # seconds, where a request says nothing
 # A session works in a folder of its own: paths from here would lead nowhere.
 PATHS = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-PAUSE = 1.0  # seconds before a server that ended is started again
 WARNING = (
     "whoever reaches this port can run any code here, unencrypted and without a password: "
     "keep it on the loopback interface, in a network of your own, or behind ssh -L"
@@ -50,21 +50,20 @@ def answer(request: str) -> str:
 
 
 def serve(host: str, port: int, tracker: str, key: str) -> None:
-    """Serve until interrupted; raise UsageError for a tracker without key, DeviceError without a port."""
+    """Serve until interrupted.
+
+    Raises UsageError for a tracker without key, DeviceError where the port or the tracker is not to be had.
+    """
     place = tracker_address(tracker) if tracker else None
     if place is not None and not key:
         raise UsageError("serve: --tracker is given without --key; name the kind of this board, as rpi4")
-    listening = _listening(host, port, "serve")
-    import tvm_ffi
-    from tvm.rpc import server
+    with _listening(host, port, "serve") as listening:
+        lending = Lending(place, key, port) if place else None
+        import tvm_ffi  # seconds that a wrong address need not wait for
+        from tvm.rpc import server
 
-    tvm_ffi.register_global_func(FUNCTION, answer, override=True)
-    while True:
-        try:  # it ends with the first session that ends badly
-            server._listen_loop(listening, port, key, place, None, None)
-        except (RuntimeError, OSError, AssertionError) as error:
-            print(f"tvmq: a session ended badly ({error}); serving on", file=sys.stderr)
-            time.sleep(PAUSE)
+        tvm_ffi.register_global_func(FUNCTION, answer, override=True)
+        serve_sessions(listening, lending, key, server._serving)
 
 
 def track(host: str, port: int) -> None:

@@ -7,11 +7,11 @@ import sys
 from tvmq import report
 from tvmq.board import WARNING, is_loopback
 from tvmq.cli_output import show
-from tvmq.device import Board, boards_of, tracker_address
 from tvmq.environment import cpu_name, default_threads
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.machine import this_machine
 from tvmq.target import native_profile
+from tvmq.tracker import Board, boards_of, tracker_address
 
 STATES = {True: "free", False: "busy", None: "some are busy"}
 

@@ -7,8 +7,6 @@ is lost or does not answer is given up and another one asked; a program that cra
 from __future__ import annotations
 
 import json
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,15 +16,13 @@ from typing import Any, Self
 from tvmq.errors import DeviceError, ProgramCrashError, UsageError
 from tvmq.record import Record
 from tvmq.target import TargetProfile
+from tvmq.tracker import Board, boards_of, tracker_address
 
-DEFAULT_PORT = 9190  # of TVM's tracker
 FUNCTION = "tvmq.board"  # what a board registers
 ARTIFACT = "model.tvmq"  # a file there
-TRACKER_MAGIC, SUMMARY, SUCCESS = 0x2F271, 6, 0  # of the tracker's protocol
 ATTEMPTS = 3  # boards to ask
 PATIENCE = 600.0  # seconds for an answer, upload and waiting for a free board included
 GRACE = 20.0  # seconds after which a board that outlived its own limit counts as lost
-CONNECT = 5.0  # seconds for the tracker's first word
 
 Files = Mapping[str, bytes]
 
@@ -42,15 +38,6 @@ class Machine(Record):
     tvm: str
     tvm_ffi: str
     tvmq: str
-
-
-@dataclass(frozen=True, slots=True)
-class Board(Record):
-    """A board that a tracker knows."""
-
-    key: str
-    address: str
-    free: bool | None  # None: the tracker does not tell which of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,47 +142,6 @@ class Device:
             raise _LostError(f"{type(error).__name__}: {said}") from error
 
 
-def tracker_address(text: str) -> tuple[str, int]:
-    """Read "host:port" or "host"; raise UsageError."""
-    host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
-    if not host or not port.isdigit():
-        raise UsageError(f"tracker: {text!r} given, HOST:PORT is wanted, as 127.0.0.1:{DEFAULT_PORT}")
-    return host, int(port)
-
-
-def boards_of(host: str, port: int) -> tuple[Board, ...]:
-    """Return the boards that a tracker knows; raise DeviceError where none answers."""
-    try:
-        with socket.create_connection((host, port), timeout=CONNECT) as connection:
-            connection.sendall(struct.pack("<i", TRACKER_MAGIC))
-            (magic,) = struct.unpack("<i", _received(connection, 4))
-            if magic != TRACKER_MAGIC:
-                raise DeviceError(f"device: {host}:{port} is no tracker of TVM; check the port")
-            text = json.dumps([SUMMARY]).encode()
-            connection.sendall(struct.pack("<i", len(text)) + text)
-            (size,) = struct.unpack("<i", _received(connection, 4))
-            state, summary = json.loads(_received(connection, size))
-    except (OSError, ValueError, TypeError, struct.error) as error:
-        raise DeviceError(
-            f"device: no tracker answers at {host}:{port} ({error}); "
-            f"start one by `tvmq tracker --host {host} --port {port}`"
-        ) from error
-    if state != SUCCESS:
-        raise DeviceError(f"device: the tracker {host}:{port} gives no list of its boards; restart it")
-    return tuple(sorted(_boards(summary), key=lambda board: (board.key, board.address)))
-
-
-def _boards(summary: Mapping[str, Any]) -> list[Board]:
-    boards, queues = [], summary["queue_info"]
-    entries = [(row["key"].removeprefix("server:"), row["addr"]) for row in summary["server_info"]]
-    for key, address in entries:
-        alike = sum(other == key for other, _ in entries)
-        free = int(queues.get(key, {}).get("free", 0))
-        known = free > 0 if alike == 1 or free in (0, alike) else None
-        boards.append(Board(key, ":".join(str(part) for part in address), known))
-    return boards
-
-
 class _LostError(Exception):
     """A board, or the way to it, failed."""
 
@@ -231,13 +177,3 @@ def _within(work: Callable[[], str], limit: float) -> str:
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return str(outcome[0])
-
-
-def _received(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        if not part:
-            raise ConnectionError("the connection was closed")
-        data += part
-    return data

@@ -14,12 +14,13 @@ from tests.schedule.pool import pool_of
 from tests.tune.synthetic import CostBench, tuned
 from tests.tune.test_measure import WEIGHT, sum_of
 from tvmq.board_worker import done
-from tvmq.device import Board, Device, _answered
+from tvmq.device import Device, _answered
 from tvmq.errors import DeviceError, ProgramCrashError
 from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Space
 from tvmq.target import load_profile
+from tvmq.tracker import Board
 from tvmq.tune.measure import BrokenCandidateError
 from tvmq.tune.remote import BoardBench
 
