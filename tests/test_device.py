@@ -5,9 +5,9 @@ import pytest
 
 from tvmq import device
 from tvmq.device import Device
-from tvmq.errors import ArtifactError, DeviceError, ProgramCrashError, UsageError
+from tvmq.errors import ArtifactError, DeviceError, LostBoardWarning, ProgramCrashError, UsageError
 from tvmq.target import load_profile
-from tvmq.tracker import Board
+from tvmq.tracker import REQUEST, Board
 
 HERE = Device("127.0.0.1", 1, "rpi4")
 
@@ -17,7 +17,7 @@ def answers(monkeypatch):
     """Let boards give these answers in turn: an exception is a lost board."""
     given = []
 
-    def asked(self, request, files, limit):
+    def asked(self, lent, request, files, limit):
         found = given.pop(0)
         if callable(found):
             found = found()
@@ -26,6 +26,8 @@ def answers(monkeypatch):
         return json.dumps(found)
 
     monkeypatch.setattr(Device, "_asked", asked)
+    monkeypatch.setattr(Device, "_lent", lambda self: ("127.0.0.1", 1, "rpi4:0.5"))
+    monkeypatch.setattr(device, "BACK_OFF", 0)
     monkeypatch.setattr(Device, "boards", lambda self: (Board("rpi4", "", True),))
     return given
 
@@ -45,9 +47,13 @@ def test_what_is_no_device_is_refused(text):
 
 def test_a_lost_board_is_given_up_and_another_one_asked(answers):
     answers += [ConnectionError("gone"), {"value": 7}]
-    assert HERE.ask({"do": "machine"}) == 7
+    with pytest.warns(LostBoardWarning, match=r"was lost \(gone\); attempt 2 of 3 follows"):
+        assert HERE.ask({"do": "machine"}) == 7
     answers += [ConnectionError("gone")] * 3
-    with pytest.raises(DeviceError, match="was lost 3 times, the last time: gone"):
+    with (
+        pytest.warns(LostBoardWarning, match="attempt"),
+        pytest.raises(DeviceError, match="was lost 3 times, the last time: gone"),
+    ):
         HERE.ask({"do": "machine"})
 
 
@@ -55,8 +61,78 @@ def test_a_board_that_never_answers_is_a_lost_one(answers, monkeypatch):
     monkeypatch.setattr(device, "GRACE", 0.05)
     never = threading.Event()
     answers += [lambda: never.wait(5), {"value": 7}]
-    assert HERE.ask({"do": "machine"}, limit=0.05) == 7
+    with pytest.warns(LostBoardWarning, match=r"no answer within 0\.1 s"):
+        assert HERE.ask({"do": "machine"}, limit=0.05) == 7
     never.set()
+
+
+class Desk:
+    """A tracker whose boards come and go: the keys that it knows at each look, and what it lends then."""
+
+    def __init__(self, known, lent=None):
+        self.known, self.lent, self.open = list(known), lent, 0
+
+    def __call__(self, *place):
+        return self
+
+    def __enter__(self):
+        self.open += 1
+        return self
+
+    def __exit__(self, *_):
+        self.open -= 1
+
+    def send(self, *message):
+        assert message == (REQUEST, "rpi4", "", 1)
+
+    def has_answered(self, seconds):
+        return not self.known
+
+    def answer(self):
+        return [0, self.lent]
+
+    def boards(self, *place):
+        return [Board(key, "", True) for key in self.known.pop(0)]
+
+
+@pytest.fixture
+def desk(monkeypatch):
+    def made(*arguments, patience=600.0, returns=30.0):
+        found = Desk(*arguments)
+        monkeypatch.setattr(device, "Tracker", found)
+        monkeypatch.setattr(device, "boards_of", found.boards)
+        monkeypatch.setattr(device, "PATIENCE", patience)
+        monkeypatch.setattr(device, "RETURN", returns)
+        return found
+
+    return made
+
+
+def test_a_board_that_is_away_is_waited_for(desk):
+    found = desk([[], ["rpi5"], []], ["10.0.0.4", 9090, "rpi4:0.5"])
+    assert HERE._lent() == ("10.0.0.4", 9090, "rpi4:0.5")
+    assert found.open == 0
+
+
+def test_a_request_that_is_given_up_is_taken_back(desk):
+    found = desk([[]] * 9, returns=0.0)
+    with pytest.raises(device._LostError, match="the tracker knew none for 0 s"):
+        HERE._lent()
+    assert found.open == 0
+    found = desk([["rpi4"]] * 9, patience=0.0)
+    with pytest.raises(device._LostError, match="no board was free within 0 s"):
+        HERE._lent()
+    assert found.open == 0
+
+
+def test_an_absent_board_is_a_lost_attempt_while_working_and_said_at_once_before(desk, monkeypatch):
+    monkeypatch.setattr(device, "BACK_OFF", 0)
+    desk([[]] * 9, returns=0.0)
+    with pytest.warns(LostBoardWarning), pytest.raises(DeviceError, match="was lost 3 times"):
+        HERE.ask({"do": "time"})
+    for question in (HERE.machine, lambda: HERE.ask_about(b"", {})):
+        with pytest.raises(DeviceError, match="knows no board 'rpi4'"):
+            question()
 
 
 def test_a_crash_is_an_answer_and_not_asked_for_again(answers):

@@ -1,7 +1,8 @@
 """Boards on the network, lent by TVM's RPC tracker: ask one to do something, and never wait for ever.
 
 What is asked is a JSON object, and so is the answer (see board.py, run there by `tvmq serve`). A board that
-is lost or does not answer is given up and another one asked; a program that crashes there is an answer.
+is lost or does not answer is given up and another one asked, or the same once it is back; a program that
+crashes there is an answer.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
-from tvmq.errors import DeviceError, ProgramCrashError, UsageError
+from tvmq.errors import DeviceError, LostBoardWarning, ProgramCrashError, UsageError
 from tvmq.record import Record
 from tvmq.target import TargetProfile
-from tvmq.tracker import Board, boards_of, tracker_address
+from tvmq.tracker import REQUEST, Board, Tracker, boards_of, tracker_address
 
 FUNCTION = "tvmq.board"  # what a board registers
 ARTIFACT = "model.tvmq"  # a file there
 ATTEMPTS = 3  # boards to ask
-PATIENCE = 600.0  # seconds for an answer, upload and waiting for a free board included
+BACK_OFF = 2.0  # seconds before another one is asked; four times as many before the next
+PATIENCE = 600.0  # seconds for a free board, and for its answer
 GRACE = 20.0  # seconds after which a board that outlived its own limit counts as lost
+RETURN = 30.0  # seconds for a board that the tracker does not know, as one that starts anew
+PERIOD = 2.0  # seconds between looks at the tracker's list while waiting
 
 Files = Mapping[str, bytes]
+_Lent = tuple[str, int, str]  # where a board listens, and the key that lets in
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class Device:
 
     def machine(self) -> Machine:
         """Return what the board says of itself; boards of one key are taken to be alike."""
+        self.boards()
         return Machine.from_json(self.ask({"do": "machine"}), f"the board {self.key!r}")
 
     def require(self, profile: TargetProfile) -> Machine:
@@ -88,6 +96,7 @@ class Device:
 
     def ask_about(self, artifact: bytes, request: Mapping[str, Any]) -> Any:
         """Return the answer about an artifact; raise what `ask` does."""
+        self.boards()
         return self.ask({**request, "artifact": ARTIFACT}, {ARTIFACT: artifact})
 
     def boards(self) -> tuple[Board, ...]:
@@ -109,27 +118,46 @@ class Device:
         DeviceError where no board answers, ProgramCrashError for a program that crashed or took too long
         there, and the errors of tvmq that the board met.
         """
-        reasons: list[str] = []
-        for _ in range(ATTEMPTS):
-            self.boards()
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = _within(lambda: self._asked(request, files or {}, limit), limit + GRACE)
+                answer = _within(
+                    partial(self._asked, self._lent(), request, files or {}, limit), limit + GRACE
+                )
+                return _answered(json.loads(answer))
             except _LostError as error:
-                reasons.append(str(error))
-                continue
-            return _answered(json.loads(answer))
+                reason = str(error)
+            if attempt < ATTEMPTS:
+                said = f"device: {self} was lost ({reason}); attempt {attempt + 1} of {ATTEMPTS} follows"
+                warnings.warn(LostBoardWarning(said), stacklevel=2)
+                time.sleep(BACK_OFF * 4 ** (attempt - 1))
         raise DeviceError(
-            f"device: {self} was lost {ATTEMPTS} times, the last time: {reasons[-1]}; "
+            f"device: {self} was lost {ATTEMPTS} times, the last time: {reason}; "
             f"look at the board and at its `tvmq serve`"
         )
 
-    def _asked(self, request: Mapping[str, Any], files: Files, limit: float) -> str:
+    def _lent(self) -> _Lent:
+        """Wait for a free board; what was asked of the tracker is taken back if none is free in time."""
+        try:
+            with Tracker(self.host, self.port) as tracker:
+                tracker.send(REQUEST, self.key, "", 1)
+                free, known = time.monotonic() + PATIENCE, time.monotonic() + RETURN
+                while not tracker.has_answered(PERIOD):
+                    if time.monotonic() > free:
+                        raise _LostError(f"no board was free within {PATIENCE:g} s")
+                    if any(board.key == self.key for board in boards_of(self.host, self.port)):
+                        known = time.monotonic() + RETURN
+                    elif time.monotonic() > known:
+                        raise _LostError(f"the tracker knew none for {RETURN:g} s")
+                _, (host, port, secret) = tracker.answer()
+                return str(host), int(port), str(secret)
+        except (DeviceError, TypeError, ValueError) as error:
+            raise _LostError(str(error)) from error
+
+    def _asked(self, lent: _Lent, request: Mapping[str, Any], files: Files, limit: float) -> str:
         from tvm import rpc
 
         try:
-            session = rpc.connect_tracker(self.host, self.port).request(
-                self.key, max_retry=1, session_timeout=limit + GRACE
-            )
+            session = rpc.connect(*lent, session_timeout=limit + GRACE)
             for name, data in files.items():
                 session.upload(bytearray(data), name)
             return str(session.get_function(FUNCTION)(json.dumps({**request, "limit": limit})))

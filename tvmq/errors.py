@@ -13,7 +13,8 @@
 
     TvmqWarning
     ├── CalibrationWarning               calibration data that works but looks wrong
-    └── BusyMachineWarning               measurements that other programs disturbed
+    ├── BusyMachineWarning               measurements that other programs disturbed
+    └── LostBoardWarning                 a board that was lost, and is asked again or replaced
 
 Messages are one sentence: where, what is, what is wanted, the way out.
 """
@@ -99,3 +100,7 @@ class CalibrationWarning(TvmqWarning):
 
 class BusyMachineWarning(TvmqWarning):
     """Measurements that other programs disturbed."""
+
+
+class LostBoardWarning(TvmqWarning):
+    """A board that was lost; it is asked once more, or another one."""

@@ -50,9 +50,9 @@ class BoardBench:
             "threads": threads,
         }
         self._default = self._library(default)
-        self._pool = ThreadPoolExecutor(max(len(device.boards()), 1), thread_name_prefix="tvmq.board")
         self._begun: dict[str, Future[Any]] = {}
         self._expected = self._ask([self._default], SECONDS)["digests"][0]
+        self._pool = ThreadPoolExecutor(max(len(device.boards()), 1), thread_name_prefix="tvmq.board")
 
     def expect(self, several: Sequence[Decisions]) -> None:
         """Let every board begin with one of these trials; they are built here, one after the other."""
