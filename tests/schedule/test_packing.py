@@ -1,8 +1,10 @@
 """Packed constants come back as they were, and a kernel that is not exact with one says so."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +79,15 @@ def test_two_least_weights_fit_where_dots_are_one_instruction():
         assert packing is not None
         assert packing.fits(packing.pack(taps)) == fits
         assert packing.fits(packing.pack(taps + np.int8(1)))
+
+
+@pytest.mark.parametrize("bits", sorted(PACKED_BITS))
+def test_two_least_weights_of_few_bits_do_not_fit_without_dot_products(bits: int):
+    spec = replace(spec_of(geometry_of(8, 20, 1), "uint8"), weight_bits=bits)
+    assert isinstance(spec, ConvSpec)
+    weight = np.zeros((1, 1, 8, 20), np.int8)
+    weight[0, 0, 4:6, 3] = -128  # a user's weights of 4 bits may go down to -8, which is stored as -128
+    for name, fits in (("dotprod", True), ("neon", False)):
+        packing = of_windows(spec, ISA[name])
+        assert packing.fits(packing.pack(weight)) == fits
+        assert packing.fits(packing.pack(np.roll(weight, 1, axis=2)))  # neighbours, but of two pairs

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tvmq.bit_planes import BYTE
+from tvmq import bit_planes
 from tvmq.formats import PACKED_BITS
 from tvmq.schedule import attention_spec, conv_spec, depthwise_spec
 from tvmq.schedule.arm_intrinsics import pairs_stay_in_words
@@ -79,8 +79,12 @@ def of_windows(spec: ConvSpec, isa: Isa) -> Packing:
     layout = f"conv16x4{f'w{spec.weight_bits}' if spec.packed else ''}"
     if not isa.neon:
         return Packing(layout, packed)
-    exact = isa.dotprod or spec.weight_bits < BYTE
-    return Packing(f"{layout}s", packed, lambda values: exact or pairs_stay_in_words(values[:, :, :-1]))
+
+    def fits(values: Array) -> bool:
+        unpacked = bit_planes.unpack(values[:, :, :-1], spec.weight_bits, spec.steps)
+        return pairs_stay_in_words(unpacked)
+
+    return Packing(f"{layout}s", packed, lambda values: isa.dotprod or fits(values))
 
 
 def of_depthwise(spec: DepthwiseSpec, isa: Isa, widest: int, arguments: int) -> Packings:
