@@ -13,8 +13,16 @@ namespace tvmq {
 
 using Bytes = std::vector<uint8_t>;
 
+// What the user can mend; the exit codes are those of tvmq.
 struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  int code;
+  explicit Error(const std::string& what, int code = 2) : std::runtime_error(what), code(code) {}
+};
+struct ArtifactError : Error {
+  explicit ArtifactError(const std::string& what) : Error(what, 4) {}
+};
+struct EnvironmentError : Error {
+  explicit EnvironmentError(const std::string& what) : Error(what, 5) {}
 };
 
 inline Bytes ReadFile(const std::string& path) {
@@ -66,7 +74,7 @@ class Inflater {
     }
   };
 
-  [[noreturn]] static void Broken() { throw Error("a compressed member is damaged"); }
+  [[noreturn]] static void Broken() { throw ArtifactError("a compressed member is damaged; copy it again"); }
 
   uint32_t Bits(int n) {
     while (have_ < n) {
@@ -209,14 +217,28 @@ inline std::string Sha256(const void* data, size_t size) {
   return text;
 }
 
+// As in zip: CRC-32 of IEEE 802.3.
+inline uint32_t Crc32(const Bytes& data) {
+  static uint32_t table[256];
+  for (uint32_t i = 0; !table[255] && i < 256; ++i) {
+    table[i] = i;
+    for (int bit = 0; bit < 8; ++bit) table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320 : 0);
+  }
+  uint32_t crc = ~uint32_t(0);
+  for (uint8_t byte : data) crc = crc >> 8 ^ table[(crc ^ byte) & 255];
+  return ~crc;
+}
+
 struct Member {
   const uint8_t* data;  // as stored
   size_t stored, size;
+  uint32_t crc;
   bool deflated;
 
   Bytes Inflated() const {
-    if (deflated) return Inflater(data, stored, size).Result();
-    return Bytes(data, data + stored);
+    Bytes plain = deflated ? Inflater(data, stored, size).Result() : Bytes(data, data + stored);
+    if (Crc32(plain) != crc) throw ArtifactError("a member has another CRC-32 than the archive says; copy it again");
+    return plain;
   }
 };
 
@@ -230,21 +252,22 @@ inline uint32_t Number(const uint8_t* p, int bytes) {
 inline std::map<std::string, Member> Members(const Bytes& file) {
   const size_t end = 22, central = 46, local = 30;
   const char* why = "not an artifact of tvmq, or damaged; copy it again";
-  if (file.size() < end || std::memcmp(file.data() + file.size() - end, "PK\5\6", 4)) throw Error(why);
+  if (file.size() < end || std::memcmp(file.data() + file.size() - end, "PK\5\6", 4)) throw ArtifactError(why);
   const uint8_t* last = file.data() + file.size() - end;
   size_t count = Number(last + 10, 2), at = Number(last + 16, 4);
   std::map<std::string, Member> members;
   while (count--) {
-    if (at + central > file.size()) throw Error(why);
+    if (at + central > file.size()) throw ArtifactError(why);
     const uint8_t* p = file.data() + at;
     size_t name = Number(p + 28, 2), extra = Number(p + 30, 2), stored = Number(p + 20, 4), start = Number(p + 42, 4);
-    if (at + central + name > file.size() || start + local > file.size()) throw Error(why);
+    if (at + central + name > file.size() || start + local > file.size()) throw ArtifactError(why);
     const uint8_t* q = file.data() + start;
     size_t begin = start + local + Number(q + 26, 2) + Number(q + 28, 2), method = Number(p + 10, 2);
     size_t size = Number(p + 24, 4), most = 200 * stored + (1 << 20);
-    if (begin + stored > file.size() || (method != 0 && method != 8) || size > most) throw Error(why);
+    if (begin + stored > file.size() || (method != 0 && method != 8) || size > most ||
+        (method == 0 && size != stored)) throw ArtifactError(why);
     std::string key(reinterpret_cast<const char*>(p + central), name);
-    members[key] = {file.data() + begin, stored, size, method == 8};
+    members[key] = {file.data() + begin, stored, size, Number(p + 16, 4), method == 8};
     at += central + name + extra;
   }
   return members;

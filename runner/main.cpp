@@ -1,7 +1,7 @@
 // tvmq-run: run an artifact of tvmq without Python.
 #include <algorithm>
 #include <chrono>
-#include <iostream>
+#include <new>
 
 #include "arrays.h"
 #include "model.h"
@@ -9,22 +9,24 @@
 namespace {
 
 const char* kUsage =
-    "tvmq-run MODEL.tvmq [-i INPUT]... [-o OUTPUT.npy] [--threads N] [--repeat N] [--verify]\n"
+    "tvmq-run MODEL.tvmq [-i INPUT]... [-o OUTPUT.npy]... [--threads N] [--repeat N] [--verify]\n"
     "  -i        an .npy, or a file of raw elements; one for each input, in order. Without: the artifact's own input.\n"
-    "  -o        write the first output as .npy\n"
+    "  -o        write an output as .npy; one for each output, in order, or for the first ones\n"
+    "  --threads the default is the number of CPUs that this process may use\n"
     "  --repeat  runs to time; the default is 1\n"
     "  --verify  compare every site and output with the artifact's checksums, bit for bit; exit 6 if one differs\n";
 
 struct Options {
-  std::string model, output;
-  std::vector<std::string> inputs;
+  std::string model;
+  std::vector<std::string> inputs, outputs;
   int threads = 0, repeat = 1;
   bool verify = false;
 };
 
 int Positive(const std::string& name, const std::string& value) {
-  int number = std::atoi(value.c_str());
-  if (number < 1) throw tvmq::Error(name + ": '" + value + "' given, a whole number from 1 on is wanted");
+  char* end = nullptr;
+  long number = std::strtol(value.c_str(), &end, 10);
+  if (number < 1 || number > 1 << 30 || *end) throw tvmq::Error(name + ": '" + value + "' given, a whole number from 1 on is wanted");
   return number;
 }
 
@@ -39,7 +41,7 @@ Options Parse(int count, char** words) {
     if (word == "-i") {
       options.inputs.push_back(value());
     } else if (word == "-o") {
-      options.output = value();
+      options.outputs.push_back(value());
     } else if (word == "--threads") {
       options.threads = Positive(word, value());
     } else if (word == "--repeat") {
@@ -81,8 +83,11 @@ void Show(const tvmq::Spec& spec, const tvm::ffi::Tensor& tensor) {
 int Run(const Options& options) {
   using Clock = std::chrono::steady_clock;
   tvmq::Model model(options.model);
-  int cores = std::max(1L, sysconf(_SC_NPROCESSORS_ONLN));
-  model.Load(options.threads ? options.threads : cores);
+  if (options.outputs.size() > model.outputs.size()) {
+    throw tvmq::Error("-o: " + std::to_string(options.outputs.size()) + " outputs named, the model has " +
+                      std::to_string(model.outputs.size()));
+  }
+  model.Load(options.threads);
   if (options.verify) {
     int compared = 0;
     std::vector<std::string> wrong = model.Verify(&compared);
@@ -100,20 +105,24 @@ int Run(const Options& options) {
   std::sort(ms.begin(), ms.end());
   for (size_t i = 0; i < outputs.size(); ++i) Show(model.outputs[i], outputs[i]);
   std::printf("%.3f ms median of %d, %.3f ms least\n", ms[ms.size() / 2], options.repeat, ms[0]);
-  if (!options.output.empty()) tvmq::WriteArray(options.output, model.outputs[0], outputs[0]);
+  for (size_t i = 0; i < options.outputs.size(); ++i) tvmq::WriteArray(options.outputs[i], model.outputs[i], outputs[i]);
   return 0;
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  int code = 2;
+  int code = 70;
   try {
     code = Run(Parse(count, words));
   } catch (const tvmq::Error& error) {
     std::fprintf(stderr, "tvmq-run: %s\n", error.what());
-  } catch (const tvm::ffi::Error& error) {
-    std::fprintf(stderr, "tvmq-run: %s\n", error.what());
+    code = error.code;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "tvmq-run: out of memory\n");
+    code = 5;
+  } catch (const std::exception& error) {  // TVM's errors, too
+    std::fprintf(stderr, "tvmq-run: internal error, %s\n", error.what());
   }
   std::fflush(nullptr);
   _exit(code);  // an ordinary end waits for TVM's pool, whose workers on a busy machine may miss their end

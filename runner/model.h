@@ -1,12 +1,10 @@
 // A compiled model: checked against its manifest and this machine, then run by TVM's runtime library.
 #pragma once
 
-#include <dlfcn.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/container/tensor.h>
@@ -14,6 +12,7 @@
 #include <tvm/ffi/function.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -28,7 +27,12 @@ namespace ffi = tvm::ffi;
 using Json = ffi::Any;
 
 constexpr size_t kAlignment = 64;  // bytes; generated code is told that every tensor starts at a multiple of it
+constexpr int64_t kLargest = int64_t(1) << 31;  // elements; no artifact holds more bytes
 constexpr int kShareAllCpus = -3;  // TVM's thread pool binds no thread to a core
+
+#if !defined(TVMQ_TVM) || !defined(TVMQ_TVM_FFI)
+#error "scripts/runner.sh says which TVM this is for: -DTVMQ_TVM='"VERSION"' and -DTVMQ_TVM_FFI"
+#endif
 
 #if defined(__aarch64__)
 constexpr int kMachine = 183;
@@ -42,7 +46,7 @@ constexpr const char* kMachineName = "x86_64";
 
 inline Json At(const Json& object, const char* key) {
   auto map = object.cast<ffi::Map<ffi::Any, ffi::Any>>();
-  if (!map.count(ffi::String(key))) throw Error(std::string("its manifest lacks ") + key + "; compile it again");
+  if (!map.count(ffi::String(key))) throw ArtifactError(std::string("its manifest lacks ") + key + "; compile it again");
   return map[ffi::String(key)];
 }
 inline std::string Text(const Json& value) { return std::string(value.cast<ffi::String>()); }
@@ -76,22 +80,41 @@ inline std::set<std::string> CpuFeatures() {
   return found;
 }
 
+// Ask Linux to let this process use AMX tiles, whose state is large.
+inline bool MayUseTiles() {
+#if defined(__x86_64__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 struct Spec {
   std::string name, dtype;
   std::vector<int64_t> shape;
 
   explicit Spec(const Json& json) : name(Text(At(json, json_name(json)))), dtype(Text(At(json, "dtype"))) {
     for (const ffi::Any& dim : List(At(json, "shape"))) shape.push_back(Integer(dim));
+    bool sane = true;
+    for (int64_t dim : shape) sane &= dim >= 0 && dim <= kLargest;
+    if (!sane || Elements() > kLargest) throw ArtifactError(name + " has no sane shape; do not use this file");
   }
   static const char* json_name(const Json& json) {
     return json.cast<ffi::Map<ffi::Any, ffi::Any>>().count(ffi::String("name")) ? "name" : "id";
   }
   int64_t Elements() const {
     int64_t n = 1;
-    for (int64_t dim : shape) n *= dim;
+    for (int64_t dim : shape) n = std::min(n * dim, kLargest + 1);
     return n;
   }
-  DLDataType Type() const { return ffi::StringToDLDataType(dtype == "bool" ? "bool" : dtype); }
+  DLDataType Type() const { return ffi::StringToDLDataType(dtype); }
+  bool Fits(const ffi::Tensor& tensor) const {
+    DLDataType type = Type(), given = tensor.dtype();
+    bool same = type.code == given.code && type.bits == given.bits && tensor.ndim() == int(shape.size());
+    for (size_t i = 0; same && i < shape.size(); ++i) same = tensor.size(i) == shape[i];
+    return same;
+  }
   size_t Size() const { return Elements() * ((Type().bits + 7) / 8); }
 };
 
@@ -99,10 +122,21 @@ struct Allocator {
   void AllocData(DLTensor* tensor) {
     size_t size = ffi::GetDataSize(*tensor);
     tensor->data = std::aligned_alloc(kAlignment, (size / kAlignment + 1) * kAlignment);
-    if (!tensor->data) throw Error("out of memory");
+    if (!tensor->data) throw std::bad_alloc();
   }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
+
+// The bits of the nearest float16, ties to even.
+inline uint16_t Half(float value) {
+  uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  float size = std::fabs(value);
+  if (size >= 65520) return sign | 0x7c00;
+  int exponent = -13;  // of numbers below the normal ones
+  if (size >= std::ldexp(1.0f, -14)) std::frexp(size, &exponent);
+  int mantissa = std::nearbyint(std::ldexp(size, 11 - exponent));
+  return sign | ((exponent + 13) * 1024 + mantissa);
+}
 
 inline ffi::Tensor Empty(const std::vector<int64_t>& shape, DLDataType type) {
   return ffi::Tensor::FromNDAlloc(Allocator(), ffi::ShapeView(shape.data(), shape.size()), type, DLDevice{kDLCPU, 0});
@@ -126,17 +160,21 @@ class Model {
       members_ = Members(file_);
       Bytes text = Plain("manifest.json");
       manifest_ = Call("ffi.json.Parse", ffi::String(std::string(text.begin(), text.end())));
+      CheckVersions();
       CheckMembers();
+      CheckMachine();
+      for (const Json& json : List(At(manifest_, "inputs"))) inputs.emplace_back(json);
+      for (const Json& json : List(At(manifest_, "outputs"))) outputs.emplace_back(json);
     } catch (const Error& error) {
-      throw Error(path + ": " + error.what());
+      throw ArtifactError(path + ": " + error.what());
+    } catch (const ffi::Error& error) {
+      throw ArtifactError(path + ": manifest.json is damaged; copy or compile it again (" + error.what() + ")");
     }
-    CheckMachine();
-    for (const Json& json : List(At(manifest_, "inputs"))) inputs.emplace_back(json);
-    for (const Json& json : List(At(manifest_, "outputs"))) outputs.emplace_back(json);
   }
 
   std::vector<Spec> inputs, outputs;
 
+  // threads: 0: one for each CPU that this process may use.
   void Load(int threads) {
     ffi::Array<ffi::String> cpus;
     cpu_set_t set;
@@ -145,14 +183,20 @@ class Model {
       if (CPU_ISSET(i, &set)) cpus.push_back(std::to_string(i));
     }
     if (threads > int(cpus.size())) throw Error("--threads: this process has " + std::to_string(cpus.size()) + " CPUs");
-    Call("runtime.config_threadpool", kShareAllCpus, threads, cpus);
+    Call("runtime.config_threadpool", kShareAllCpus, threads ? threads : int(cpus.size()), cpus);
     LoadLibrary();
     for (const Json& json : List(At(manifest_, "constants"))) constants_.push_back(Constant(json));
     main_ = Machine();
     function_ = Method(main_, "main");
   }
 
-  std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& given) { return Invoke(function_, given); }
+  std::vector<ffi::Tensor> Run(const std::vector<ffi::Tensor>& given) {
+    std::vector<ffi::Tensor> results = Invoke(function_, given);
+    bool same = results.size() == outputs.size();
+    for (size_t i = 0; same && i < results.size(); ++i) same = outputs[i].Fits(results[i]);
+    if (!same) throw ArtifactError(path_ + ": its code gives other tensors than its manifest says; compile it again");
+    return results;
+  }
 
   // Run the golden input; return what differs from the checksums of the manifest, and how much was compared.
   std::vector<std::string> Verify(int* compared) {
@@ -168,7 +212,9 @@ class Model {
       if (Checksum(value, spec.dtype) != digest) wrong.push_back(spec.name);
     };
     std::vector<ffi::Tensor> values = Invoke(trace, golden), results = Run(golden);
-    if (values.size() != sites.size() || results.size() != outputs.size()) throw Error(path_ + ": its code gives other tensors");
+    if (values.size() != sites.size() || digests.size() != outputs.size()) {
+      throw ArtifactError(path_ + ": its code gives other tensors than its manifest says; compile it again");
+    }
     for (size_t i = 0; i < values.size(); ++i) compare(sites[i], values[i], Text(At(sites[i], "sha256")));
     for (size_t i = 0; i < results.size(); ++i) {
       compare(List(At(manifest_, "outputs"))[i], results[i], Text(digests[i]));
@@ -185,16 +231,11 @@ class Model {
       const Spec& spec = inputs[i];
       Json sample = List(At(manifest_, "golden_inputs"))[i];
       ffi::Tensor tensor = Empty(spec.shape, spec.Type());
-      bool coded = spec.dtype == "float32";
+      bool coded = spec.Type().code == kDLFloat;
       size_t size = coded ? spec.Elements() : spec.Size();
-      if (at + size > data.size()) throw Error(path_ + ": golden.bin is too short; do not use this file");
+      if (size > data.size() - at) throw ArtifactError(path_ + ": golden.bin is too short; do not use this file");
       if (coded) {
-        float* to = static_cast<float*>(tensor.data_ptr());
-        for (size_t j = 0; j < size; ++j) {
-          to[j] = std::ldexp(float(data[at + j]) + float(Integer(At(sample, "offset"))), Integer(At(sample, "exponent")));
-        }
-      } else if (spec.Type().code == kDLFloat) {
-        throw Error(path_ + ": inputs of " + spec.dtype + " are verified by Python only (`tvmq verify`)");
+        Decode(data.data() + at, size, float(Integer(At(sample, "offset"))), Integer(At(sample, "exponent")), tensor);
       } else {
         std::memcpy(tensor.data_ptr(), data.data() + at, size);
       }
@@ -205,19 +246,47 @@ class Model {
   }
 
  private:
+  // See golden.Sample of tvmq.
+  static void Decode(const uint8_t* codes, size_t count, float offset, int exponent, const ffi::Tensor& tensor) {
+    void* to = tensor.data_ptr();
+    for (size_t i = 0; i < count; ++i) {
+      float value = std::ldexp(float(codes[i]) + offset, exponent);
+      if (tensor.dtype().bits == 16) {
+        static_cast<uint16_t*>(to)[i] = Half(value);
+      } else if (tensor.dtype().bits == 32) {
+        static_cast<float*>(to)[i] = value;
+      } else {
+        static_cast<double*>(to)[i] = value;
+      }
+    }
+  }
+
   Bytes Plain(const char* name) {
     auto found = members_.find(name);
-    if (found == members_.end()) throw Error(std::string("member ") + name + " is missing; copy it again");
+    if (found == members_.end()) throw ArtifactError(std::string("member ") + name + " is missing; copy it again");
     return found->second.Inflated();
   }
 
+  void CheckVersions() {
+    if (Integer(At(manifest_, "format")) != 2) throw ArtifactError("another format; use the runner of the tvmq that made it");
+    std::string tvm = Text(At(manifest_, "tvm")), ffi = Text(At(manifest_, "tvm_ffi"));
+    if (tvm != TVMQ_TVM || ffi != TVMQ_TVM_FFI) {
+      throw ArtifactError("made with apache-tvm " + tvm + " and apache-tvm-ffi " + ffi + ", this runner is for " TVMQ_TVM
+                          " and " TVMQ_TVM_FFI "; compile it again, or build the runner of the tvmq that made it");
+    }
+  }
+
   void CheckMembers() {
-    if (Integer(At(manifest_, "format")) != 2) throw Error("another format; use the runner of the tvmq that made it");
-    for (const Json& json : List(At(manifest_, "members"))) {
-      auto found = members_.find(Text(At(json, "name")));
-      if (found == members_.end()) throw Error("member " + Text(At(json, "name")) + " is missing; copy it again");
-      if (Sha256(found->second.data, found->second.stored) != Text(At(json, "sha256"))) {
-        throw Error(found->first + " has another SHA-256 than its manifest says; the file was damaged or changed: copy it again");
+    std::map<std::string, std::string> wanted;
+    for (const Json& json : List(At(manifest_, "members"))) wanted[Text(At(json, "name"))] = Text(At(json, "sha256"));
+    for (const char* name : {"constants.bin", "golden.bin", "graph.json", "library.so"}) {
+      auto found = members_.find(name);
+      if (found == members_.end() || !wanted.count(name)) {
+        throw ArtifactError("member " + std::string(name) + " is missing; copy it again");
+      }
+      if (Sha256(found->second.data, found->second.stored) != wanted[name]) {
+        throw ArtifactError(std::string(name) + " has another SHA-256 than its manifest says; " +
+                            "the file was damaged or changed: copy it again");
       }
     }
   }
@@ -227,19 +296,24 @@ class Model {
     int machine = library.size() > 20 ? library[18] | library[19] << 8 : 0;
     Json about = At(manifest_, "description");
     if (machine != kMachine) {
-      throw Error(path_ + ": holds code for " + Text(At(about, "triple")) + ", this is linux on " + kMachineName +
-                  "; compile it for this machine");
+      throw ArtifactError("holds code for " + Text(At(about, "triple")) + ", this is linux on " + kMachineName +
+                          "; compile it for this machine");
     }
     std::set<std::string> here = CpuFeatures();
     std::string missing;
+    bool tiles = false;
     for (const Json& name : List(At(about, "features"))) {
       if (Text(name).rfind("sm_", 0) == 0) {
-        throw Error(path_ + ": its kernels are for an NVIDIA GPU, and this program is for CPUs; run it with Python: `tvmq run`");
+        throw ArtifactError("its kernels are for an NVIDIA GPU, and this program is for CPUs; run it with Python: `tvmq run`");
       }
       if (!here.count(Text(name))) missing += (missing.empty() ? "" : ", ") + Text(name);
+      tiles |= Text(name) == "amx_tile";
     }
     if (!missing.empty()) {
-      throw Error(path_ + ": needs the CPU feature " + missing + ", which this CPU lacks; compile it for this machine");
+      throw ArtifactError("needs the CPU feature " + missing + ", which this CPU lacks; compile it for this machine");
+    }
+    if (tiles && !MayUseTiles()) {
+      throw ArtifactError("needs AMX tiles, which Linux does not let this process use (5.16 or later does)");
     }
   }
 
@@ -250,23 +324,25 @@ class Model {
   void LoadLibrary() {
     Bytes library = Plain("library.so");
     int handle = memfd_create("tvmq.so", 0);
-    if (handle < 0 || write(handle, library.data(), library.size()) != ssize_t(library.size())) throw Error("out of memory");
+    if (handle < 0 || write(handle, library.data(), library.size()) != ssize_t(library.size())) throw std::bad_alloc();
     std::string place = "/proc/self/fd/" + std::to_string(handle);
     // The loader goes by the ending of the name.
-    char folder[] = "/tmp/tvmq-run-XXXXXX";
-    if (!mkdtemp(folder)) throw Error("/tmp: a temporary link cannot be made there; make it writable");
-    std::string link = std::string(folder) + "/library.so";
+    const char* chosen = std::getenv("TMPDIR");
+    std::string parent = chosen && *chosen ? chosen : "/tmp", folder = parent + "/tvmq-run-XXXXXX";
+    EnvironmentError refused(parent + ": a temporary link cannot be made there; set TMPDIR to a folder where it can");
+    if (!mkdtemp(folder.data())) throw refused;
+    std::string link = folder + "/library.so";
     bool linked = symlink(place.c_str(), link.c_str()) == 0;
     try {
-      if (!linked) throw Error("/tmp: a temporary link cannot be made there; make it writable");
+      if (!linked) throw refused;
       library_ = Call("ffi.ModuleLoadFromFile", ffi::String(link));
     } catch (...) {
       unlink(link.c_str());
-      rmdir(folder);
+      rmdir(folder.c_str());
       throw;
     }
     unlink(link.c_str());
-    rmdir(folder);
+    rmdir(folder.c_str());
   }
 
   ffi::Any Machine() {
@@ -281,9 +357,11 @@ class Model {
     const Member& arena = members_.at("constants.bin");
     size_t offset = Integer(At(json, "offset"));
     int bits = Integer(At(json, "bits"));
+    ArtifactError outside(path_ + ": a constant lies outside; do not use this file");
+    if (arena.deflated || offset > arena.stored) throw outside;
     ffi::Tensor tensor = Empty(spec.shape, spec.Type());
     if (spec.dtype != "int8" || bits == 8) {
-      if (arena.deflated || offset + spec.Size() > arena.stored) throw Error(path_ + ": a constant lies outside; do not use this file");
+      if (spec.Size() > arena.stored - offset) throw outside;
       std::memcpy(tensor.data_ptr(), arena.data + offset, spec.Size());
       return tensor;
     }
@@ -294,7 +372,7 @@ class Model {
       if (bits - above < width) continue;
       size_t per_byte = 8 / width, count = (rows + per_byte - 1) / per_byte;
       uint8_t mask = ((1 << width) - 1) << (8 - above - width);
-      if (at + count * 64 > arena.stored) throw Error(path_ + ": a constant lies outside; do not use this file");
+      if (at > arena.stored || count * 64 > arena.stored - at) throw outside;
       for (size_t i = 0; i < elements; ++i) {
         size_t row = i / 64;
         uint8_t moved = arena.data[at + row / per_byte * 64 + i % 64] << (width * (row % per_byte));

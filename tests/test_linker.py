@@ -54,6 +54,11 @@ def test_a_failing_linker_is_quoted(tmp_path):
         require_linker()(str(tmp_path / "out.so"), [str(tmp_path / "absent.o")])
 
 
+def test_a_linker_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(EnvironmentMismatchError, match=r"absent cannot be run .*run `pip install ziglang`"):
+        Linker((str(tmp_path / "absent"),)).run([])
+
+
 def test_the_first_link_by_ziglang_is_told_from_later_ones(only_ziglang, tmp_path):
     cross = require_linker("aarch64-linux-gnu")
     assert cross.stage.startswith("first link")

@@ -41,7 +41,12 @@ class Linker:
         import subprocess  # 5 ms that running a model need not spend
 
         command = [*self.command, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise EnvironmentMismatchError(
+                f"linker: {self.command[0]} cannot be run ({error.strerror}); run `{INSTALL_LINKER}`"
+            ) from error
         if done.returncode:
             words = (done.stderr or done.stdout).strip()[-2000:]
             raise EnvironmentMismatchError(f"linker: {' '.join(self.command)} failed: {words}")

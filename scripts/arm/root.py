@@ -100,4 +100,4 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise EnvironmentMismatchError(f"arm_emulated: {command[0]} failed: {' '.join(words)}")
+        raise EnvironmentMismatchError(f"scripts/arm: {command[0]} failed: {' '.join(words)}")
