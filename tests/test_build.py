@@ -4,11 +4,20 @@ import tvm
 
 from tests import tiny_transformer
 from tvmq import linker
-from tvmq.build import build, constants_of, integer_module, lift_constants, traced_values, with_trace
-from tvmq.errors import EnvironmentMismatchError
+from tvmq.build import (
+    build,
+    constants_of,
+    integer_module,
+    lift_constants,
+    traced_values,
+    warn_of_left,
+    with_trace,
+)
+from tvmq.errors import EnvironmentMismatchError, TvmqWarning
 from tvmq.exactness import analyse
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.rebuild import bindings
+from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.target import load_profile
 
 ARM = load_profile("arm_dotprod")
@@ -71,3 +80,20 @@ def test_the_same_module_builds_to_the_same_bytes(integer: tvm.IRModule):
     for one, other in zip(a.constants, b.constants, strict=True):
         assert (one.name, one.layout) == (other.name, other.layout)
         np.testing.assert_array_equal(one.array, other.array)
+
+
+def test_what_has_no_kernel_of_a_gpu_is_named():
+    with pytest.warns(
+        TvmqWarning, match=r"h100: tvmq has no kernel .* for s0, s1, s2, s3, s4 and 2 more; TVM"
+    ):
+        warn_of_left("h100", [f"s{i}" for i in range(7)])
+    warn_of_left("h100", [])
+
+
+def test_a_composite_without_a_kernel_is_left(integer: tvm.IRModule):
+    dispatch = DispatchKernels(load_profile("h100"))
+    dispatch(integer)
+    assert not dispatch.left
+    plain = DispatchKernels(load_profile("rpi3"))
+    plain(integer)
+    assert {"blocks.1.fc1", "norm", "head"} < set(plain.left)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvmq.errors import TvmqWarning
 from tvmq.exactness import Analysis, analyse
 from tvmq.linker import Linker, require_linker
 from tvmq.passes.clip_takes import ClipTakes
@@ -38,6 +40,7 @@ from tvmq.spec import COPY, ENTRY, Built, Constant, OutputSpec, SiteTrace, Tenso
 from tvmq.target import TargetProfile
 
 PLAIN = "plain"
+NAMED = 5  # sites that a warning lists
 
 
 def build(
@@ -63,6 +66,8 @@ def build(
         DispatchFloatLinears(profile, threads, decisions),
     )
     lifted, packed = _scheduled(traced, constants, dispatch)
+    if profile.capability is not None:
+        warn_of_left(profile.name, list(dispatch[0].left))
     graph = lift_constants(mod, constants)
     progress("schedule", 1, 1)
     with step(progress, "compile"):
@@ -83,6 +88,19 @@ def build(
         sites=tuple(site for _, site in sites),
         graph=tvm.ir.save_json(graph),
     )
+
+
+def warn_of_left(name: str, sites: Sequence[str]) -> None:
+    """Say which sites run slowly on a GPU."""
+    if sites:
+        listed = ", ".join(sites[:NAMED]) + (f" and {len(sites) - NAMED} more" if len(sites) > NAMED else "")
+        warnings.warn(
+            TvmqWarning(
+                f"{name}: tvmq has no kernel of a GPU for {listed}; TVM's portable code computes each number "
+                f"of these with one thread, bit for bit the same, but slowly"
+            ),
+            stacklevel=3,
+        )
 
 
 def _scheduled(

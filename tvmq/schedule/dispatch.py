@@ -58,10 +58,11 @@ class DispatchKernels:
         self.packed: dict[Any, Packed] = {}  # the constants it replaced
         self.uses: Mapping[str, Use] = {}  # by semantics, the kernels of the last module
         self.calls: list[SiteCall] = []  # of the last module, in its order
+        self.left: dict[str, None] = {}  # its sites in integers that no kernel computes
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return mod with kernel calls; functions that nobody calls any more are gone."""
-        self.calls = []
+        self.calls, self.left = [], {}
         dispatcher = _Dispatcher(PackKeysAndValues(self.profile)(mod), self)
         self.uses = dispatcher.table.uses
         return dispatcher.run()
@@ -114,10 +115,10 @@ class _Dispatcher:
             return binding
         shapes = [tuple(int(d) for d in arg.ty.shape) for arg in call.args]
         kernel = kernels.find(attrs, shapes, self.owner.profile, self.owner.threads)
-        if kernel is None:
-            return binding
-        args = [self._pack(a, p) for a, p in zip(call.args, kernel.packing, strict=True)]
-        if any(arg is None for arg in args):
+        packings = kernel.packing if kernel else ()
+        args = [self._pack(a, p) for a, p in zip(call.args, packings, strict=kernel is not None)]
+        if kernel is None or any(arg is None for arg in args):
+            self.owner.left[str(attrs["site"])] = None
             return binding
         self.owner.calls.append(SiteCall(str(attrs["site"]), kernel, tuple(args)))
         out = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty
