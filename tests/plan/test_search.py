@@ -53,6 +53,14 @@ def test_the_search_finds_better_plans_than_the_predicted_best():
     assert pareto_set(outcome.pareto) == outcome.pareto
 
 
+def test_no_plan_of_one_width_within_the_limits_is_worth_more_than_what_is_found():
+    four = uniform(OF, "w4a8")
+    assert four is not None
+    assert within(four, GOAL.limits)
+    outcome = found(evaluations=3, evaluate=lambda plan: float(plan.key == four.key))
+    assert outcome.best.plan.key == four.key
+
+
 def test_with_a_least_metric_the_cheapest_plan_that_reaches_it_is_taken():
     outcome = found(goal=Goal(limits=Limits(), least_metric=99.0))
     assert outcome.enough

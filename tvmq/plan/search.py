@@ -165,7 +165,9 @@ def pareto_set(found: Sequence[Evaluated]) -> tuple[Evaluated, ...]:
 def _proposals(
     problem: Problem, goal: Goal, found: Mapping[tuple[str, ...], Evaluated], seed: int
 ) -> Iterator[Assignment]:
-    """Yield plans, each once: the predicted best, the predicted Pareto set, then neighbours of the best."""
+    """Yield plans, each once: the predicted best, those of one width, whatever losses say (what is found is
+    worth no less than they are), the predicted Pareto set, then neighbours of the best.
+    """
     limits, seen = goal.limits, set()
 
     def new(plans: Sequence[Assignment]) -> Iterator[Assignment]:
@@ -176,6 +178,9 @@ def _proposals(
                 yield plan
 
     yield from new([solve(problem, limits)])
+    names = sorted({name for choices in problem.choices.values() for name in choices} - {FLOAT})
+    plans = [plan for name in names if (plan := uniform(problem, name)) and within(plan, limits)]
+    yield from new(_outwards(plans, goal))
     yield from new(_outwards(sweep(problem, limits), goal))
     misses = 0
     while misses < len(SPREADS):
