@@ -122,7 +122,9 @@ def test_the_time_is_shared_by_all_rounds_of_a_search(monkeypatch: pytest.Monkey
 
     def with_code(self, problem, plan, size_of):
         asked.append(plan.size)
-        more = problem.costs.fixed_bytes + 4000 * (len(asked) == 2)  # of the first plan that was found
+        # The code of the first plan that was found takes more than the limit leaves for it.
+        missing = int(0.75 * eight.size) - plan.size + 1000
+        more = problem.costs.fixed_bytes + missing * (len(asked) == 2)
         return replace(problem, costs=replace(problem.costs, fixed_bytes=more))
 
     monkeypatch.setattr("tvmq.automatic.search", searched)

@@ -61,6 +61,14 @@ def test_no_plan_of_one_width_within_the_limits_is_worth_more_than_what_is_found
     assert outcome.best.plan.key == four.key
 
 
+def test_without_a_limit_of_time_plans_are_hardly_slower_than_the_fastest():
+    size = Limits(size=GOAL.limits.size)
+    fastest = solve(OF, size, "ms")
+    outcome = found(goal=Goal(limits=size))
+    assert max(each.plan.ms for each in outcome.evaluated) <= 1.2 * fastest.ms
+    assert outcome.best.plan.loss < fastest.loss
+
+
 def test_with_a_least_metric_the_cheapest_plan_that_reaches_it_is_taken():
     outcome = found(goal=Goal(limits=Limits(), least_metric=99.0))
     assert outcome.enough

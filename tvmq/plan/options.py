@@ -19,7 +19,8 @@ class Budget:
 
     max_latency_ms: of one call, as predicted by the costs of its sites. max_size_mb: of the artifact, in
     millions of bytes; max_activation_mb: of all values alive at once. max_drop: how far the metric may fall
-    below the float model's; then the fastest such plan is taken, else the plan of the best metric.
+    below the float model's; then the fastest such plan is taken, else the plan of the best metric, of those
+    that keep to max_latency_ms or, without it, are at most 20 % slower than the fastest.
     minutes: begin no evaluation after so long. evaluations: plans to try at most; with max_size_mb as many
     again each time that a plan's code turns out larger than was thought, four times at most.
     log: a file of JSON lines that keeps every result, so that the same command goes on where it was cut;
