@@ -33,6 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_what_a_library_prints_is_no_part_of_the_result() -> None:
+    code = "import os; from tvmq.cli_process import *; "
+    code += "keep_stdout(); os.write(1, b'noise'); print('{}'); leave(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{}\n", "noise")
+
+
 def tvmq(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     given = [str(argument) for argument in arguments]
     env = {**os.environ, **environment}

@@ -11,7 +11,6 @@ Only typer is imported here, so that help is instant.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ from tvmq.cli_options import (
     options_of,
     quantizer_of,
 )
-from tvmq.cli_process import leave, noted
+from tvmq.cli_process import keep_stdout, leave, noted, refuse
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
@@ -360,25 +359,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with noted(interrupts):
             code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
     except TvmqError as error:
-        return _refuse(given, type(error).__name__, str(error), error.exit_code)
+        return refuse(given, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
         said = error.format_message().rstrip(".")
-        return _refuse(given, "UsageError", f"{said}. See `{_command_of(error)} --help`.", USAGE)
+        return refuse(given, "UsageError", f"{said}. See `{_command_of(error)} --help`.", USAGE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        return _refuse(given, "UsageError", f"{name}{error.strerror or error}", USAGE)
+        return refuse(given, "UsageError", f"{name}{error.strerror or error}", USAGE)
     except MemoryError:
-        return _refuse(given, "MemoryError", "out of memory; use a machine with more, or a smaller model", 1)
+        return refuse(given, "MemoryError", "out of memory; use a machine with more, or a smaller model", 1)
     except Exception as error:
         if interrupts:
-            return _refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
+            return refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
         if os.environ.get("TVMQ_DEBUG"):
             raise
         said = " ".join(str(error).split())[:500]
         message = f"internal error, {type(error).__name__}: {said}; report it with what TVMQ_DEBUG=1 shows"
-        return _refuse(given, "InternalError", message, BUG)
+        return refuse(given, "InternalError", message, BUG)
     if code == INTERRUPTED:
-        return _refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
+        return refuse(given, "KeyboardInterrupt", kept, INTERRUPTED)
     return int(code or 0)
 
 
@@ -390,11 +389,5 @@ def _command_of(error: typer.TyperException) -> str:
 
 def run_and_exit() -> NoReturn:
     """Be the console script."""
+    keep_stdout()
     leave(main())
-
-
-def _refuse(given: Sequence[str], kind: str, message: str, code: int) -> int:
-    if "--json" in given:
-        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}))
-    print(f"tvmq: {message}", file=sys.stderr)
-    return code

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -31,6 +32,16 @@ def noted(interrupts: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def keep_stdout() -> None:
+    """Leave standard output to Python: what a native library prints (HiGHS does) goes to standard error.
+
+    A line of its between ours would break the one JSON object that a program reads.
+    """
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+
+
 def leave(code: int) -> NoReturn:
     """End this process at once, its output written and its exit functions run.
 
@@ -43,3 +54,11 @@ def leave(code: int) -> NoReturn:
         except OSError:  # whoever read it is gone
             code = code or 1
     os._exit(code)
+
+
+def refuse(given: Sequence[str], kind: str, message: str, code: int) -> int:
+    """Say why a command does not do what is asked, as JSON too where that is asked for; return the code."""
+    if "--json" in given:
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}))
+    print(f"tvmq: {message}", file=sys.stderr)
+    return code
