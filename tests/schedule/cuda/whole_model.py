@@ -1,4 +1,9 @@
-"""Compile a small transformer for a GPU; save, load, run and verify it on an emulated one, in one process."""
+"""Compile a small transformer for a GPU; save, load, run and verify it on an emulated one, in one process.
+
+    python -m tests.schedule.cuda.whole_model TARGET [MODEL]
+
+MODEL, of scripts/bench/models.py, is verified in its place, which takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from tvmq.schedule.cuda.gpu import SHARED_BYTES
 from tvmq.target import load_profile
 
 
-def main(target: str) -> None:
+def main(target: str, name: str = "") -> None:
     profile = load_profile(target)
     assert profile.capability is not None
     os.environ["TVMQ_EMULATED_CAPABILITY"] = "{}{}".format(*profile.capability)
@@ -33,6 +38,9 @@ def main(target: str) -> None:
         for module in (toolkit, pipeline):
             module.require_cuda = EmulatedCompiler  # type: ignore[attr-defined]
         toolkit.whole = lambda generated: generated  # the emulator adds the device functions itself
+        if name:
+            verify_real(name, target)
+            return
         model = tiny_transformer.compiled(target=target, preset="fast")
         model.verify().require()
         x = tiny_transformer.inputs(1, seed=5)[0]
@@ -52,6 +60,18 @@ def main(target: str) -> None:
         print(f"{len(model.trace(x))} sites, {model.manifest.description.features}\n{measured.breakdown}")
 
 
+def verify_real(name: str, target: str) -> None:
+    """Compile a model of the benchmark, and compare an emulated run with the reference."""
+    scripts = Path(__file__).parents[3] / "scripts"
+    sys.path[:0] = [str(scripts / folder) for folder in ("gpu", "bench", "shared")]
+    import gpu_models
+
+    model = gpu_models.made(name, 1, target)[1]
+    verdict = model.verify()
+    print(f"{name} for {target}: {verdict.sites} sites, {verdict.outputs} outputs; {verdict.mismatches=}")
+    verdict.require()
+
+
 def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:
     """Call the model with a tensor in the GPU's memory: so is its answer, and later calls leave it alone."""
     program = model._program
@@ -66,4 +86,4 @@ def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
