@@ -10,6 +10,7 @@ import pytest
 from tvmq import doctor, report
 from tvmq.doctor import Check, Diagnosis, State, check_package, examine
 from tvmq.environment import INSTALL_COMPILER, INSTALL_PHOTOS
+from tvmq.gpu import Gpu, Gpus
 
 
 def test_this_environment_can_run_and_says_what_it_found():
@@ -64,3 +65,12 @@ def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor.os, "sysconf", lambda name: 2**10 if name == "SC_PAGE_SIZE" else 2**20)
     memory = examine().checks[-1]
     assert (memory.found, memory.state) == ("1.0 GiB", State.NO_COMPILE)
+
+
+def test_gpus_are_listed_or_why_there_is_none(monkeypatch: pytest.MonkeyPatch):
+    found = Gpus((Gpu("NVIDIA H200", (9, 0), 13),))
+    monkeypatch.setattr(doctor, "these_gpus", lambda: found)
+    assert "NVIDIA H200: compute capability 9.0, driver for CUDA 13" in [c.found for c in examine().checks]
+    monkeypatch.setattr(doctor, "these_gpus", lambda: Gpus((), "this machine's driver sees no GPU"))
+    (gpu,) = [check for check in examine().checks if check.name == "GPU"]
+    assert (gpu.found, gpu.state) == ("this machine's driver sees no GPU", State.OK)

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from tvmq import environment
 from tvmq.errors import EnvironmentMismatchError
+from tvmq.gpu import these_gpus
 from tvmq.linker import INSTALL_LINKER, require_linker
 from tvmq.record import Record
 from tvmq.target import native_profile
@@ -79,8 +80,8 @@ class Diagnosis(Record):
 
 
 def examine() -> Diagnosis:
-    """Look at Python, packages, CPU, linker and memory."""
-    return Diagnosis((_python(), *_packages(), *_cpu(), *_linker(), _memory()))
+    """Look at Python, packages, CPU, GPUs, linker and memory."""
+    return Diagnosis((_python(), *_packages(), *_cpu(), *_gpus(), *_linker(), _memory()))
 
 
 def _python() -> Check:
@@ -137,6 +138,15 @@ def _cpu() -> Iterator[Check]:
         yield Check("target", f"{profile.name}: {profile.summary}", State.OK)
     except EnvironmentMismatchError as error:
         yield Check("target", "no profile fits this CPU", State.NO_COMPILE, str(error))
+
+
+def _gpus() -> Iterator[Check]:
+    seen = these_gpus()
+    if not seen.found:
+        yield Check("GPU", seen.trouble, State.OK)
+    for gpu in seen.found:
+        able = "compute capability {}.{}".format(*gpu.capability)
+        yield Check("GPU", f"{gpu.name}: {able}, driver for CUDA {gpu.cuda}", State.OK)
 
 
 def _linker() -> Iterator[Check]:
