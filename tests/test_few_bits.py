@@ -87,12 +87,19 @@ def test_every_traced_tensor_stays_within_its_limits(name: str, bits: str):
     nodes = index(canonical(module, inputs[:1]))
     formats = formats_of(nodes, program.plan)
     asked = Precision.of(bits).activation_bits
-    seen = []
-    for site, codes in program.trace(inputs[0]).items():
+    seen, traced = [], program.trace(inputs[0])
+    coded = {scale.tensor for scale in program.manifest.description.scales if "codes" in scale.dtype}
+    assert bool(coded) == (asked < 8)
+    for site, codes in traced.items():
         if site.removesuffix(COPY) in nodes.by_name and codes.dtype.name in ("uint8", "int8"):
-            width = formats.values[stored_by(nodes, formats, site.removesuffix(COPY))].bits
+            value = stored_by(nodes, formats, site.removesuffix(COPY))
+            width = formats.values[value].bits
             low, high = code_limits(codes.dtype.name, width)
-            assert low <= codes.min() <= codes.max() <= high, site
+            codes = traced.get(f"{value}.code", codes)
+            if value in coded:
+                assert len(np.unique(codes)) <= 2**width, site
+            else:
+                assert low <= codes.min() <= codes.max() <= high, site
             seen += [width] if len(np.unique(codes)) > width else []
     assert set(seen) <= {asked, 8}
     assert seen.count(asked) >= 4
@@ -105,7 +112,7 @@ def test_the_plan_the_scales_and_the_recipe_say_the_bits():
     named = {scale.tensor: scale.dtype for scale in description.scales}
     assert named["blocks.1.fc1"] == "int4"
     assert named["head"] == named["blocks.0.qkv.q"] == "int8"  # both ends
-    assert (named["gelu.0"], named["blocks.0.qkv.k.bias"]) == ("uint6", "int6")
+    assert (named["gelu.0"], named["blocks.0.qkv.k.bias"]) == ("uint8, 64 codes", "int6")
     precision = {site.site: site.precision for site in description.plan.sites}
     assert (precision["blocks.1.fc1"], precision["head"]) == (Precision(4, 6), W8A8)
 

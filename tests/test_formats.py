@@ -12,6 +12,25 @@ def test_numbers_that_are_no_storage_are_refused(scale, zero_point, dtype):
         QuantParams(scale, zero_point, dtype)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "limits", "codes"),
+    [
+        ("uint8", None, ()),
+        ("uint8", None, (3, 3)),
+        ("uint8", None, (9, 3)),
+        ("uint8", (0, 15), (0, 16)),
+        ("int8", None, (0, 1)),
+    ],
+)
+def test_codes_that_are_none_are_refused(dtype, limits, codes):
+    with pytest.raises(ValueError, match="no codes of"):
+        QuantParams(0.1, 3, dtype, limits, codes)
+
+
+def test_codes_are_told():
+    assert QuantParams(0.1, 3, "uint8", codes=(0, 1, 7, 255)).stored_as == "uint8, 4 codes"
+
+
 @pytest.mark.parametrize("limits", [(-1, 5), (0, 256), (9, 8)])
 def test_limits_that_are_none_are_refused(limits):
     with pytest.raises(ValueError, match=f"no uint8 lies from {limits[0]} to {limits[1]}"):

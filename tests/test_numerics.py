@@ -270,3 +270,13 @@ def test_padding_is_never_the_largest_and_is_zero_in_a_mean():
     found = numerics.mean_pool(x, (2, 2), (1, 1), (1, 1, 0, 0), **numbers, dtype="uint8")
     # 4 above the zero point, at 1, 2, 2 and 4 of the 4 places
     assert found.ravel().tolist() == [101, 102, 102, 104]
+
+
+@given(st.sets(st.integers(0, 255), min_size=1, max_size=40).map(sorted))
+@example([0, 255])
+@example(list(range(256)))
+def test_the_nearest_code_wins_and_ties_go_up(codes):
+    found = numerics.nearest_codes(codes)
+    assert found.dtype == np.uint8
+    for value, code in enumerate(found.tolist()):
+        assert code == min(codes, key=lambda other: (abs(other - value), -other))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ class QuantParams(Record):
     zero_point: int
     dtype: str
     limits: tuple[int, int] | None = None  # the least and the greatest q; None: all that dtype holds
+    codes: tuple[int, ...] | None = None  # of uint8, ascending: q is the nearest; None: any in the limits
 
     def __post_init__(self) -> None:
         low, high = INTEGER_RANGE[self.dtype]
@@ -41,6 +43,8 @@ class QuantParams(Record):
             raise ValueError(f"no {self.dtype} has scale {self.scale} and zero point {self.zero_point}")
         if self.limits is not None and not low <= self.low <= self.high <= high:
             raise ValueError(f"no {self.dtype} lies from {self.low} to {self.high}")
+        if self.codes is not None and not _ascends(self.codes, self.low, self.high, self.dtype):
+            raise ValueError(f"no codes of {self.stored_as}: {self.codes}")
         if self.limits == (low, high):  # one way to say it, so that equal parameters compare equal
             object.__setattr__(self, "limits", None)
 
@@ -73,7 +77,12 @@ class QuantParams(Record):
 
     @property
     def stored_as(self) -> str:
-        """Return dtype, by fewer bits where the limits are all that these hold: "uint4"."""
+        """Return dtype, by fewer bits where the limits are all that these hold: "uint4".
+
+        Of codes, how many there are: "uint8, 16 codes".
+        """
+        if self.codes is not None:
+            return f"{self.dtype}, {len(self.codes)} codes"
         bits = (self.high - self.low).bit_length()
         kind = self.dtype.rstrip("0123456789")
         return f"{kind}{bits}" if code_limits(self.dtype, bits) == self.limits else self.dtype
@@ -82,6 +91,12 @@ class QuantParams(Record):
 def code_limits(dtype: str, bits: int) -> tuple[int, int]:
     """Return the least and the greatest number of so many bits, of a dtype's signedness."""
     return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _ascends(codes: tuple[int, ...], low: int, high: int, dtype: str) -> bool:
+    """Whether codes are those of a uint8 within limits, each once and in order."""
+    known = dtype == "uint8" and len(codes) > 0 and low <= codes[0] and codes[-1] <= high
+    return known and all(a < b for a, b in pairwise(codes))
 
 
 @dataclass(frozen=True, slots=True)

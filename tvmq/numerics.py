@@ -203,6 +203,13 @@ def unary_table(
     return table
 
 
+def nearest_codes(codes: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the nearest of codes, ascending, for each of the 256 values of uint8; ties go up."""
+    known = np.asarray(codes, np.int64)
+    edges = known[1:] + known[:-1]  # twice the middles between neighbours
+    return known[np.searchsorted(edges, 2 * np.arange(256), side="right")].astype(np.uint8)
+
+
 def integer_sqrt(v: IntArray) -> IntArray:
     """Return floor(sqrt(v)) to within one unit, for 0 <= v < 4**25; int64.
 

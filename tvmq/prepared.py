@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import tvm
 
-from tvmq.calibrate.batches import Batch, input_specs
+from tvmq.calibrate.batches import Batch, input_specs, samples_in
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.collect import collect
 from tvmq.calibrate.stability import GROUPS
@@ -128,7 +128,7 @@ def _batched(columns: Sequence[torch.Tensor], places: np.ndarray, size: int) -> 
 
 def few(batches: Sequence[Batch], samples: int) -> Sequence[Batch]:
     """Return batches of about so many samples, from all over the data."""
-    size = len(batches[0][0]) if batches[0][0].ndim else 1
+    size = samples_in(batches[0])
     count = min(len(batches), max(1, samples // size))
     return [batches[i * len(batches) // count] for i in range(count)]
 

@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import GOOD_SAMPLES, Batch
+from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, samples_in
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.check_inputs import data_findings
@@ -211,7 +211,7 @@ def balanced(
     )
     precisions = {site.site: site.precision for site in plan.sites} if plan else {}
     decided = balance_factors(mod, rows, precisions=precisions, method=observer)
-    if sum(len(batch[0]) if batch[0].ndim else 1 for batch in few) < FEWEST_FOR_ATTENTION:
+    if sum(map(samples_in, few)) < FEWEST_FOR_ATTENTION:
         kinds = index(mod).by_name
         decided = {site: each for site, each in decided.items() if kinds[site].kind == "layer_norm"}
     result = tvm.transform.Sequential([CentreKeys(key_biases(mod, seen)), Balance(decided)])(mod)
@@ -224,7 +224,7 @@ def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Seq
     samples = 0
     for batch in batches:
         yield batch
-        samples += len(batch[0]) if batch[0].ndim else 1
+        samples += samples_in(batch)
         if samples >= wanted:
             return
 

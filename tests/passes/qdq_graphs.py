@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.relax import op
 
 from tests.strategies import ModuleBuilder
+from tvmq import numerics
 from tvmq.formats import QuantParams
 from tvmq.passes.composites import attributes
 
@@ -31,6 +32,9 @@ class QdqBuilder(ModuleBuilder):
         """Quantize and dequantize value."""
         scale, zero = relax.const(params.scale, "float32"), relax.const(params.zero_point, params.dtype)
         quantized = self.bind(f"{name}.q", op.quantize(value, scale, zero, axis=-1, out_dtype=params.dtype))
+        if params.codes is not None:
+            nearest = relax.const(numerics.nearest_codes(params.codes))
+            quantized = self.bind(f"{name}.code", op.take(nearest, quantized))
         return self.bind(f"{name}.dq", op.dequantize(quantized, scale, zero, axis=-1))
 
     def weight(self, shape: tuple[int, ...], axis: int, exponent: int = -7) -> Var:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,49 @@ def test_a_function_beside_another_reader_is_a_table_of_its_own():
     both = op.concat([active, hidden], axis=0)
     found, _ = lowered(make, both, x, HIDDEN.scale)
     assert sorted(found) == [("linear", "fc"), ("table", "gelu.0")]
+
+
+CODED = replace(ACTIVATED, codes=(1, 3, 4, 6, 7, 9, 14, 20, 33, 60, 100, 180))
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        ("gelu.0", [("linear", "fc")]),
+        ("fc", [("linear", "fc")]),
+        ("norm", [("layer_norm", "norm"), ("table", "norm.code")]),
+    ],
+)
+def test_codes_are_written_by_the_table_that_makes_a_value_or_one_after_it(made, found):
+    make, x = QdqBuilder(), float_input(30, 8)
+    if made == "norm":
+        y = make.layer_norm("norm", make.stored("x", x, TRUNK), 1.0)
+    else:
+        y = make.product("fc", make.stored("x", x, NORMED), 8, -8)
+        y = y if made == "fc" else make.bind("gelu.0", op.nn.gelu(make.stored("fc", y, HIDDEN)))
+    qdq = make.module([x], make.stored(made, y, CODED))
+    after = LowerInteger()(qdq)
+    inputs = [random_input(qdq)]
+    wanted, got = (reference.run(mod, inputs)[0] for mod in (qdq, after))
+    codes = torch.tensor([(code - CODED.zero_point) * CODED.scale for code in CODED.codes])
+    assert len(got.unique()) > 4
+    assert set(got.unique().tolist()) <= set(codes.tolist())
+    # At an edge between two codes, a float product and its integers may fall on either side.
+    places = [torch.searchsorted(codes, value) for value in (wanted, got)]
+    assert (places[0] - places[1]).abs().max() <= 1
+    assert (places[0] != places[1]).float().mean() < 0.02
+    assert kernels(after) == found
+
+
+def test_codes_that_another_reader_does_not_want_are_taken_for_one_alone():
+    make, x = QdqBuilder(), float_input(3, 8)
+    stored = make.stored("fc", make.product("fc", make.stored("x", x, NORMED), 8, -8), HIDDEN)
+    quantized = next(binding.var for binding in make.bindings if binding.var.name == "fc.q")
+    coded = make.bind("fc.code", op.take(relax.const(numerics.nearest_codes((3, 90, 200))), quantized))
+    scale, zero = relax.const(HIDDEN.scale, "float32"), relax.const(HIDDEN.zero_point, "uint8")
+    both = op.concat([stored, make.bind("fc.few", op.dequantize(coded, scale, zero, axis=-1))], axis=0)
+    found, _ = lowered(make, both, x, HIDDEN.scale)
+    assert sorted(found) == [("linear", "fc"), ("table", "fc.code")]
 
 
 @pytest.mark.parametrize(("stored", "out"), [(SIGNED, NORMED), (NORMED, SIGNED)])

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests import tiny_transformer as tiny
-from tvmq import reference
-from tvmq.quantize.lockstep import Lockstep, batched, evenly, last_uses, samples_within
+from tvmq import numerics, reference
+from tvmq.formats import QuantParams
+from tvmq.quantize.lockstep import Lockstep, batched, evenly, last_uses, rounded, samples_within
 
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(3)]
 
@@ -48,6 +49,15 @@ def seen():
     )
     lockstep.walk(recorder)
     return recorder
+
+
+def test_codes_are_rounded_to_as_the_tables_of_integers_do():
+    params = QuantParams(0.1, 20, "uint8", (3, 200), (3, 19, 20, 22, 60, 200))
+    values = torch.linspace(-4, 30, 5001)
+    found = rounded(values, params)
+    steps = np.clip(np.floor(values.numpy() / np.float32(0.1) + 0.5) + 20, 3, 200)
+    codes = numerics.nearest_codes(params.codes)[steps.astype(int)].astype(np.float32)
+    np.testing.assert_allclose(found.numpy(), (codes - 20) * np.float32(0.1), rtol=1e-6)
 
 
 def test_quantized_stream_is_the_qdq_module(seen):

@@ -21,6 +21,18 @@ from tvmq.spec import Precision
 SITES = ("blocks.0.fc1", "blocks.0.fc2", "blocks.0.proj")
 
 
+def test_tables_write_what_functions_norms_and_attention_make():
+    integer = tiny.formats()
+    readers = Readers(tiny.nodes(), integer, frozenset())
+    found = {name for name in integer.values if readers.by_a_table(name)}
+    norms = {f"blocks.{i}.norm{j}" for i in (0, 1) for j in (1, 2)}
+    assert found >= norms | {"gelu.0", "gelu.1"}
+    kinds = {tiny.nodes().by_name[name].kind for name in found}
+    assert kinds == {"unary", "layer_norm", "attention"}
+    none = replace(integer, integer=frozenset())
+    assert not any(Readers(tiny.nodes(), none, frozenset()).by_a_table(name) for name in found)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("site", SITES)
 def test_a_value_may_be_as_coarse_as_a_shift_reaches(site: str, bits: int):

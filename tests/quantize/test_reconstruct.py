@@ -66,6 +66,15 @@ def test_gradients_pass_rounding_but_not_clipping():
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
+def test_what_is_stored_in_some_codes_is_so_while_it_learns():
+    params = QuantParams(0.5, 2, "uint8", (0, 9), (0, 3, 9))
+    x = torch.tensor([-3.0, 0.2, 0.3, 2.3, 9.0], requires_grad=True)
+    found = straight_through(x, params, 0.0)
+    torch.testing.assert_close(found, torch.tensor([-1.0, 0.5, 0.5, 3.5, 3.5]))
+    found.sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
 def test_a_share_is_left_unrounded():
     torch.manual_seed(0)
     x = torch.linspace(0.01, 0.24, 1000)

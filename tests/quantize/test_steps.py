@@ -6,9 +6,12 @@ import torch
 
 from tests import tiny_transformer as tiny
 from tvmq.formats import QuantParams
+from tvmq.plan.formats import value_formats
+from tvmq.quantize.choose import ranges
 from tvmq.quantize.lockstep import Lockstep, rounded
 from tvmq.quantize.readers import Readers
 from tvmq.quantize.steps import Steps
+from tvmq.spec import Precision
 
 BATCHES = [(torch.from_numpy(x),) for x in tiny.inputs(8)]
 
@@ -69,6 +72,28 @@ def test_limits_and_ties_of_storage_stay(found):
     for name, params in found.copies.items():
         ratio = np.log2(params.scale / found.values[name].scale)
         assert ratio == round(ratio) >= 0
+
+
+def test_few_bits_take_codes_where_they_leave_less_error():
+    plan = dict.fromkeys(tiny.nodes().by_name, Precision(8, 4))
+    formats = value_formats(tiny.nodes(), lambda name: True, plan)
+    numbers = ranges(tiny.nodes(), formats, tiny.calibration())
+    steps = Watched(formats, Readers(tiny.nodes(), formats, frozenset()), numbers.values, numbers.also_uint8)
+    stored, reads = formats.values.__contains__, formats.uint8_readers.__contains__
+    Lockstep(tiny.canonical(), tiny.nodes(), BATCHES, stored=stored, reads_copy=reads).walk(steps)
+    coded = {name for name, params in steps.values.items() if params.codes is not None}
+    assert {"gelu.0", "gelu.1"} <= coded
+    for name in coded:
+        shown = steps.shown[name]
+        assert formats.values[name].bits == 4
+        assert len(rounded(shown, steps.values[name]).unique()) <= 16
+        readers = [tiny.nodes().by_name[user] for user in tiny.nodes().consumers[name]]
+        energy = sum(torch.from_numpy(r.call.args[1].value.numpy()).square().sum(1) for r in readers)
+        errors = [
+            float(((rounded(shown, params) - shown).square() * energy).sum())
+            for params in (numbers.values[name], steps.values[name])
+        ]
+        assert errors[1] < errors[0]
 
 
 class TwoHeads(torch.nn.Module):

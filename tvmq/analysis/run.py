@@ -19,7 +19,7 @@ from tvmq.analysis.measure import (
     parts_of,
 )
 from tvmq.analysis.records import Analysis, OutputError, SiteError, Spread
-from tvmq.calibrate.batches import Batch, as_batches, input_specs
+from tvmq.calibrate.batches import Batch, as_batches, input_specs, samples_in
 from tvmq.calibrate.histogram import Histogram
 from tvmq.environment import require_tvm
 from tvmq.errors import CalibrationError, UsageError
@@ -79,7 +79,7 @@ def analyze(
     measurement, sites = _measured(chosen, batches, progress)
     return Analysis(
         model=_named(model),
-        samples=sum(len(batch[0]) if batch[0].ndim else 1 for batch in batches),
+        samples=sum(map(samples_in, batches)),
         held_out=held_out is not None,
         calibration_samples=chosen.seen.samples,
         options={**options, "ignored": [ignored] if isinstance(ignored, str) else list(ignored)},
@@ -203,7 +203,7 @@ def _upstream(nodes: Nodes, part: Part, sites: set[str]) -> str:
 
 def _some(batches: Sequence[Batch]) -> Sequence[Batch]:
     """Return batches of about SAMPLES samples in all, at even distances."""
-    size = len(batches[0][0]) if batches[0][0].ndim else 1
+    size = samples_in(batches[0])
     wanted = max(SAMPLES // size, 1)
     if len(batches) <= wanted:
         return batches

@@ -43,6 +43,11 @@ def as_batches(calibration: object, specs: Sequence[TensorSpec]) -> Iterator[Bat
     return _varied(items if size is None else _rebatched(items, size))
 
 
+def samples_in(batch: Sequence[torch.Tensor]) -> int:
+    """Return how many samples a batch holds; inputs without axes are one."""
+    return len(batch[0]) if batch[0].ndim else 1
+
+
 def _items(calibration: object, specs: Sequence[TensorSpec]) -> Iterable[object]:
     if calibration is None:
         raise CalibrationError(
@@ -232,7 +237,7 @@ def _differs(batch: Batch, first: Batch) -> bool:
 
 
 def _refuse_held(held: Sequence[Batch]) -> None:
-    samples = sum(batch[0].shape[0] if batch[0].ndim else 1 for batch in held)
+    samples = sum(map(samples_in, held))
     if samples < MINIMUM_SAMPLES:
         raise CalibrationError(_too_few(samples))
     raise CalibrationError(

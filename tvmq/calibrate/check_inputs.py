@@ -15,7 +15,7 @@ import torch
 import tvm
 from tvm import relax
 
-from tvmq.calibrate.batches import input_specs
+from tvmq.calibrate.batches import input_specs, samples_in
 from tvmq.calibrate.findings import Finding, Kind, worth_telling
 from tvmq.calibrate.normalisation import scaling_findings
 from tvmq.passes.rebuild import bindings, op_name
@@ -49,7 +49,7 @@ class InputCheck:
 
     def update(self, batch: Batch) -> None:
         """Look at one batch."""
-        for index in range(batch[0].shape[0] if batch[0].ndim else 1):
+        for index in range(samples_in(batch)):
             sample = [tensor[index] if tensor.ndim else tensor for tensor in batch]
             arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in sample]
             self._recognise(arrays)

@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from tvmq import reference
-from tvmq.calibrate.batches import MINIMUM_SAMPLES
+from tvmq.calibrate.batches import MINIMUM_SAMPLES, samples_in
 from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats, module_hash
 from tvmq.calibrate.histogram import Histogram
 from tvmq.errors import CalibrationError
@@ -55,7 +55,7 @@ def collect(
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
         collector.start(done - 1)
         reference.run(mod, batch, observe=partial(_show, (collector.observe, *([also] if also else []))))
-        samples += batch[0].shape[0] if batch[0].ndim else 1
+        samples += samples_in(batch)
         progress("calibrate", done, total or done + 1)
     if samples == 0:
         raise CalibrationError(

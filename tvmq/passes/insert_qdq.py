@@ -3,6 +3,7 @@
 Before:  x -> matmul(W) -> add(b) -> y
 After:   dequantize(quantize(x)) -> matmul(dequantize(W_int8)) -> add(b') -> dequantize(quantize(y))
          dequantize(quantize(clip(y, low, high)))        where y's limits are narrower than its dtype
+        dequantize(take(nearest code, quantize(y)))     where y is kept in some codes only
 
 The float function changes by rounding only; every number of the quantizer is a constant in the module. Sites
 that a plan leaves in float are named in an attribute of main, as between two stored values they look like
@@ -18,6 +19,7 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
+from tvmq import numerics
 from tvmq.formats import Quantization, QuantParams
 from tvmq.passes.rebuild import sequence
 
@@ -93,6 +95,9 @@ class _Inserter:
         if params.limits is not None:
             value = self._bind(op.clip(value, *params.real_limits), name + ".clip")
         stored = self._bind(op.quantize(value, scale, zero, axis=-1, out_dtype=params.dtype), name + ".q")
+        if params.codes is not None:
+            nearest = relax.const(numerics.nearest_codes(params.codes))
+            stored = self._bind(op.take(nearest, stored), name + ".code")
         return self._bind(op.dequantize(stored, scale, zero, axis=-1), name + ".dq")
 
     def _read(self, name: str, value: Any) -> Any:

@@ -106,8 +106,8 @@ class Lowering:
         if not isinstance(value, relax.Call):
             return self.emit(float_value(self.emit, self._operand(value)), name)
         operands = tuple(self._operand(arg) for arg in value.args)
-        readers = self.readers[value.args[0]] if value.args and isinstance(value.args[0], relax.Var) else 0
-        source = QdqCall(name, value, operands, readers)
+        first = next((arg for arg in value.args if isinstance(arg, relax.Var)), None)
+        source = QdqCall(name, value, operands, 0 if first is None else self.readers[first])
         handler = None if name in self.left else HANDLERS.get(op_name(value))
         result = None if handler is None else handler(self.emit, source)
         return float_call(self.emit, source) if result is None else result
@@ -238,7 +238,11 @@ def _add(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:
 
 
 def _take(emit: Emitter, source: QdqCall) -> Stored | Pending | None:
-    return lower_views.view(emit, source) or lower_sites.embedding(emit, source)
+    return (
+        lower_views.view(emit, source)
+        or lower_sites.embedding(emit, source)
+        or lower_sites.nearest_codes(emit, source)
+    )
 
 
 def _bounded(emit: Emitter, source: QdqCall) -> PendingLinear | Pending | None:

@@ -111,6 +111,8 @@ def defer(emit: Emitter, linear: PendingLinear, out: QuantParams) -> Stored | No
         return None
     stored = Stored(out, linear.layout, pending=linear)
     stored.force = lambda: emit_linear(emit, linear, out)
+    if out.dtype == "uint8":
+        stored.through = lambda table: emit_linear(emit, linear, out, table)
     return stored
 
 

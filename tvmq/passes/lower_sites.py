@@ -6,6 +6,8 @@ emits it once a quantize has given the storage of its result (None: not as integ
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -19,7 +21,8 @@ from tvmq.passes.epilogue import Copy
 from tvmq.passes.integer_parameters import norm_parameters
 from tvmq.passes.layouts import channels_last
 from tvmq.passes.lower_products import emit_linear
-from tvmq.passes.lowering_values import Emitter, Expr, Pending, QdqCall, Stored, constant
+from tvmq.passes.lowering_values import Array, Emitter, Expr, Pending, QdqCall, Stored, constant
+from tvmq.passes.rebuild import shape_of
 from tvmq.unary import UNARY_FUNCTIONS, unary_name
 
 
@@ -105,11 +108,35 @@ def quantize_unary(emit: Emitter, pending: Pending, out: QuantParams) -> Stored 
         out.zero_point,
         (out.low, out.high),
     )
-    if x.pending is not None and x.rows_var is None and source.readers == 1:
-        return Stored(out, x.layout, rows_var=emit_linear(emit, x.pending, x.params, table))
-    func = composites.table(source.name, shape=x.layout.matrix)
-    looked_up = emit.composite(func, [emit.rows(x), constant(table)], source.name)
-    return Stored(out, x.layout, rows_var=looked_up)
+    product = x.pending if x.rows_var is None and source.readers == 1 else None
+
+    def through(other: Array | None = None) -> Expr:
+        values = table if other is None else other[table]
+        if product is not None:
+            return emit_linear(emit, product, x.params, values)
+        func = composites.table(source.name, shape=x.layout.matrix)
+        return emit.composite(func, [emit.rows(x), constant(values)], source.name)
+
+    return Stored(out, x.layout, force=through, through=through)
+
+
+def nearest_codes(emit: Emitter, source: QdqCall) -> Stored | None:
+    """Return uint8 values as what a constant of 256 codes has for each.
+
+    A table that makes them writes these codes instead; else one follows.
+    """
+    table, x = array_of(source.operands[0]), source.operands[1]
+    if not isinstance(x, Stored) or x.params.dtype != "uint8":
+        return None
+    if table is None or (table.shape, str(table.dtype)) != ((256,), "uint8"):
+        return None
+    params = replace(x.params, limits=(int(table.min()), int(table.max())))
+    if x.through is not None and x.rows_var is None and source.readers == 1:
+        return Stored(params, x.layout, rows_var=x.through(table))
+    rows = emit.stored_rows(x)
+    func = composites.table(source.name, shape=shape_of(rows) or ())
+    taken = emit.composite(func, [rows, constant(table)], source.name)
+    return Stored(params, x.layout, rows_var=taken, order=x.order)
 
 
 def quantize_add(emit: Emitter, pending: Pending, out: QuantParams) -> Stored | None:

@@ -46,6 +46,7 @@ class Stored:
     paired: Callable[[Copy], Expr] | None = None  # emits the value and a uint8 copy of it, as a tuple
     seen: Expr | None = None  # of an attention: the mask; rows that see no key are zero
     order: Rows | None = None
+    through: Callable[[Array], Expr] | None = None  # emits, in place of uint8 q, what a table holds for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: each is emitted once
@@ -75,7 +76,7 @@ class QdqCall:
     name: str
     call: Expr
     operands: tuple[Any, ...]
-    readers: int  # how often the first argument is read in the whole function, by a chain once
+    readers: int  # how often the first variable argument is read in the whole function, by a chain once
     chain: Chain | None = None  # call ends it; the only operand is its source
 
     @property

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import tvm
 
+from tvmq.calibrate.batches import samples_in
 from tvmq.errors import UsageError
 from tvmq.formats import Quantization, QuantParams
 from tvmq.one_thread import one_thread
@@ -81,7 +82,7 @@ def sensitivities(subject: Subject, measure: str, *, seed: int = 0, progress: Pr
         found = walker.outputs(batch) if chosen is None else walker.local(batch, chosen, random)
         for at, loss in found:
             totals[at] += loss
-        samples += len(batch[0]) if batch[0].ndim else 1
+        samples += samples_in(batch)
         progress("sensitivity", done, len(subject.batches))
     return {at: total / max(samples, 1) for at, total in totals.items()}
 
@@ -180,7 +181,7 @@ class _Walker:
             exact = self._interpreter.values(self._main, list(batch), None)
         probes = PROBES if measure.gradients else 1
         gradients = [self._gradients(batch, random) if measure.gradients else ({}, {}) for _ in range(probes)]
-        samples = len(batch[0]) if batch[0].ndim else 1
+        samples = samples_in(batch)
         for group in self._subject.groups:
             for precision in group.choices:
                 if precision == FLOAT:

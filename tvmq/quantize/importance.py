@@ -16,6 +16,7 @@ import torch
 import tvm
 from tvm import relax
 
+from tvmq.calibrate.batches import samples_in
 from tvmq.calibrate.collect import images
 from tvmq.passes.rebuild import bindings
 from tvmq.plan.nodes import Node
@@ -39,7 +40,7 @@ def row_importance(
 ) -> dict[str, Tensor]:
     """Return the weight of each row of each node's value, [rows] of mean 1, as moments.py counts them."""
     pixels = images(mod)
-    size = batches[0][0].shape[0] if batches[0][0].ndim else 1
+    size = samples_in(batches[0])
     found = {}
     for name, total in squared_gradients(mod, wanted, batches, seed, progress).items():
         convolved = wanted[name].kind in ("conv2d", "depthwise", "conv2d_transpose")
@@ -92,7 +93,7 @@ def squared_gradients(
         moved = dict(zip(shapes, probes, strict=True))
         return _signed_output(main, interpreter, inputs, moved, signs)
 
-    size = batches[0][0].shape[0] if batches[0][0].ndim else 1
+    size = samples_in(batches[0])
     chunk = max(1, CHUNK // size)
     used = evenly(batches, max(1, SAMPLES // size))
     progress("importance", 0, len(used))

@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmq.formats import QuantParams
+from tvmq.numerics import nearest_codes
 from tvmq.passes.rebuild import bindings, used_vars
 from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.reference import Interpreter
@@ -175,6 +176,8 @@ def _stacked(results: Sequence[Any]) -> Any:
 def rounded(value: Tensor, params: QuantParams) -> Tensor:
     """Return value as its storage holds it, in floats."""
     steps = (value / params.scale).add_(0.5).floor_().add_(params.zero_point).clamp_(params.low, params.high)
+    if params.codes is not None:
+        steps = torch.from_numpy(nearest_codes(params.codes)).float()[steps.long()]
     return steps.sub_(params.zero_point).mul_(params.scale)
 
 

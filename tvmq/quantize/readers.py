@@ -15,6 +15,8 @@ from tvmq.plan.nodes import MULTIPLYING, Node, Nodes
 from tvmq.quantize.site_weights import input_params
 from tvmq.quantize.weights import largest_reached
 
+TABLED = ("unary", "layer_norm", "attention")
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -51,6 +53,15 @@ class Readers:
     def is_image(self, name: str) -> bool:
         """Whether channels are the value's axis 1, not its last."""
         return name in self._images
+
+    def by_a_table(self, name: str) -> bool:
+        """Whether a table may write the value's codes: the one that makes it, or one after its kernel.
+
+        Not where a mask may hide all keys of a row, which kernels make zero: that need be none of the codes.
+        """
+        node = self._nodes.by_name.get(name)
+        tabled = node is not None and node.kind in TABLED and node.op != "attention_bias"
+        return tabled and name in self._formats.integer
 
     def by_a_shift(
         self,

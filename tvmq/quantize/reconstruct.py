@@ -17,6 +17,7 @@ import torch
 from tvm import relax
 
 from tvmq.formats import QuantParams
+from tvmq.numerics import nearest_codes
 from tvmq.quantize.lockstep import batched
 from tvmq.quantize.units import Unit
 from tvmq.reference import Interpreter
@@ -171,11 +172,12 @@ def straight_through(value: Tensor, params: QuantParams, dropped: float) -> Tens
     """Return value rounded to its storage, a share of it left as it is; gradients pass where not clipped."""
     low, high = ((q - params.zero_point) * params.scale for q in (params.low, params.high))
     clipped = value.clamp(low, high)
-    steps = torch.floor(clipped.detach() / params.scale + 0.5) * params.scale
-    rounded = clipped + (steps - clipped.detach())
-    if dropped:
-        rounded = torch.where(torch.rand_like(value) < dropped, value, rounded)
-    return rounded
+    steps = torch.floor(clipped.detach() / params.scale + 0.5)
+    if params.codes is not None:
+        codes = torch.from_numpy(nearest_codes(params.codes)).float() - params.zero_point
+        steps = codes[(steps + params.zero_point).long()]
+    found = clipped + (steps * params.scale - clipped.detach())
+    return torch.where(torch.rand_like(value) < dropped, value, found) if dropped else found
 
 
 def row_weights(target: Tensor, importance: Tensor, *, image: bool) -> Tensor:

@@ -18,6 +18,7 @@ from tvm import relax
 from tvmq.formats import QuantParams
 from tvmq.plan.formats import Formats
 from tvmq.plan.nodes import Node
+from tvmq.quantize.codebook import coded
 from tvmq.quantize.lockstep import Lockstep, rounded
 from tvmq.quantize.readers import Readers
 from tvmq.quantize.step_candidates import moved, narrowed
@@ -62,7 +63,9 @@ class Steps:
                 energy = None if table.chain is not None or len(table.call.args) != 1 else energy
             if energy is not None:
                 rows = self._rows(name, quantized, energy)
-                candidates = narrowed(float(rows.min()), float(rows.max()), own, bits)
+                candidates = [*narrowed(float(rows.min()), float(rows.max()), own, bits)]
+                if bits < 8 and self._readers.by_a_table(name):
+                    candidates.append(coded(rows, energy, bits))
                 self.values[name] = self._best(name, rows, energy, candidates, through)
         return self.storage(name)
 
