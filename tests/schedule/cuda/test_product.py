@@ -63,8 +63,9 @@ def test_linears_of_odd_sizes_equal_numerics_for_every_epilogue(capability: tupl
 
 @needs_emulator
 def test_every_default_tile_computes_the_same():
-    spec = linear_spec(150, 320, 136, "table")
+    spec, bands = linear_spec(150, 320, 136, "table"), linear_spec(330, 64, 136, "uint8")
     check({f"tile{i}": (spec, tile) for i, tile in enumerate(DEFAULTS)}, (8, 0))
+    check({"bands": (bands, SMALL)}, (8, 0))  # a whole one and one of three tiles
 
 
 @needs_emulator

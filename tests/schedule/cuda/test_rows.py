@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.schedule.cuda.emulator import EmulatedKernels, needs_emulator
+from tests.schedule.cuda.emulator import EmulatedKernels, extents, needs_emulator
 from tvmq import numerics
 from tvmq.schedule.attention_spec import AttentionSpec
 from tvmq.schedule.cuda.gpu import Gpu
@@ -78,6 +78,11 @@ def test_attention_equals_numerics(capability: tuple[int, int]):
         arguments, wanted = attention_case(spec)
         found = kernels.run(name, [*arguments, np.zeros_like(wanted)])[-1]
         np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def test_any_number_of_windows_is_one_launch():
+    swin = replace(DEIT, batch=1024 * 64, heads=3, queries=49, keys=49, head_dim=32)
+    assert extents(attention_prim_func(swin, 4)) == ([1024 * 64 * 3, 1, 1], [128, 1, 1])
 
 
 @needs_emulator

@@ -34,9 +34,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How many blocks of how many threads, and the bytes of shared memory that a block asks for."""
+    """How many blocks of how many threads, and the bytes of shared memory that a block asks for.
 
-    blocks: tuple[int, int, int]
+    Blocks have one number: in other dimensions a GPU takes 65535 of them, fewer than large batches have.
+    """
+
+    blocks: int
     threads: int
     shared_bytes: int = 0
 
@@ -55,8 +58,11 @@ def device_prim_func(
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, SCHEDULED: True})
         parameters = {key: T.arg(key, T.buffer(*kind)) for key, kind in buffers.items()}
-        grid = [T.launch_thread(f"blockIdx.{axis}", n) for axis, n in zip("xyz", launch.blocks, strict=True)]
-        with grid[0], grid[1], grid[2], T.launch_thread("threadIdx.x", launch.threads), T.sblock("kernel"):
+        block, thread = (
+            T.launch_thread("blockIdx.x", launch.blocks),
+            T.launch_thread("threadIdx.x", launch.threads),
+        )
+        with block, thread, T.sblock("kernel"):
             T.reads(*(_whole(buffer) for key, buffer in parameters.items() if key not in results))
             T.writes(*(_whole(parameters[key]) for key in results))
             if launch.shared_bytes:

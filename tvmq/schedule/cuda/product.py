@@ -127,7 +127,7 @@ def default_tile(spec: ProductSpec, gpu: Gpu) -> TileDecision:
 
 def cycles(spec: ProductSpec, tile: TileDecision, gpu: Gpu) -> float:
     """Return about how many cycles the kernel takes: products or copies, or waiting where little is to do."""
-    blocks = ceil(spec.product.rows / tile.rows) * ceil(spec.outputs / tile.columns) * spec.groups
+    blocks = blocks_of(spec, tile)
     steps = ceil(spec.depth / tile.depth)
     warps = (tile.rows // tile.warp_rows) * (tile.columns // tile.warp_columns)
     products = tile.rows * tile.columns / gpu.macs_per_cycle
@@ -140,10 +140,14 @@ def cycles(spec: ProductSpec, tile: TileDecision, gpu: Gpu) -> float:
     return max(ceil(blocks / gpu.processors) * busy, steps * LATENCY / (tile.stages - 1)) + START
 
 
+def blocks_of(spec: ProductSpec, tile: TileDecision) -> int:
+    """Return how many tiles a kernel computes."""
+    return ceil(spec.product.rows / tile.rows) * ceil(spec.outputs / tile.columns) * spec.groups
+
+
 def product_prim_func(spec: ProductSpec, tile: TileDecision) -> tirx.PrimFunc:
     """Return the kernel, its parameters as buffers(spec) lists them."""
     product = spec.product
-    columns = padded(spec.outputs, OUTPUT_BLOCK)
     parts = (tile.rows, tile.columns, tile.depth, tile.warp_rows, tile.warp_columns, tile.stages)
     kind = [template("Tile", *parts), spec.signed]
     finish = epilogue(product)
@@ -153,12 +157,11 @@ def product_prim_func(spec: ProductSpec, tile: TileDecision) -> tirx.PrimFunc:
         sizes = (product.rows, product.inputs, spec.outputs, spec.depth)
         name = template("conv2d", *kind, _windows(spec.geometry, spec.pad_value), *sizes, finish)
     kernel = buffers(spec)
-    blocks = (ceil(product.rows / tile.rows), ceil(columns / tile.columns), spec.groups)
     return device_prim_func(
         "conv2d" if spec.geometry else "linear",
         kernel,
         results(product),
-        Launch(blocks, tile.threads, tile.shared_bytes),
+        Launch(blocks_of(spec, tile), tile.threads, tile.shared_bytes),
         Call(name, ("x", "weight", "shared", operands(kernel))),
     )
 

@@ -47,7 +47,7 @@ def layer_norm_prim_func(spec: LayerNormSpec, warps: int) -> tirx.PrimFunc:
     names = ("x", "gain", "offset", "index", "out", "copy")
     call = Call(template("layer_norm", norm), [name if name in kernel else None for name in names])
     results = [name for name in ("out", "copy") if name in kernel]
-    launch = Launch((ceil(spec.rows / warps), 1, 1), warps * WARP)
+    launch = Launch(ceil(spec.rows / warps), warps * WARP)
     return device_prim_func("layer_norm", kernel, results, launch, call)
 
 
@@ -83,7 +83,7 @@ def attention_prim_func(spec: AttentionSpec, warps: int) -> tirx.PrimFunc:
     names = ("q", "k", "v", "table", "bias0", "bias1", "mask", "index", "out")
     operands = Call("tvmq::attention_operands", [name if name in kernel else None for name in names])
     call = Call(template("attention", _shape(spec), warps), ("shared", operands))
-    blocks = (ceil(s.queries / (warps * QUERIES_PER_WARP)), s.heads, s.batch)
+    blocks = ceil(s.queries / (warps * QUERIES_PER_WARP)) * s.heads * s.batch
     launch = Launch(blocks, warps * WARP, attention_bytes(spec))
     return device_prim_func("attention", kernel, ("out",), launch, call)
 

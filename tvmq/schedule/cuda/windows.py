@@ -28,7 +28,7 @@ def depthwise_prim_func(spec: DepthwiseSpec, signed: bool, threads: int) -> tirx
         **epilogue_buffers(product),
     }
     name = template("depthwise", _planes(g), signed, spec.pad_value, epilogue(product))
-    launch = Launch((ceil(g.pixels * ceil(g.channels / QUAD) / threads), 1, 1), threads)
+    launch = Launch(ceil(g.pixels * ceil(g.channels / QUAD) / threads), threads)
     call = Call(name, ("x", "weight", operands(kernel)))
     return device_prim_func("depthwise", kernel, results(product), launch, call)
 
@@ -47,7 +47,7 @@ def pool_prim_func(spec: PoolSpec, threads: int) -> tirx.PrimFunc:
         "x": ((g.batch * g.rows * g.columns, g.channels), p.in_dtype),
         "out": ((g.pixels, g.channels), p.out_dtype),
     }
-    launch = Launch((ceil(g.pixels * g.channels / threads), 1, 1), threads)
+    launch = Launch(ceil(g.pixels * g.channels / threads), threads)
     return device_prim_func(f"{p.operation}_pool", kernel, ("out",), launch, call)
 
 

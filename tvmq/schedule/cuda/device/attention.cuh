@@ -220,9 +220,11 @@ TVMQ_DEVICE void attention(void* shared, AttentionOperands with) {
   typedef AttentionBlock<S, WARPS> Block;
   alignas(16) __shared__ u8 table[128];
   u8* memory = static_cast<u8*>(shared);
-  const int lane = threadIdx.x % 32, first_query = (blockIdx.x * WARPS + threadIdx.x / 32) * 16;
-  Block block = {with, memory, memory + 2 * S::KEY_SLOT, table, static_cast<int>(blockIdx.z),
-                 static_cast<int>(blockIdx.y), lane, first_query + lane / 4, {}};
+  constexpr int PARTS = (S::QUERIES + 16 * WARPS - 1) / (16 * WARPS);
+  const int number = blockIdx.x, lane = threadIdx.x % 32;  // the parts of a head come one after another
+  const int first_query = (number % PARTS * WARPS + threadIdx.x / 32) * 16, task = number / PARTS;
+  Block block = {with, memory, memory + 2 * S::KEY_SLOT, table, task / S::HEADS, task % S::HEADS, lane,
+                 first_query + lane / 4, {}};
   for (int i = threadIdx.x; i < 128; i += Block::THREADS) table[i] = with.table[i];
   block.load_queries();
   int top[2], total[2] = {0, 0}, mixed[S::DIM / 8][4] = {};

@@ -205,38 +205,52 @@ TVMQ_DEVICE void store_sums(const Finish& finish, const u8* table, int row, int 
   }
 }
 
-// The tile whose first row and column these are, of a group with `outputs` columns; see store_sums.
-template <class T, bool SIGNED, class Source, class Finish>
-TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Finish& finish, u8* shared, int row,
-                              int column, int rows, int outputs, int depth, int first_output) {
+// Which tile of which group a block computes. A group's tiles go in bands of 8 tiles of rows, each through all columns
+// before the next: blocks that run at once read few rows and few columns, which the cache then has.
+template <class T, int ROWS, int OUTPUTS>
+struct Position {
+  static constexpr int BAND = 8, DOWN = (ROWS + T::ROWS - 1) / T::ROWS, ACROSS = (OUTPUTS + T::COLUMNS - 1) / T::COLUMNS;
+  static constexpr int LAST = (DOWN - 1) % BAND + 1;  // tiles of rows in the last band
+  int row, column, group;
+
+  TVMQ_DEVICE explicit Position(int block) {
+    const int tile = block % (DOWN * ACROSS), band = tile / (BAND * ACROSS), at = tile % (BAND * ACROSS);
+    const bool last = band == (DOWN - 1) / BAND;
+    row = (band * BAND + (last ? at % LAST : at % BAND)) * T::ROWS;
+    column = (last ? at / LAST : at / BAND) * T::COLUMNS, group = block / (DOWN * ACROSS);
+  }
+};
+
+// One tile of a group whose product is [ROWS, OUTPUTS]; see store_sums.
+template <class T, bool SIGNED, int ROWS, int OUTPUTS, int DEPTH, class Source, class Finish>
+TVMQ_DEVICE void product_tile(const Source& source, const u8* weight, const Finish& finish, void* shared,
+                              Position<T, ROWS, OUTPUTS> at) {
   alignas(16) __shared__ u8 table[256];
-  Supply<T, Source> supply(source, weight, shared, row, column, outputs, depth);
+  Supply<T, Source> supply(source, weight, static_cast<u8*>(shared), at.row, at.column, OUTPUTS, DEPTH);
   const int warp = threadIdx.x / 32;
-  const int warp_row = warp % (T::ROWS / T::WARP_ROWS) * T::WARP_ROWS;
-  const int warp_column = warp / (T::ROWS / T::WARP_ROWS) * T::WARP_COLUMNS;
+  const int row = warp % (T::ROWS / T::WARP_ROWS) * T::WARP_ROWS;
+  const int column = warp / (T::ROWS / T::WARP_ROWS) * T::WARP_COLUMNS;
   int sums[T::M][T::N][4] = {};
   finish.load_table(table);
-  sum_up<T, SIGNED>(supply, warp_row, warp_column, sums);
-  store_sums<T>(finish, table, row + warp_row, column + warp_column, rows, outputs, first_output, sums);
+  sum_up<T, SIGNED>(supply, row, column, sums);
+  store_sums<T>(finish, table, at.row + row, at.column + column, ROWS, OUTPUTS, at.group * OUTPUTS, sums);
 }
 
 // linear: x [ROWS, INPUTS] times weight [OUTPUTS padded to 32, DEPTH], packed; a block computes one tile.
 template <class T, bool SIGNED, int ROWS, int INPUTS, int OUTPUTS, int DEPTH, class Finish>
 TVMQ_DEVICE void linear(const void* x, const void* weight, void* shared, Operands operands) {
+  const Position<T, ROWS, OUTPUTS> at(blockIdx.x);
   const Rows<ROWS, INPUTS> source = {static_cast<const u8*>(x)};
-  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight), Finish{operands}, static_cast<u8*>(shared),
-                          blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, ROWS, OUTPUTS, DEPTH, 0);
+  product_tile<T, SIGNED, ROWS, OUTPUTS, DEPTH>(source, static_cast<const u8*>(weight), Finish{operands}, shared, at);
 }
 
-// conv2d: blockIdx.z is the group; each has INPUTS channels and OUTPUTS outputs of its own, 32 at a time in the weights.
+// conv2d: each group has INPUTS channels and OUTPUTS outputs of its own, which take whole 32s in the weights.
 template <class T, bool SIGNED, class Source, int PIXELS, int INPUTS, int OUTPUTS, int DEPTH, class Finish>
 TVMQ_DEVICE void conv2d(const void* x, const void* weight, void* shared, Operands operands) {
-  const int group = blockIdx.z;
-  const Source source = {static_cast<const u8*>(x), group * INPUTS};
-  const s64 first_line = static_cast<s64>(group) * padded_outputs(OUTPUTS);
-  product_tile<T, SIGNED>(source, static_cast<const u8*>(weight) + first_line * DEPTH, Finish{operands},
-                          static_cast<u8*>(shared), blockIdx.x * T::ROWS, blockIdx.y * T::COLUMNS, PIXELS, OUTPUTS,
-                          DEPTH, group * OUTPUTS);
+  const Position<T, PIXELS, OUTPUTS> at(blockIdx.x);
+  const Source source = {static_cast<const u8*>(x), at.group * INPUTS};
+  const u8* own = static_cast<const u8*>(weight) + static_cast<s64>(at.group) * padded_outputs(OUTPUTS) * DEPTH;
+  product_tile<T, SIGNED, PIXELS, OUTPUTS, DEPTH>(source, own, Finish{operands}, shared, at);
 }
 
 }  // namespace tvmq
