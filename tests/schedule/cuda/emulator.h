@@ -299,6 +299,18 @@ inline void load_matrices(u32* found, const u8* row) {
     std::memcpy(&found[i], reinterpret_cast<const u8*>(all.values[8 * i + lane / 4][0]) + lane % 4 * 4, 4);
 }
 
+inline void load_transposed(u32* found, const u8* row) {
+  const unsigned long long place = reinterpret_cast<unsigned long long>(row);
+  if (place % 16) std::fprintf(stderr, "gpu: ldmatrix of an address that is no multiple of 16\n"), std::abort();
+  const gpu::Exchange& all = gpu::exchange(&place, 1);
+  const int lane = gpu::current % 32;
+  for (int i = 0; i < 4; ++i)
+    for (int e = 0; e < 2; ++e) {
+      const u8* line = reinterpret_cast<const u8*>(all.values[8 * i + lane % 4 * 2 + e][0]);
+      std::memcpy(reinterpret_cast<u8*>(&found[i]) + 2 * e, line + lane / 4 * 2, 2);
+    }
+}
+
 inline void copy_async(u8* to, const u8* from, bool exists) {
   if (reinterpret_cast<u64>(to) % 16 || (exists && reinterpret_cast<u64>(from) % 16))
     std::fprintf(stderr, "gpu: cp.async of an address that is no multiple of 16\n"), std::abort();

@@ -31,6 +31,8 @@ ATTENTIONS = {
     "biased": replace(DEIT, batch=4, queries=9, keys=9, head_dim=32, biases=((1, 2), (2, 1)), score_shift=6),
     "masked": replace(DEIT, batch=2, queries=33, keys=33, head_dim=48, mask=(2, 33), indexed=True),
     "hidden": replace(DEIT, batch=2, queries=7, keys=65, head_dim=16, mask=(2, 1), score_shift=-2),
+    "long": replace(DEIT, heads=1, queries=19, keys=197, head_dim=32),
+    "broad": replace(DEIT, heads=1, queries=18, keys=100, head_dim=144),
     "flat": replace(DEIT, heads=1, queries=17, keys=64, head_dim=96, score_shift=20),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from tvmq.schedule.space import Space
 
 MOST_WARPS = 8
 QUERIES_PER_WARP = 16
-KEYS_PER_TILE, PADDING = 64, 16  # see device/attention.cuh
+PADDING = 16  # of a key in shared memory; see device/attention.cuh
 MOST_HEAD_DIM = 256  # a warp's sums of 16 queries: half the registers of a thread
 
 
@@ -89,9 +89,10 @@ def attention_prim_func(spec: AttentionSpec, warps: int) -> tirx.PrimFunc:
 
 
 def attention_bytes(spec: AttentionSpec) -> int:
-    """Return the shared memory of a block: two tiles of keys, and one of values by dimension."""
-    keys = KEYS_PER_TILE * (ceil(spec.head_dim / 32) * 32 + PADDING)
-    return 2 * keys + spec.head_dim * (KEYS_PER_TILE + PADDING)
+    """Return the shared memory of a block: two tiles of keys and two of values; see device/attention.cuh."""
+    tile = 32 if spec.head_dim > 128 else 64
+    key, value = ceil(spec.head_dim / 32) * 32 + PADDING, (spec.head_dim // 16 | 1) * 16
+    return 2 * tile * (key + value)
 
 
 def _shape(s: AttentionSpec) -> str:

@@ -1,5 +1,6 @@
 // Attention: numerics.attention for one head and WARPS * 16 queries per block; no logit reaches memory. The weights of a
-// row need its largest logit first, so q.k is computed twice. Keys pass through shared memory KEYS at a time.
+// row need its largest logit first, so q.k is computed twice: forwards through the keys, then backwards with the values,
+// since the last keys are still in shared memory then. They pass through it TILE at a time, in two slots.
 #pragma once
 
 namespace tvmq {
@@ -41,9 +42,10 @@ struct AttentionShape {
   typedef First_ First;
   typedef Second_ Second;
   typedef Mask_ Mask;
-  // In shared memory: keys of 16-byte chunks, padded to 32 for the products; values by dimension.
-  static constexpr int TILE = 64, PADDED = (DIM + 31) / 32 * 32, KEY_PITCH = PADDED + 16, VALUE_PITCH = TILE + 16;
-  static constexpr int KEY_SLOT = TILE * KEY_PITCH, STEPS = PADDED / 32;
+  // In shared memory: keys padded to 32 bytes for the products. Eight neighbouring rows begin in different banks.
+  static constexpr int TILE = DIM > 128 ? 32 : 64, TILES = (KEYS + TILE - 1) / TILE;
+  static constexpr int PADDED = (DIM + 31) / 32 * 32, KEY_PITCH = PADDED + 16, VALUE_PITCH = (DIM / 16 | 1) * 16;
+  static constexpr int KEY_SLOT = TILE * KEY_PITCH, VALUE_SLOT = TILE * VALUE_PITCH, STEPS = PADDED / 32;
 };
 
 template <class S, int WARPS>
@@ -75,43 +77,31 @@ struct AttentionBlock {
     }
   }
 
-  TVMQ_DEVICE void request_keys(int slot, int first) const {
+  TVMQ_DEVICE void request_keys(int tile) const {
     constexpr int CHUNKS = S::PADDED / 16;
     for (int i = threadIdx.x; i < S::TILE * CHUNKS; i += THREADS) {
       const int key = i / CHUNKS, at = i % CHUNKS * 16;
-      const u8* row = with.k + token(S::KEYS, first + key) * S::WIDTH + head * S::DIM;
-      copy_async(keys + slot * S::KEY_SLOT + key * S::KEY_PITCH + at, at < S::DIM ? row + at : row, at < S::DIM);
+      if (tile * S::TILE + key >= S::KEYS) break;
+      const u8* row = with.k + token(S::KEYS, tile * S::TILE + key) * S::WIDTH + head * S::DIM;
+      copy_async(keys + tile % 2 * S::KEY_SLOT + key * S::KEY_PITCH + at, at < S::DIM ? row + at : row, at < S::DIM);
     }
   }
 
-  // Values change places so that a lane's own weights are what the product wants of it: of 16 keys, bytes 4 t to 4 t + 3
-  // are keys 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. Of 16 dimensions, line 8 j + 2 t + e is dimension 4 t + 2 j + e.
-  TVMQ_DEVICE void bring_values(int first) const {
-    constexpr int QUADS = S::DIM / 4;
-    for (int i = threadIdx.x; i < S::TILE / 4 * QUADS; i += THREADS) {
-      const int t = i % 4, quad = i / 4 % QUADS, block = i / 4 / QUADS;
-      u32 rows[4];
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int key = first + 16 * block + 2 * t + r % 2 + r / 2 * 8;
-        rows[r] = *reinterpret_cast<const u32*>(with.v + token(S::KEYS, key) * S::WIDTH + head * S::DIM + 4 * quad);
-      }
-      const u32 low02 = __byte_perm(rows[0], rows[1], 0x5140), high02 = __byte_perm(rows[0], rows[1], 0x7362);
-      const u32 low13 = __byte_perm(rows[2], rows[3], 0x5140), high13 = __byte_perm(rows[2], rows[3], 0x7362);
-      const u32 columns[4] = {__byte_perm(low02, low13, 0x5410), __byte_perm(low02, low13, 0x7632),
-                              __byte_perm(high02, high13, 0x5410), __byte_perm(high02, high13, 0x7632)};
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int line = quad / 4 * 16 + r / 2 * 8 + quad % 4 * 2 + r % 2;
-        *reinterpret_cast<u32*>(values + line * S::VALUE_PITCH + 16 * block + 4 * t) = columns[r];
-      }
+  TVMQ_DEVICE void request_values(int tile) const {
+    constexpr int CHUNKS = S::DIM / 16;
+    for (int i = threadIdx.x; i < S::TILE * CHUNKS; i += THREADS) {
+      const int key = i / CHUNKS, at = i % CHUNKS * 16;
+      if (tile * S::TILE + key >= S::KEYS) break;
+      const u8* row = with.v + token(S::KEYS, tile * S::TILE + key) * S::WIDTH + head * S::DIM;
+      copy_async(values + tile % 2 * S::VALUE_SLOT + key * S::VALUE_PITCH + at, row + at, true);
     }
   }
 
-  // The logits of 8 keys, of which this lane has two for each of its two rows; hidden ones count as the least number.
-  TVMQ_DEVICE void logits(int slot, int tile, int first, int* found) const {
+  // The logits of keys 8 j to 8 j + 7 of a tile, of which this lane has two for each of its two rows; hidden ones count as
+  // the least number.
+  TVMQ_DEVICE void logits(int tile, int j, int* found) const {
     found[0] = found[1] = found[2] = found[3] = 0;
-    const u8* row = keys + slot * S::KEY_SLOT + (8 * tile + lane % 8) * S::KEY_PITCH;
+    const u8* row = keys + tile % 2 * S::KEY_SLOT + (8 * j + lane % 8) * S::KEY_PITCH;
 #pragma unroll
     for (int step = 0; step < S::STEPS; step += 2) {
       u32 b[4];
@@ -119,7 +109,7 @@ struct AttentionBlock {
       mma<true>(found, q[step], b[0], b[1]);
       if (step + 1 < S::STEPS) mma<true>(found, q[step + 1 < S::STEPS ? step + 1 : step], b[2], b[3]);
     }
-    const int key = first + 8 * tile + lane % 4 * 2;
+    const int key = tile * S::TILE + 8 * j + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i) found[i] = finished(found[i], min(query + i / 2 * 8, S::QUERIES - 1), key + i % 2);
   }
@@ -142,28 +132,31 @@ struct AttentionBlock {
     return clip(logit + bias[(static_cast<s64>(plane) * S::QUERIES + row) * S::KEYS + key], -32768, 32767);
   }
 
-  // The largest logit of each of the two rows.
+  // Whether any of the keys 8 j to 8 j + 7 of a tile exists.
+  static TVMQ_DEVICE bool exist(int tile, int j) { return S::KEYS % S::TILE == 0 || tile * S::TILE + 8 * j < S::KEYS; }
+
+  // The largest logit of each of the two rows. The last values are on their way then.
   TVMQ_DEVICE void tops(int* top) const {
-    constexpr int TILES = (S::KEYS + S::TILE - 1) / S::TILE;
     top[0] = top[1] = HIDDEN;
-    request_keys(0, 0);
+    request_keys(0);
     commit_copies();
-    for (int tile = 0; tile < TILES; ++tile) {
+    for (int tile = 0; tile < S::TILES; ++tile) {
       wait_for_copies<0>();
       __syncthreads();
-      if (tile + 1 < TILES) request_keys((tile + 1) % 2, (tile + 1) * S::TILE);
+      if (tile + 1 < S::TILES) request_keys(tile + 1);
+      if (tile + 1 == S::TILES) request_values(tile);
       commit_copies();
 #pragma unroll
       for (int j = 0; j < S::TILE / 8; ++j) {
+        if (!exist(tile, j)) break;
         int found[4];
-        logits(tile % 2, j, tile * S::TILE, found);
+        logits(tile, j, found);
         top[0] = max(top[0], max(found[0], found[1]));
         top[1] = max(top[1], max(found[2], found[3]));
       }
     }
     for (int lanes = 1; lanes < 4; lanes *= 2)
       for (int row = 0; row < 2; ++row) top[row] = max(top[row], __shfl_xor_sync(~0u, top[row], lanes));
-    __syncthreads();
   }
 
   TVMQ_DEVICE u32 weight(int logit, int top, int& total) const {
@@ -172,23 +165,27 @@ struct AttentionBlock {
     return found;
   }
 
-  // Multiply the weights of 32 keys, four tiles from `tile` on, with their values.
-  TVMQ_DEVICE void mix(int slot, int tile, int first, const int* top, int* total, int (*mixed)[4]) const {
+  // Multiply the weights of keys 8 j to 8 j + 31 of a tile with their values. Of 16 keys, bytes 4 t to 4 t + 3 of the
+  // product's depth are keys 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: those whose weights lane t has. Of 16 dimensions the
+  // even ones are columns of one product, the odd ones of the other.
+  TVMQ_DEVICE void mix(int tile, int j, const int* top, int* total, int (*mixed)[4]) const {
     u32 a[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      if (!exist(tile, j + i)) break;
       int found[4];
-      logits(slot, tile + j, first, found);
+      logits(tile, j + i, found);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        a[i / 2 + j / 2 * 2] |= weight(found[i], top[i / 2], total[i / 2]) << (j % 2 * 16 + i % 2 * 8);
+      for (int e = 0; e < 4; ++e)
+        a[e / 2 + i / 2 * 2] |= weight(found[e], top[e / 2], total[e / 2]) << (i % 2 * 16 + e % 2 * 8);
     }
+    const u8* row = values + tile % 2 * S::VALUE_SLOT + (8 * j + lane) * S::VALUE_PITCH;
 #pragma unroll
-    for (int line = 0; line < S::DIM / 8; line += 2) {
+    for (int block = 0; block < S::DIM / 16; ++block) {
       u32 b[4];
-      load_matrices(b, values + (8 * line + lane / 16 * 8 + lane % 8) * S::VALUE_PITCH + 8 * tile + lane / 8 % 2 * 16);
-      mma<false>(mixed[line], a, b[0], b[1]);
-      mma<false>(mixed[line + 1], a, b[2], b[3]);
+      load_transposed(b, row + 16 * block);
+      mma<false>(mixed[2 * block], a, __byte_perm(b[0], b[1], 0x6420), __byte_perm(b[2], b[3], 0x6420));
+      mma<false>(mixed[2 * block + 1], a, __byte_perm(b[0], b[1], 0x7531), __byte_perm(b[2], b[3], 0x7531));
     }
   }
 
@@ -205,7 +202,7 @@ struct AttentionBlock {
         u32 word = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const s64 product = mixed[2 * block + i / 2][2 * half + i % 2] * reciprocal;
+          const s64 product = mixed[2 * block + i % 2][2 * half + i / 2] * reciprocal;
           const s64 moved = ((product + (1LL << (S::NORM_SHIFT - 1))) >> S::NORM_SHIFT) + S::ZERO_POINT;
           word |= (static_cast<u32>(clip(moved, static_cast<s64>(S::LOW), static_cast<s64>(S::HIGH))) & 255) << (8 * i);
         }
@@ -229,18 +226,17 @@ TVMQ_DEVICE void attention(void* shared, AttentionOperands with) {
   block.load_queries();
   int top[2], total[2] = {0, 0}, mixed[S::DIM / 8][4] = {};
   block.tops(top);
-  constexpr int TILES = (S::KEYS + S::TILE - 1) / S::TILE;
-  block.request_keys(0, 0);
-  commit_copies();
-  for (int tile = 0; tile < TILES; ++tile) {
-    block.bring_values(tile * S::TILE);
+  for (int tile = S::TILES - 1; tile >= 0; --tile) {
     wait_for_copies<0>();
     __syncthreads();
-    if (tile + 1 < TILES) block.request_keys((tile + 1) % 2, (tile + 1) * S::TILE);
+    if (tile > 0) block.request_values(tile - 1);
+    if (tile > 0 && tile + 1 < S::TILES) block.request_keys(tile - 1);  // the last two are there
     commit_copies();
 #pragma unroll
-    for (int part = 0; part < S::TILE / 8; part += 4) block.mix(tile % 2, part, tile * S::TILE, top, total, mixed);
-    __syncthreads();
+    for (int part = 0; part < S::TILE / 8; part += 4) {
+      if (!Block::exist(tile, part)) break;
+      block.mix(tile, part, top, total, mixed);
+    }
   }
   block.store(total, mixed);
 }

@@ -99,6 +99,15 @@ TVMQ_DEVICE void load_matrices(u32* found, const u8* row) {
                : "memory");
 }
 
+// The same with pairs of bytes transposed: a lane has pair lane / 4 of rows 2 t and 2 t + 1, t = lane % 4.
+TVMQ_DEVICE void load_transposed(u32* found, const u8* row) {
+  u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(found[0]), "=r"(found[1]), "=r"(found[2]), "=r"(found[3])
+               : "r"(address)
+               : "memory");
+}
+
 #else
 
 TVMQ_DEVICE void load_matrices(u32* found, const u8* row) {
@@ -107,6 +116,17 @@ TVMQ_DEVICE void load_matrices(u32* found, const u8* row) {
   for (int i = 0; i < 4; ++i) {
     u64 place = __shfl_sync(~0u, reinterpret_cast<u64>(row), 8 * i + lane / 4);
     found[i] = reinterpret_cast<const u32*>(place)[lane % 4];
+  }
+}
+
+TVMQ_DEVICE void load_transposed(u32* found, const u8* row) {
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    u64 first = __shfl_sync(~0u, reinterpret_cast<u64>(row), 8 * i + lane % 4 * 2);
+    u64 second = __shfl_sync(~0u, reinterpret_cast<u64>(row), 8 * i + lane % 4 * 2 + 1);
+    u32 low = reinterpret_cast<const unsigned short*>(first)[lane / 4];
+    found[i] = low | static_cast<u32>(reinterpret_cast<const unsigned short*>(second)[lane / 4]) << 16;
   }
 }
 
