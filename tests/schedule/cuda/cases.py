@@ -67,7 +67,7 @@ def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
 
 
 def _packed(weight: Any, spec: ProductSpec) -> Any:
-    return pack_product(weight.astype("int8"), spec.groups)
+    return pack_product(weight.astype("int8"), spec.groups, spec.run)
 
 
 def _convolved(x: Any, weight: Any, g: ConvGeometry, pad_value: int) -> Any:

@@ -26,6 +26,16 @@ def test_products_come_back(shape: tuple[int, ...], groups: int):
     np.testing.assert_array_equal(unpack(packed, "cuda_product", shape), weight)
 
 
+@pytest.mark.parametrize(("layout", "run"), [("cuda_product_rows", 21), ("cuda_product_taps", 3)])
+def test_what_lies_together_of_a_window_takes_a_multiple_of_8(layout: str, run: int):
+    weight = np.random.default_rng(0).integers(-128, 128, (5, 7, 3, 20)).astype("int8")
+    packed = pack_product(weight, run=run)
+    pitch = -(-run // 8) * 8
+    assert packed.shape == (1, 32, -(-105 // run * pitch // 64) * 64)
+    assert not packed[:, :, run:pitch].any()
+    np.testing.assert_array_equal(unpack(packed, layout, weight.shape), weight)
+
+
 def test_a_thread_comes_to_hold_neighbouring_outputs():
     outputs = np.arange(32).astype("int8")[None]
     lines = pack_product(outputs)[0, :, 0]

@@ -90,6 +90,27 @@ def test_convolutions_equal_numerics(capability: tuple[int, int]):
     check(cases, capability)
 
 
+@needs_emulator
+def test_windows_of_few_channels_equal_numerics():
+    """Eight bytes at a time, wherever they lie: across words, at both borders, dilated, of a group."""
+    image, square = {"batch": 2, "rows": 9, "columns": 7}, {"kernel_rows": 7, "kernel_columns": 7}
+    strided = {"stride_rows": 2, "stride_columns": 2}
+    geometries = [
+        {"channels": 3, "outputs": 16, **square, **strided, "top": 3, "left": 3, "bottom": 3, "right": 3},
+        {"channels": 20, "outputs": 8, "kernel_rows": 2, "kernel_columns": 3, "left": 5, "right": 6},
+        {"channels": 3, "outputs": 8, "kernel_rows": 4, "kernel_columns": 4, **strided},  # patches
+        {"channels": 36, "outputs": 24, "groups": 3, **square, "dilation_columns": 2, "left": 7, "right": 8},
+        {"channels": 15, "outputs": 24, "groups": 3, **square, "top": 1, "left": 2, "right": 7},
+        {"channels": 1, "outputs": 8, "kernel_rows": 1, "kernel_columns": 1, "left": 1, "right": 1},
+    ]
+    cases = {}
+    for i, (fields, epilogue) in enumerate(zip(geometries, EPILOGUES, strict=False)):
+        spec = conv_spec(ConvGeometry(**image, **fields), epilogue)
+        assert isinstance(spec, ProductSpec)
+        cases[f"case{i}"] = (spec, SMALL)
+    check(cases, (8, 0))
+
+
 def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
     fields = {"channels": 8, "outputs": 8, "kernel_rows": 1, "kernel_columns": 1, "groups": 2}
     spec = conv_spec(ConvGeometry(batch=1, rows=4, columns=4, **fields), "uint8")
@@ -98,7 +119,9 @@ def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
     assert supports(linear_spec(4, 4, 3, "uint8")) is None
 
 
-@pytest.mark.parametrize("gpu", [LARGE, Gpu((7, 5), 40, 1024), Gpu((7, 2), 8, 256), Gpu((8, 7), 16, 2048)])
+@pytest.mark.parametrize(
+    "gpu", [LARGE, Gpu((7, 5), 40, 1024), Gpu((7, 2), 8, 256), Gpu((8, 7), 16, 2048)]
+)
 @pytest.mark.parametrize("rows", [1, 197, 197 * 64])
 def test_the_default_tile_fits_and_large_products_get_large_tiles(gpu: Gpu, rows: int):
     spec = linear_spec(rows, 768, 3072, "table")

@@ -32,7 +32,9 @@ def find(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile) -> 
     return None if family is None or gpu is None else family(attrs, shapes, profile, gpu)
 
 
-def _linear(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+def _linear(
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+) -> Kernel | None:
     if attrs["in_dtype"] not in OPERANDS:
         return None
     # The weight of a convolution that is a product of every pixel is [1, 1, inputs, outputs].
@@ -42,7 +44,9 @@ def _linear(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, 
     return _product(spec, f"linear_{count}x{inputs}x{outputs}", len(shapes), profile, gpu)
 
 
-def _conv2d(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+def _conv2d(
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+) -> Kernel | None:
     g = ConvGeometry.from_attrs(attrs)
     if attrs["in_dtype"] not in OPERANDS:
         return None
@@ -57,10 +61,13 @@ def _conv2d(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, 
     return _product(spec, name, len(shapes), profile, gpu)
 
 
-def _product(spec: ProductSpec, name: str, arguments: int, profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+def _product(
+    spec: ProductSpec, name: str, arguments: int, profile: TargetProfile, gpu: Gpu
+) -> Kernel | None:
     if product.supports(spec) is not None:
         return None
-    weight = Packing("cuda_product", functools.partial(pack_product, groups=spec.groups))
+    layout = "cuda_product" + (("_rows" if spec.by_rows else "_taps") if spec.geometry else "")
+    weight = Packing(layout, functools.partial(pack_product, groups=spec.groups, run=spec.run))
 
     def build(**decisions: Any) -> tirx.PrimFunc:
         return product.product_prim_func(spec, TileDecision(**decisions))
@@ -85,7 +92,9 @@ def _packing(linear: LinearSpec, weight: Packing, arguments: int) -> tuple[Packi
     return packing + (None,) * (arguments - len(packing))
 
 
-def _pool(attrs: Attributes, _shapes: Sequence[Shape], profile: TargetProfile, _gpu: Gpu) -> Kernel | None:
+def _pool(
+    attrs: Attributes, _shapes: Sequence[Shape], profile: TargetProfile, _gpu: Gpu
+) -> Kernel | None:
     spec = pool_spec_of(attrs)
     g = spec.geometry
     name = f"{spec.pooling.operation}_pool_{g.out_rows}x{g.out_columns}x{g.channels}"
@@ -105,7 +114,9 @@ def _layer_norm(
     return Kernel((spec, profile.name), name, packing, build, rows.layer_norm_space(spec, gpu))
 
 
-def _attention(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu) -> Kernel | None:
+def _attention(
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+) -> Kernel | None:
     spec = attention_spec_of(attrs, shapes)
     if rows.supports(spec) is not None or rows.attention_bytes(spec) > gpu.shared_bytes:
         return None

@@ -1,8 +1,9 @@
 """How constants lie in a GPU's memory.
 
-A product's weights are [groups, outputs, depth], outputs padded to 32 and depth to 64 by zeros. Of 32
-outputs, line 8 j + 2 t + e is output 8 t + 2 j + e: tensor cores give a thread two neighbouring columns of
-each tile of 8, so it comes to hold 8 neighbouring outputs of four tiles.
+A product's weights are [groups, outputs, depth], outputs padded to 32 and depth to 64 by zeros; of a
+convolution, what lies together of a window, a row or a tap, is padded to 8 before. Of 32 outputs, line
+8 j + 2 t + e is output 8 t + 2 j + e: tensor cores give a thread two neighbouring columns of each tile of 8,
+so it comes to hold 8 neighbouring outputs of four tiles.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-OUTPUT_BLOCK, DEPTH_BLOCK = 32, 64
+OUTPUT_BLOCK, DEPTH_BLOCK, RUN_BLOCK = 32, 64, 8
 QUAD = 4  # channels of a depthwise convolution that a thread has
 
 Array = npt.NDArray[Any]
@@ -26,22 +27,31 @@ def padded(length: int, block: int) -> int:
     return -(-length // block) * block
 
 
-def pack_product(weight: Int8s, groups: int = 1) -> Int8s:
-    """Return int8 [..., inputs of a group, outputs] as [groups, outputs, depth]."""
+def pack_product(weight: Int8s, groups: int = 1, run: int | None = None) -> Int8s:
+    """Return int8 [..., inputs of a group, outputs] as [groups, outputs, depth].
+
+    run: inputs that lie together, by default all.
+    """
     flat = weight.reshape(-1, groups, weight.shape[-1] // groups).transpose(1, 2, 0)
+    if run is not None:
+        runs = flat.reshape(*flat.shape[:2], -1, run)
+        flat = np.pad(runs, ((0, 0), (0, 0), (0, 0), (0, -run % RUN_BLOCK))).reshape(*flat.shape[:2], -1)
     outputs, depth = flat.shape[1:]
     wide = np.pad(flat, ((0, 0), (0, -outputs % OUTPUT_BLOCK), (0, -depth % DEPTH_BLOCK)))
     tiles = wide.reshape(groups, -1, 4, 4, 2, wide.shape[2])  # block, t, j, e
     return np.ascontiguousarray(tiles.transpose(0, 1, 3, 2, 4, 5).reshape(wide.shape))
 
 
-def unpack_product(packed: Int8s, shape: tuple[int, ...]) -> Int8s:
+def unpack_product(packed: Int8s, shape: tuple[int, ...], run: int | None = None) -> Int8s:
     """Return what pack_product was given."""
-    groups, outputs = len(packed), shape[-1]
+    groups, outputs, inputs = len(packed), shape[-1], int(np.prod(shape[:-1]))
     tiles = packed.reshape(groups, -1, 4, 4, 2, packed.shape[2]).transpose(0, 1, 3, 2, 4, 5)
-    depth = int(np.prod(shape[:-1]))
-    flat = tiles.reshape(packed.shape)[:, : outputs // groups, :depth]
-    return np.ascontiguousarray(flat.transpose(2, 0, 1).reshape(shape))
+    flat = tiles.reshape(packed.shape)[:, : outputs // groups]
+    if run is not None:
+        pitch = padded(run, RUN_BLOCK)
+        runs = flat[:, :, : inputs // run * pitch].reshape(*flat.shape[:2], -1, pitch)
+        flat = runs[..., :run].reshape(*flat.shape[:2], -1)
+    return np.ascontiguousarray(flat[:, :, :inputs].transpose(2, 0, 1).reshape(shape))
 
 
 def pack_taps(weight: Int8s) -> Int8s:
@@ -63,6 +73,8 @@ def pack_channels(values: Array) -> Array:
 UNPACK: Mapping[str, Callable[[Array, tuple[int, ...]], Array]] = MappingProxyType(
     {
         "cuda_product": unpack_product,
+        "cuda_product_rows": lambda packed, shape: unpack_product(packed, shape, shape[1] * shape[2]),
+        "cuda_product_taps": lambda packed, shape: unpack_product(packed, shape, shape[2]),
         "cuda_taps": unpack_taps,
         "cuda_channels": lambda packed, shape: np.ascontiguousarray(packed[: shape[0]]),
     }

@@ -12,7 +12,7 @@ from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule.cuda.gpu import Gpu
 from tvmq.schedule.cuda.launch import C_TYPES, Buffers, Call, Launch, device_prim_func, template
-from tvmq.schedule.cuda.packing import DEPTH_BLOCK, OUTPUT_BLOCK, padded
+from tvmq.schedule.cuda.packing import DEPTH_BLOCK, OUTPUT_BLOCK, RUN_BLOCK, padded
 from tvmq.schedule.linear_spec import TABLE_SIZE, LinearSpec
 from tvmq.schedule.space import Decisions, Space
 
@@ -44,10 +44,21 @@ class ProductSpec:
         return self.product.outputs // self.groups
 
     @property
+    def by_rows(self) -> bool:
+        """Whether a row of a convolution's window lies together, not its taps alone."""
+        g = self.geometry
+        return g is not None and g.group_inputs == g.channels and g.dilation_columns == 1
+
+    @property
+    def run(self) -> int:
+        """Return how many inputs of an output lie together."""
+        return self.product.inputs * (self.geometry.kernel_columns if self.geometry and self.by_rows else 1)
+
+    @property
     def depth(self) -> int:
         """Return what one output sums, with the padding of the weights."""
         taps = self.geometry.kernel_rows * self.geometry.kernel_columns if self.geometry else 1
-        return padded(taps * self.product.inputs, DEPTH_BLOCK)
+        return padded(taps * self.product.inputs // self.run * padded(self.run, RUN_BLOCK), DEPTH_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)

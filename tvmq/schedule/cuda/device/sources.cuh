@@ -4,6 +4,26 @@
 
 namespace tvmq {
 
+// The 8 bytes from place on, of which only those from `low` on and before `high` may be read; the others are any.
+// ALIGNED: place is a multiple of 4. Whole words are read that hold one of these bytes.
+template <bool ALIGNED>
+TVMQ_DEVICE void words_of(const u8* place, int low, int high, u32* words) {
+  const int shift = ALIGNED ? 0 : static_cast<int>(reinterpret_cast<u64>(place) % 4);
+  const int from = max(low, 0), to = min(high, 8);
+  u32 found[3];
+#pragma unroll
+  for (int i = 0; i < (ALIGNED ? 2 : 3); ++i) {
+    const int begin = 4 * i - shift;
+    const bool wanted = from < to && begin < to && begin + 4 > from;
+    found[i] = wanted ? *reinterpret_cast<const u32*>(place + begin) : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) words[i] = ALIGNED ? found[i] : __byte_perm(found[i], found[i + 1], 0x3210 + 0x1111 * shift);
+}
+
+// All bits of the bytes of a word from `first` on.
+TVMQ_DEVICE u32 bytes_from(int first) { return static_cast<u32>(0xFFFFFFFFull << 8 * clip(first, 0, 4)); }
+
 // The rows of a matrix [ROWS, INPUTS], as they lie. Past the last input the weights are zeros.
 template <int ROWS, int INPUTS>
 struct Rows {
@@ -19,11 +39,15 @@ struct Rows {
   // Where the chunk lies, null for padding.
   TVMQ_DEVICE const u8* place(const Row& row, int k) const { return row.first + min(k, INPUTS - 16); }
 
-  TVMQ_DEVICE u8 byte(const Row& row, int k) const { return k < INPUTS ? row.first[k] : 0; }
+  // Bytes k to k + 7, where the chunks are not WHOLE; any past the last input.
+  TVMQ_DEVICE void eight(const Row& row, int k, u32* words) const {
+    words_of<INPUTS % 4 == 0>(row.first + k, 0, INPUTS - k, words);
+  }
 };
 
 // The windows of a convolution over x [BATCH, HEIGHT, WIDTH, CHANNELS]; of a group's INPUTS channels from `first` on.
-// k counts rows of the window, then columns, then channels.
+// k counts rows of the window, then columns, then channels. Bytes of a window that lie together are a run; where chunks
+// are not WHOLE each run takes a multiple of 8, so that 8 bytes of a chunk are of one run.
 template <int BATCH, int HEIGHT, int WIDTH, int CHANNELS, int INPUTS, int WINDOW_ROWS, int WINDOW_COLUMNS, int STRIDE_ROWS,
           int STRIDE_COLUMNS, int TOP, int LEFT, int DILATION_ROWS, int DILATION_COLUMNS, int OUT_ROWS, int OUT_COLUMNS,
           int PAD_VALUE>
@@ -31,6 +55,12 @@ struct Windows {
   static constexpr bool WHOLE = INPUTS % 16 == 0 && CHANNELS % 16 == 0;
   static constexpr int PAD = PAD_VALUE;
   static constexpr int DEPTH = WINDOW_ROWS * WINDOW_COLUMNS * INPUTS;
+  static constexpr bool BY_ROWS = INPUTS == CHANNELS && DILATION_COLUMNS == 1;  // a row of the window is a run, else a tap
+  static constexpr int ACROSS = BY_ROWS ? 1 : WINDOW_COLUMNS, RUN = BY_ROWS ? WINDOW_COLUMNS * CHANNELS : INPUTS;
+  static constexpr int PITCH = (RUN + 7) / 8 * 8, RUNS = WINDOW_ROWS * ACROSS;
+  static constexpr bool PADDED = TOP > 0 || LEFT > 0 ||
+                                 (OUT_ROWS - 1) * STRIDE_ROWS + (WINDOW_ROWS - 1) * DILATION_ROWS - TOP >= HEIGHT ||
+                                 (OUT_COLUMNS - 1) * STRIDE_COLUMNS + (WINDOW_COLUMNS - 1) * DILATION_COLUMNS - LEFT >= WIDTH;
   struct Row {
     const u8* image;
     int y, x;
@@ -52,30 +82,36 @@ struct Windows {
     return inside ? row.image + (y * WIDTH + x) * CHANNELS + at % INPUTS / 16 * 16 : nullptr;
   }
 
-  TVMQ_DEVICE u8 byte(const Row& row, int k) const {
-    const int tap = k / INPUTS;
-    const int y = row.y + tap / WINDOW_COLUMNS * DILATION_ROWS, x = row.x + tap % WINDOW_COLUMNS * DILATION_COLUMNS;
-    const bool inside = static_cast<u32>(y) < HEIGHT && static_cast<u32>(x) < WIDTH;
-    return k >= DEPTH ? 0 : inside ? row.image[(y * WIDTH + x) * CHANNELS + k % INPUTS] : static_cast<u8>(PAD);
+  // Bytes k to k + 7, where the chunks are not WHOLE; any past the end of a run.
+  TVMQ_DEVICE void eight(const Row& row, int k, u32* words) const {
+    const int run = k / PITCH, at = k % PITCH, y = row.y + run / ACROSS * DILATION_ROWS;
+    const int start = (row.x + run % ACROSS * DILATION_COLUMNS) * CHANNELS + at;  // in the line of the image
+    const bool inside = run < RUNS && static_cast<u32>(y) < HEIGHT;
+    const int low = -start, high = inside ? min(WIDTH * CHANNELS - start, RUN - at) : -8;
+    words_of<CHANNELS % 4 == 0 && INPUTS % 4 == 0>(row.image + y * WIDTH * CHANNELS + start, low, high, words);
+    if (!PADDED) return;
+    constexpr u32 PADS = (PAD & 255) * 0x01010101u;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const u32 kept = bytes_from(low - 4 * i) & ~bytes_from(high - 4 * i);
+      words[i] = (words[i] & kept) | (PADS & ~kept);
+    }
   }
 };
 
 // The 16 bytes of a chunk, wherever they lie.
 template <class Source>
 TVMQ_DEVICE uint4 chunk(const Source& source, const typename Source::Row& row, int k) {
-  alignas(16) u32 words[4];
   if constexpr (Source::WHOLE) {
     const u8* place = source.place(row, k);
     constexpr u32 PADS = (Source::PAD & 255) * 0x01010101u;
     return place ? *reinterpret_cast<const uint4*>(place) : make_uint4(PADS, PADS, PADS, PADS);
+  } else {
+    u32 words[4];
+    source.eight(row, k, words);
+    source.eight(row, k + 8, words + 2);
+    return make_uint4(words[0], words[1], words[2], words[3]);
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words[i] = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) words[i] |= static_cast<u32>(source.byte(row, k + 4 * i + j)) << (8 * j);
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 }  // namespace tvmq
