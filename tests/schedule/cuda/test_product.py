@@ -10,7 +10,7 @@ import pytest
 from tests.schedule.cuda.cases import EPILOGUES, conv_spec, linear_spec, random_case
 from tests.schedule.cuda.emulator import EmulatedKernels, needs_emulator
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.product import (
     DEFAULTS,
     ProductSpec,
@@ -24,7 +24,7 @@ from tvmq.schedule.cuda.product import (
 )
 
 ARCHITECTURES = [(7, 2), (7, 5), (8, 0)]  # dot products, small and large tensor cores
-LARGE = Gpu((9, 0), 132, 4096)
+LARGE = GpuModel((9, 0), 132, 4096)
 SMALL = TileDecision(32, 64, 64, 16, 32, 2)
 
 
@@ -120,10 +120,10 @@ def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
 
 
 @pytest.mark.parametrize(
-    "gpu", [LARGE, Gpu((7, 5), 40, 1024), Gpu((7, 2), 8, 256), Gpu((8, 7), 16, 2048)]
+    "gpu", [LARGE, GpuModel((7, 5), 40, 1024), GpuModel((7, 2), 8, 256), GpuModel((8, 7), 16, 2048)]
 )
 @pytest.mark.parametrize("rows", [1, 197, 197 * 64])
-def test_the_default_tile_fits_and_large_products_get_large_tiles(gpu: Gpu, rows: int):
+def test_the_default_tile_fits_and_large_products_get_large_tiles(gpu: GpuModel, rows: int):
     spec = linear_spec(rows, 768, 3072, "table")
     tile = default_tile(spec, gpu)
     assert fits(tile, gpu)

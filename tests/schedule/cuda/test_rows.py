@@ -11,7 +11,7 @@ import pytest
 from tests.schedule.cuda.emulator import EmulatedKernels, extents, needs_emulator
 from tvmq import numerics
 from tvmq.schedule.attention_spec import AttentionSpec
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.rows import (
     attention_bytes,
     attention_prim_func,
@@ -125,7 +125,7 @@ def norm_case(spec: LayerNormSpec) -> tuple[list[Any], list[Any]]:
 
 
 def test_defaults_keep_a_large_gpu_busy_and_fit_any():
-    large, small = Gpu((9, 0), 132, 4096), Gpu((7, 5), 40, 1024)
+    large, small = GpuModel((9, 0), 132, 4096), GpuModel((7, 5), 40, 1024)
     assert attention_space(DEIT, large).default == {"warps": 1}
     assert attention_space(replace(DEIT, batch=64), large).default == {"warps": 4}
     assert layer_norm_space(LayerNormSpec(197, 64, 10, 3, 9, "uint8"), large).default == {"warps": 1}

@@ -21,7 +21,7 @@ from tvmq.linker import require_linker
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.pool_composite import Pooling
 from tvmq.schedule.cuda import toolkit
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.product import ProductSpec, default_tile, product_prim_func
 from tvmq.schedule.cuda.rows import attention_prim_func, layer_norm_prim_func
 from tvmq.schedule.cuda.source import whole
@@ -50,7 +50,7 @@ def compiler(architecture: str) -> toolkit.Nvrtc:
 @functools.cache
 def source(capability: tuple[int, int]) -> str:
     """Return the source of a kernel of each family, with its default decisions."""
-    gpu = Gpu(capability, 16, 2048)
+    gpu = GpuModel(capability, 16, 2048)
     fields = {"batch": 1, "rows": 9, "columns": 9, "channels": 32, "outputs": 32}
     window = ConvGeometry(**fields, kernel_rows=3, kernel_columns=3, top=1)
     apart = ConvGeometry(**fields, kernel_rows=3, kernel_columns=3, groups=32)
@@ -92,9 +92,11 @@ def test_every_family_compiles(architecture: str, tmp_path: Path):
 
 
 def _check_machine_code(code: bytes, capability: tuple[int, int], folder: Path) -> None:
-    """Look at the instructions themselves where PyPI's nvidia-cuda-nvdisasm is installed."""
+    """Look at the instructions themselves; nvdisasm 13 knows none before Turing, whose PTX has dp4a."""
     tool = shutil.which(cuda_libraries.library("cu13/bin", "nvdisasm"))
-    if tool is None or capability < (7, 5):
+    if tool is None:
+        pytest.skip("nvdisasm is not installed: the extra test has it")
+    if capability < (7, 5):
         return
     (folder / "code.cubin").write_bytes(code)
     text = subprocess.run(

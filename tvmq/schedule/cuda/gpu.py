@@ -28,7 +28,7 @@ DOTS, TENSOR_CORES, ASYNC_COPIES = (6, 1), (7, 5), (8, 0)  # the first that have
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuModel:
     """One GPU as the choice of tiles sees it."""
 
     capability: tuple[int, int]
@@ -36,7 +36,7 @@ class Gpu:
     macs_per_cycle: float  # int8, of one processor
 
     @classmethod
-    def of(cls, profile: TargetProfile) -> Gpu | None:
+    def of(cls, profile: TargetProfile) -> GpuModel | None:
         """Return the GPU of a profile, None for a CPU or a GPU without dot products of bytes."""
         capability = profile.capability
         if capability is None or capability < DOTS:

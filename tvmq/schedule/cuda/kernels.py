@@ -11,7 +11,7 @@ from tvm import tirx
 
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule.cuda import product, rows, windows
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
 from tvmq.schedule.cuda.product import ProductSpec, TileDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
@@ -28,12 +28,12 @@ CHANNELS = Packing("cuda_channels", pack_channels)
 
 def find(attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile) -> Kernel | None:
     """Return the kernel for a composite with these attributes and argument shapes, None if there is none."""
-    family, gpu = FAMILIES.get(str(attrs["kernel"])), Gpu.of(profile)
+    family, gpu = FAMILIES.get(str(attrs["kernel"])), GpuModel.of(profile)
     return None if family is None or gpu is None else family(attrs, shapes, profile, gpu)
 
 
 def _linear(
-    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     if attrs["in_dtype"] not in OPERANDS:
         return None
@@ -45,7 +45,7 @@ def _linear(
 
 
 def _conv2d(
-    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     g = ConvGeometry.from_attrs(attrs)
     if attrs["in_dtype"] not in OPERANDS:
@@ -62,7 +62,7 @@ def _conv2d(
 
 
 def _product(
-    spec: ProductSpec, name: str, arguments: int, profile: TargetProfile, gpu: Gpu
+    spec: ProductSpec, name: str, arguments: int, profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     if product.supports(spec) is not None:
         return None
@@ -93,7 +93,7 @@ def _packing(linear: LinearSpec, weight: Packing, arguments: int) -> tuple[Packi
 
 
 def _pool(
-    attrs: Attributes, _shapes: Sequence[Shape], profile: TargetProfile, _gpu: Gpu
+    attrs: Attributes, _shapes: Sequence[Shape], profile: TargetProfile, _gpu: GpuModel
 ) -> Kernel | None:
     spec = pool_spec_of(attrs)
     g = spec.geometry
@@ -103,7 +103,7 @@ def _pool(
 
 
 def _layer_norm(
-    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     spec = layer_norm_spec_of(attrs, shapes)
     if supports_norm(spec) is not None:
@@ -115,7 +115,7 @@ def _layer_norm(
 
 
 def _attention(
-    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: Gpu
+    attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     spec = attention_spec_of(attrs, shapes)
     if rows.supports(spec) is not None or rows.attention_bytes(spec) > gpu.shared_bytes:
@@ -126,7 +126,7 @@ def _attention(
     return Kernel((spec, profile.name), name, packing, build, rows.attention_space(spec, gpu))
 
 
-Family = Callable[[Attributes, Sequence[Shape], TargetProfile, Gpu], Kernel | None]
+Family = Callable[[Attributes, Sequence[Shape], TargetProfile, GpuModel], Kernel | None]
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {"linear": _linear, "conv2d": _conv2d, "pool": _pool, "layer_norm": _layer_norm, "attention": _attention}
 )

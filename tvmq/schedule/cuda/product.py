@@ -10,7 +10,7 @@ from tvm import tirx
 
 from tvmq.numerics import INTEGER_RANGE
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.launch import C_TYPES, Buffers, Call, Launch, device_prim_func, template
 from tvmq.schedule.cuda.packing import DEPTH_BLOCK, OUTPUT_BLOCK, RUN_BLOCK, padded
 from tvmq.schedule.linear_spec import TABLE_SIZE, LinearSpec
@@ -111,7 +111,7 @@ def supports(spec: ProductSpec) -> str | None:
     return None
 
 
-def product_space(spec: ProductSpec, gpu: Gpu) -> Space:
+def product_space(spec: ProductSpec, gpu: GpuModel) -> Space:
     """Return all tiles that the GPU has memory and threads for."""
 
     def valid(decisions: Decisions) -> bool:
@@ -120,7 +120,7 @@ def product_space(spec: ProductSpec, gpu: Gpu) -> Space:
     return Space(CHOICES, asdict(default_tile(spec, gpu)), valid)
 
 
-def fits(tile: TileDecision, gpu: Gpu) -> bool:
+def fits(tile: TileDecision, gpu: GpuModel) -> bool:
     """Tell whether a block of the GPU can compute the tile."""
     whole = tile.rows % tile.warp_rows == 0 and tile.columns % tile.warp_columns == 0
     sums = tile.warp_rows * tile.warp_columns // WARP
@@ -129,14 +129,14 @@ def fits(tile: TileDecision, gpu: Gpu) -> bool:
     return whole and memory and stages and tile.threads <= MOST_THREADS and sums <= MOST_SUMS
 
 
-def default_tile(spec: ProductSpec, gpu: Gpu) -> TileDecision:
+def default_tile(spec: ProductSpec, gpu: GpuModel) -> TileDecision:
     """Return the tile that should take the least time."""
     stages = {} if gpu.async_copies else {"stages": 2}
     tiles = [TileDecision(**{**asdict(tile), **stages}) for tile in DEFAULTS]
     return min((tile for tile in tiles if fits(tile, gpu)), key=lambda tile: cycles(spec, tile, gpu))
 
 
-def cycles(spec: ProductSpec, tile: TileDecision, gpu: Gpu) -> float:
+def cycles(spec: ProductSpec, tile: TileDecision, gpu: GpuModel) -> float:
     """Return about how many cycles the kernel takes: products or copies, or waiting where little is to do."""
     blocks = blocks_of(spec, tile)
     steps = ceil(spec.depth / tile.depth)

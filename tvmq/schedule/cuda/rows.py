@@ -9,7 +9,7 @@ from tvm import tirx
 from tvmq.numerics import INTEGER_RANGE, SOFTMAX_TABLE_SIZE
 from tvmq.schedule.attention_spec import AttentionSpec
 from tvmq.schedule.attention_spec import supports as supports_attention
-from tvmq.schedule.cuda.gpu import Gpu
+from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.launch import C_TYPES, Call, Launch, device_prim_func, template
 from tvmq.schedule.cuda.product import WARP
 from tvmq.schedule.layer_norm import LayerNormSpec
@@ -21,7 +21,7 @@ PADDING = 16  # of a key in shared memory; see device/attention.cuh
 MOST_HEAD_DIM = 256  # a warp's sums of 16 queries: half the registers of a thread
 
 
-def layer_norm_space(spec: LayerNormSpec, gpu: Gpu) -> Space:
+def layer_norm_space(spec: LayerNormSpec, gpu: GpuModel) -> Space:
     """Return how many rows a block may have; by default as few as keep every processor busy."""
     warps = 1
     while warps < 4 and spec.rows / (2 * warps) >= gpu.processors:
@@ -58,7 +58,7 @@ def supports(spec: AttentionSpec) -> str | None:
     return supports_attention(spec)
 
 
-def attention_space(spec: AttentionSpec, gpu: Gpu) -> Space:
+def attention_space(spec: AttentionSpec, gpu: GpuModel) -> Space:
     """Return how many times 16 queries a block may have; by default as many as keep every processor busy."""
     warps, tasks = 1, spec.batch * spec.heads
     while warps < 4 and ceil(spec.queries / (2 * warps * QUERIES_PER_WARP)) * tasks >= gpu.processors:

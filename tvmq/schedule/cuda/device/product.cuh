@@ -111,17 +111,17 @@ TVMQ_DEVICE void multiply(const u8* slot, int row, int column, int (&sums)[T::M]
   const u8* weights = slot + T::ROWS * T::DEPTH;
 #pragma unroll
   for (int k = 0; k < T::DEPTH / 32; ++k) {
-    u32 a[T::M][4], b[T::N][2];
+    u32 a[T::M][4], b[T::N / 2][4];  // b: of two tiles of 8 columns
 #pragma unroll
     for (int i = 0; i < T::M; ++i)
       load_matrices(a[i], slot + place_of<T>(row + 16 * i + lane % 16, 2 * k + lane / 16));
 #pragma unroll
-    for (int j = 0; j < T::N; j += 2)
-      load_matrices(b[j], weights + place_of<T>(column + 8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+    for (int j = 0; j < T::N / 2; ++j)
+      load_matrices(b[j], weights + place_of<T>(column + 16 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
 #pragma unroll
     for (int i = 0; i < T::M; ++i)
 #pragma unroll
-      for (int j = 0; j < T::N; ++j) mma<SIGNED>(sums[i][j], a[i], b[j][0], b[j][1]);
+      for (int j = 0; j < T::N; ++j) mma<SIGNED>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
 }
 #else
