@@ -9,6 +9,22 @@ import sys
 import pytest
 
 from tests.schedule.cuda.emulator import needs_emulator
+from tvmq.errors import GpuError
+from tvmq.gpu_runtime import telling
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Check failed: CUDA: out of memory\nmore", "gpu: .*out of memory; compile for a smaller batch"),
+        ("CUDALaunch Error: CUDA_ERROR_ILLEGAL_ADDRESS\n grid=(1,1,1)", "ILLEGAL_ADDRESS; start the process"),
+    ],
+)
+def test_a_gpu_that_fails_is_told_in_cudas_words(said: str, words: str):
+    with pytest.raises(GpuError, match=words), telling():
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), telling():
+        raise RuntimeError("another thing")
 
 
 @pytest.mark.slow

@@ -85,11 +85,11 @@ class OnGpu:
 
 def test_what_lies_on_a_gpu_is_taken_for_models_there_only():
     given = OnGpu((1, 3, 4))
-    image, ids = checked_inputs(SPECS, (given, IDS), {}, gpu=True)
+    image, ids = checked_inputs(SPECS, (given, IDS), {}, gpu=0)
     assert (image, ids is IDS) == (given, True)
     with pytest.raises(InputError, match="OnGpu given, a NumPy array or torch tensor is wanted"):
         checked_inputs(SPECS, (given, IDS), {})
     with pytest.raises(InputError, match=r"float16 \[1, 3, 4\] given, float32 \[1, 3, 4\] wanted"):
-        checked_inputs(SPECS, (OnGpu((1, 3, 4), "float16"), IDS), {}, gpu=True)
-    with pytest.raises(InputError, match="is on GPU 1, the model is on the first one"):
-        checked_inputs(SPECS, (OnGpu((1, 3, 4), number=1), IDS), {}, gpu=True)
+        checked_inputs(SPECS, (OnGpu((1, 3, 4), "float16"), IDS), {}, gpu=0)
+    with pytest.raises(InputError, match="is on GPU 1, the model is on 0; move it"):
+        checked_inputs(SPECS, (OnGpu((1, 3, 4), number=1), IDS), {}, gpu=0)

@@ -15,7 +15,7 @@ from tvmq import artifact
 from tvmq.environment import INSTALL_COMPILER
 from tvmq.errors import EnvironmentMismatchError, UsageError
 from tvmq.golden import Golden, checksums, default_samples, sample_of
-from tvmq.gpu import is_gpu_feature
+from tvmq.gpu import fitting, is_gpu_feature, these_gpus
 from tvmq.inputs import checked_inputs, is_on_gpu, is_torch
 from tvmq.machine import require_machine, runs_here
 from tvmq.manifest import Manifest
@@ -113,8 +113,8 @@ class CompiledModel:
         Raises InputError for inputs of the wrong number, shape or dtype, or with NaN or infinity.
         """
         given = (*args, *kwargs.values())
-        inputs = checked_inputs(self.inputs, args, kwargs, gpu=self._on_gpu)
-        stays = self._on_gpu and any(map(is_on_gpu, given))
+        inputs = checked_inputs(self.inputs, args, kwargs, gpu=self._gpu)
+        stays = self._gpu is not None and any(map(is_on_gpu, given))
         results = self._program.run_there(*inputs) if stays else self._program.run(*inputs)
         if any(map(is_torch, given)):
             torch = sys.modules["torch"]
@@ -223,16 +223,18 @@ class CompiledModel:
         return Device.of(device).ask_about(data, request)
 
     @cached_property
-    def _on_gpu(self) -> bool:
-        return any(map(is_gpu_feature, self._description.features))
+    def _gpu(self) -> int | None:
+        """The number of the GPU that computes, None for a CPU's model."""
+        features = self._description.features
+        return (fitting(features, these_gpus().found) or 0) if any(map(is_gpu_feature, features)) else None
 
     @cached_property
     def _program(self) -> Program:
         require_machine("model", self._description.features, self._built.library)
-        if self._on_gpu:
+        if self._gpu is not None:
             from tvmq.gpu_runtime import GpuProgram
 
-            return GpuProgram(self._built)
+            return GpuProgram(self._built, self._gpu)
         if self._built.samples > 1:
             from tvmq.sample_program import SampleProgram
 

@@ -8,6 +8,8 @@
     ├── UnsupportedModelError   exit 3   the model holds something tvmq cannot import or compile
     ├── ArtifactError           exit 4   an artifact that is damaged, foreign, or not for this machine
     ├── EnvironmentMismatchError exit 5  versions, linker, or packages of this environment
+    │   ├── DeviceError                  a tracker or a board
+    │   └── GpuError                     a GPU that ran out of memory, or failed
     ├── VerificationError       exit 6   compiled output differs from the reference
     └── InterruptedRunError     exit 130 Ctrl-C in a command that keeps what it has done so far
 
@@ -72,6 +74,10 @@ class DeviceError(EnvironmentMismatchError):
 
 class ProgramCrashError(DeviceError):
     """A program that crashed on a board, or did not end in time."""
+
+
+class GpuError(EnvironmentMismatchError):
+    """A GPU that ran out of memory, or failed while it computed."""
 
 
 class VerificationError(TvmqError):

@@ -83,8 +83,8 @@ def this_gpu() -> Gpu | None:
 
 
 def fitting(features: Iterable[str], gpus: Sequence[Gpu]) -> int | None:
-    """Return the number of the first GPU that has these features, None if none has."""
-    needed = tuple(features)
+    """Return the number of the first GPU that has what these features say of GPUs, None if none has."""
+    needed = tuple(filter(is_gpu_feature, features))
     return next((number for number, gpu in enumerate(gpus) if lacking(needed, gpu) is None), None)
 
 

@@ -6,41 +6,66 @@ A call launches CUDA graphs, recorded by the first call, and the few kernels tha
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tvmq.cuda_libraries import CUDART, load_driver, load_tvm_runtime
-from tvmq.errors import EnvironmentMismatchError, InputError
+from tvmq.errors import GpuError, InputError
 from tvmq.gpu import CUDA_DEVICE, GRAPH
-from tvmq.runtime import ALIGNMENT, CPU_DEVICE, KernelCall, Program, Recorder, load_runtime
-from tvmq.spec import Array
+from tvmq.runtime import ALIGNMENT, CPU_DEVICE, KernelCall, KernelTime, Program, Recorder, load_runtime
+from tvmq.spec import Array, Built
 
 LAUNCHES = 20  # of a kernel that is measured, back to back
 
 
 class GpuProgram(Program):
-    """A loaded library and its constants in the memory of the first GPU."""
+    """A loaded library and its constants in the memory of a GPU. Raises GpuError where that fails."""
 
     entry = GRAPH
+
+    def __init__(self, built: Built, number: int = 0) -> None:
+        """Load the native code, as Program does; number: of the GPU, as CUDA counts them."""
+        self._number = number
+        with telling():
+            super().__init__(built)
+
+    def run(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return main's outputs; see Program."""
+        with telling():
+            return super().run(*arrays)
+
+    def trace(self, *arrays: Array) -> tuple[Array, ...]:
+        """Return the integer output of every site; see Program."""
+        with telling():
+            return super().trace(*arrays)
+
+    def profile(self, *arrays: Array, repeat: int = 20) -> tuple[KernelTime, ...]:
+        """Return the shortest time of each kernel; see Program."""
+        with telling():
+            return super().profile(*arrays, repeat=repeat)
 
     def set_threads(self, threads: int) -> None:
         """Do nothing: no thread of the CPU computes."""
 
     def _use_threads(self) -> None:
-        """Leave the pool of the CPU's threads as it is, which may be none."""
+        """Leave the pool of the CPU's threads as it is, which may be none; CUDA's calls mean this GPU."""
+        if self._number:
+            ctypes.CDLL(CUDART[1]).cudaSetDevice(self._number)
 
     def run_there(self, *values: Any) -> tuple[Any, ...]:
         """Return main's outputs as tensors in the GPU's memory, maybe before they are computed; see DLPack.
 
         Kernels run on CUDA's default stream; a call from another stream of torch waits for both.
         """
-        stream = _torch_stream()
+        stream = _torch_stream(self._number)
         if stream is not None:
             stream.synchronize()
-        with self._lock:
+        with telling(), self._lock:
             tensors = self._tensors(self._main, values, self._outputs)
             found = tuple(self._copied(tensor) for tensor in tensors)
             if stream is not None:
@@ -52,11 +77,12 @@ class GpuProgram(Program):
 
         Outputs stay there. The next call with other inputs takes their place.
         """
-        with self._lock:
+        with telling(), self._lock:
             arguments = [self._argument(i, array) for i, array in enumerate(arrays)]
 
         def compute() -> None:
-            with self._lock:
+            with telling(), self._lock:
+                self._use_threads()
                 self._main(*arguments, self._params)
                 self._synchronize(self._device, 0)
 
@@ -71,7 +97,7 @@ class GpuProgram(Program):
             ffi.get_global_func(f"runtime.TVMTensor{f}") for f in functions
         )
         self._synchronize = ffi.get_global_func("runtime.Device_StreamSync")
-        self._device = ffi.device("cuda", 0)
+        self._device = ffi.device("cuda", self._number)
         self._inputs: dict[int, Any] = {}  # by their number, where inputs are copied to
         return ffi
 
@@ -91,8 +117,11 @@ class GpuProgram(Program):
 
     def _machine(self, allocator: int) -> Any:
         machine = self._module["vm_load_executable"]()
-        machine["vm_initialization"](CUDA_DEVICE, 0, allocator, CPU_DEVICE, 0, allocator)
+        machine["vm_initialization"](CUDA_DEVICE, self._number, allocator, CPU_DEVICE, 0, allocator)
         return machine
+
+    def _is_of_device(self, error: Exception) -> bool:
+        return "CUDA" in str(error)
 
     def _argument(self, index: int, array: Any) -> Any:
         if not isinstance(array, np.ndarray):
@@ -125,15 +154,34 @@ class GpuProgram(Program):
         self._upload(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
     def _recorder(self) -> Recorder:
+        self._use_threads()
         return _Recorder(GpuClock())
 
 
-def _torch_stream() -> Any:
+@contextmanager
+def telling() -> Iterator[None]:
+    """Raise GpuError with what CUDA says; it may be of an earlier call, since kernels run by themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = next((line for line in str(error).splitlines() if "CUDA" in line), None)
+        if said is None:
+            raise
+        raise GpuError(f"gpu: {said.strip()}; {_way_out(said)}") from error
+
+
+def _way_out(said: str) -> str:
+    if re.search("out of memory|OUT_OF_MEMORY", said):
+        return "compile for a smaller batch, or free its memory (see `nvidia-smi`)"
+    return "start the process anew, this one has lost the GPU; `tvmq verify` tells whether the model is sound"
+
+
+def _torch_stream(number: int) -> Any:
     """Return torch's stream on the GPU if it is not the default one, on which TVM computes."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    stream = torch.cuda.current_stream()
+    stream = torch.cuda.current_stream(number)
     return stream if stream.cuda_stream else None
 
 
@@ -164,7 +212,7 @@ class GpuClock:
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._cuda, name)(*arguments)
         if code:
-            raise EnvironmentMismatchError(
+            raise GpuError(
                 f"gpu: {name} failed with CUDA's error {code}; call the model once to see which kernel does"
             )
 

@@ -18,11 +18,12 @@ from tvmq.spec import Array, TensorSpec
 
 
 def checked_inputs(
-    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any], *, gpu: bool = False
+    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any], *, gpu: int | None = None
 ) -> list[Any]:
     """Return one NumPy array per spec from arrays or torch tensors, in this machine's byte order.
 
-    gpu: what lies in the first GPU's memory is returned as it is. Raises InputError for an unfit one.
+    gpu: what lies in the memory of the GPU of that number is returned as it is.
+    Raises InputError for an unfit one.
     """
     if not kwargs and len(args) == len(specs):
         return [_checked(spec, value, gpu) for spec, value in zip(specs, args, strict=True)]
@@ -52,15 +53,17 @@ def is_torch(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _checked(spec: TensorSpec, value: Any, gpu: bool) -> Any:
-    return _on_gpu(spec, value) if gpu and is_on_gpu(value) else _checked_array(spec, value)
+def _checked(spec: TensorSpec, value: Any, gpu: int | None) -> Any:
+    if gpu is None or not is_on_gpu(value):
+        return _checked_array(spec, value)
+    return _on_gpu(spec, value, gpu)
 
 
-def _on_gpu(spec: TensorSpec, value: Any) -> Any:
+def _on_gpu(spec: TensorSpec, value: Any, gpu: int) -> Any:
     """Return a value in the GPU's memory if it has the shape and dtype of spec; its numbers are not read."""
-    if value.__dlpack_device__()[1]:
+    if value.__dlpack_device__()[1] != gpu:
         raise InputError(
-            f"input {spec.name!r}: is on GPU {value.__dlpack_device__()[1]}, the model is on the first one; "
+            f"input {spec.name!r}: is on GPU {value.__dlpack_device__()[1]}, the model is on {gpu}; "
             f"move it there, or let CUDA_VISIBLE_DEVICES name that GPU alone"
         )
     shape, dtype = tuple(map(int, value.shape)), str(value.dtype).removeprefix("torch.")

@@ -153,6 +153,8 @@ class Program:
         try:
             result = function(*arguments, self._params)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:  # TVM checks all it is given
+            if self._is_of_device(error):
+                raise
             why = str(error).partition("\n")[0]
             raise ArtifactError(
                 f"program: its code does not take its own inputs and constants ({why}); compile it again"
@@ -164,6 +166,10 @@ class Program:
                 f"compile it again"
             )
         return tensors
+
+    def _is_of_device(self, error: Exception) -> bool:
+        """Whether not what it is given but a device makes generated code fail."""
+        return False
 
     def _argument(self, index: int, array: Array) -> Any:
         """Return the array as it is where generated code can read it, else the staging buffer with a copy."""

@@ -47,14 +47,24 @@ static int capability(int index) {
   return index ? number % 10 : number / 10;
 }
 
+// Of several GPUs all but the last are of compute capability 6.1, and refuse what is not for them.
+static int devices() { return number_of("TVMQ_EMULATED_DEVICES", 1); }
+static const int INVALID_DEVICE = 101, OUT_OF_MEMORY = 2;
+
+extern "C" {
+int cuEmulatedDevice, cuEmulatedFailure;  // the current GPU; what launches and allocations fail with. Of both libraries
+}
+static int refused() { return cuEmulatedDevice == devices() - 1 ? cuEmulatedFailure : INVALID_DEVICE; }
+
 extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
-int cuDeviceGetCount(int* count) { return *count = 1, 0; }
-int cuDeviceGet(int* device, int) { return *device = 0, 0; }
+int cuDeviceGetCount(int* count) { return *count = devices(), 0; }
+int cuDeviceGet(int* device, int number) { return *device = number, 0; }
 int cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, length, "emulated"), 0; }
-int cuDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == 75 || attribute == 76 ? capability(attribute - 75) : 1;
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  const bool of_capability = attribute == 75 || attribute == 76, old = device < devices() - 1;
+  *value = !of_capability ? 1 : old ? (attribute == 75 ? 6 : 1) : capability(attribute - 75);
   return 0;
 }
 int cuGetErrorName(int, const char** text) { return *text = "emulated error", 0; }
@@ -88,6 +98,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 
 int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void**) {
+  if (refused()) return refused();
   if (c->shared_bytes > number_of("TVMQ_EMULATED_SHARED_BYTES", 227 << 10)) return 1;
   unsigned extents[7] = {c->grid[0],  c->grid[1],  c->grid[2],     c->block[0],
                          c->block[1], c->block[2], c->shared_bytes};
@@ -101,15 +112,16 @@ int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void**) 
   return 0;
 }
 
-int cudaGetDeviceCount(int* count) { return *count = 1, 0; }
-int cudaGetDevice(int* device) { return *device = 0, 0; }
-int cudaSetDevice(int) { return 0; }
+int cudaGetDeviceCount(int* count) { return *count = devices(), 0; }
+int cudaGetDevice(int* device) { return *device = cuEmulatedDevice, 0; }
+int cudaSetDevice(int device) { return cuEmulatedDevice = device, 0; }
 int cudaDeviceGetAttribute(int* value, int attribute, int device) {
   if (attribute == 75 || attribute == 76) return cuDeviceGetAttribute(value, attribute, device);
   return *value = attribute == 10 ? 32 : attribute == 1 ? 1024 : attribute == 8 ? 48 << 10 : 1, 0;
 }
 int cudaGetDeviceProperties(void*, int) { return 0; }
 int cudaMalloc(void** memory, size_t bytes) {
+  if (refused()) return refused();
   return captured ? CAPTURING : (*memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256), 0);
 }
 int cudaFree(void* memory) { return captured ? CAPTURING : (std::free(memory), 0); }
@@ -123,7 +135,7 @@ int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t n, void*) {
 int cudaPeekAtLastError() { return 0; }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorName(int) { return "emulated error"; }
-const char* cudaGetErrorString(int) { return "emulated error"; }
+const char* cudaGetErrorString(int code) { return code == OUT_OF_MEMORY ? "out of memory" : "emulated error"; }
 int cudaEventCreate(void** event) { return *event = new double(0), 0; }
 int cudaEventDestroy(void* event) { return delete static_cast<double*>(event), 0; }
 int cudaEventElapsedTime(float* ms, void* begin, void* end) {

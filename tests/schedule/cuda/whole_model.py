@@ -21,7 +21,7 @@ from tests import tiny_transformer
 from tests.schedule.cuda.emulator import EmulatedCompiler, load_driver
 from tvmq import pipeline
 from tvmq.compiled import CompiledModel
-from tvmq.errors import InputError
+from tvmq.errors import GpuError, InputError
 from tvmq.gpu import DRIVER
 from tvmq.schedule.cuda import toolkit
 from tvmq.schedule.cuda.gpu import SHARED_BYTES
@@ -32,6 +32,7 @@ def main(target: str, name: str = "") -> None:
     profile = load_profile(target)
     assert profile.capability is not None
     os.environ["TVMQ_EMULATED_CAPABILITY"] = "{}{}".format(*profile.capability)
+    os.environ["TVMQ_EMULATED_DEVICES"] = "2"  # of which the second fits
     os.environ["TVMQ_EMULATED_SHARED_BYTES"] = str(SHARED_BYTES[profile.capability])
     with tempfile.TemporaryDirectory() as folder:
         load_driver(Path(folder))
@@ -54,6 +55,7 @@ def main(target: str, name: str = "") -> None:
         loaded.verify().require()
         np.testing.assert_array_equal(loaded(x), model(x))
         stays_on_the_gpu(loaded, x)
+        failures_are_told(loaded, x)
         measured = model.benchmark(repeat=2, warmup=0)
         assert measured.gpu_ms is not None
         assert measured.breakdown.peak_gmacs > 1e4  # of the GPU, not of this CPU's threads
@@ -78,11 +80,24 @@ def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:
     answer = model(program._constant(x))
     wanted = model(x)
     model(-x)
-    assert tuple(answer.__dlpack_device__()) == (2, 0)
+    assert tuple(answer.__dlpack_device__()) == (2, 1)
     np.testing.assert_array_equal(program._released(answer, ()), wanted)
     for wrong in (x[:, 1:], x.astype("float16")):
         with pytest.raises(InputError, match=r"float32 \[1, 9, 64\] wanted"):
             model(program._constant(np.ascontiguousarray(wrong)))
+
+
+def failures_are_told(model: CompiledModel, x: np.ndarray) -> None:
+    """Let the GPU fail: the error says what CUDA says, not that the artifact is damaged."""
+    failure = ctypes.c_int.in_dll(ctypes.CDLL(DRIVER), "cuEmulatedFailure")
+    for code, call, words in (
+        (700, model, "CUDA.*emulated error.*start the process anew"),
+        (2, lambda x: model.trace(x), "CUDA.*out of memory; compile for a smaller batch"),
+    ):
+        failure.value = code
+        with pytest.raises(GpuError, match=words):
+            call(x)
+    failure.value = 0
 
 
 if __name__ == "__main__":
