@@ -13,6 +13,7 @@ from tvmq import pipeline
 from tvmq.automatic import SIZE_ROUNDS
 from tvmq.compile_options import Held, Options, check_budget, check_build
 from tvmq.compiled import CompiledModel
+from tvmq.device import Device
 from tvmq.errors import UnsupportedModelError, UsageError
 from tvmq.plan.options import Budget
 from tvmq.plan.recipe import Recipe
@@ -128,15 +129,18 @@ def test_automatic_bits_from_the_model_to_the_bytes(tmp_path: Path, monkeypatch:
     )
 
 
+@pytest.mark.parametrize("boards", [None, Device("desk", 1, "rpi4")])
 @pytest.mark.parametrize("trials", [0, 8])
 def test_an_automatic_plan_is_priced_with_the_decisions_that_it_will_be_built_with(
-    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trials: int, boards: Device | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    profile = load_profile("native")
-    database = Database(tmp_path / "tuning.jsonl", setting_of(profile, 1))
+    profile = load_profile("rpi4" if boards else "native")
+    monkeypatch.setattr(Device, "require", lambda *_: SimpleNamespace(cpu="a board"))
+    database = Database(tmp_path / "tuning.jsonl", setting_of(profile, 1, "a board" if boards else None))
     done: list[Any] = []
 
-    def tuned(mod: object, *_: Any, **__: Any) -> tuple[()]:
+    def tuned(mod: object, *_: Any, device: Device | None, **__: Any) -> tuple[()]:
+        assert device is boards
         done.append(mod)
         database.append(Event.CHOSEN, "a kernel", {"lanes": 3}, us=1.0, default_us=2.0, trials=8)
         return ()
@@ -149,6 +153,6 @@ def test_an_automatic_plan_is_priced_with_the_decisions_that_it_will_be_built_wi
     settings = SimpleNamespace(ignored=())
     known = dict.fromkeys(("mod", "nodes", "seen", "hash"), "a model") | {"settings": settings}
     with pool_of(1):
-        costs = pipeline.measured_costs(profile, budget, 1, lambda *_: None, tune)
+        costs = pipeline.measured_costs(profile, budget, 1, lambda *_: None, tune, boards)
         costs(SimpleNamespace(**known), ())
     assert done == ([W8A8, {"a kernel": {"lanes": 3}}] if trials else [{}])

@@ -169,7 +169,7 @@ class _Job:
             self.profile,
             budget,
             self.options.settings(strict=self.strict),
-            measured_costs(self.profile, budget, self.threads, self.progress, self.tune),
+            measured_costs(self.profile, budget, self.threads, self.progress, self.tune, self.boards),
             validation=validation,
             runnable=runnable_for(self.profile, self.threads),
             size_of=sizes_of(self.profile, self.threads),
@@ -251,12 +251,17 @@ def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = sile
 
 
 def measured_costs(
-    profile: TargetProfile, budget: Budget, threads: int, progress: Progress, tune: Tune | None = None
+    profile: TargetProfile,
+    budget: Budget,
+    threads: int,
+    progress: Progress,
+    tune: Tune | None = None,
+    boards: Device | None = None,
 ) -> Costs:
     """Return what prices a model's sites: measured where this machine runs the target's code.
 
-    With tune, prices are of the decisions that it knows, or finds for the model in 8 bits: half of its
-    minutes are for that, as the kernels of all plans are those in the main.
+    With tune, prices are of the decisions that it knows, or finds for the model in 8 bits, on the boards if
+    there are any: half of its minutes are for that, as the kernels of all plans are those in the main.
     """
     here = measurable(profile) and budget.measure_costs
     store = open_store(budget.costs, profile, threads, measure=here)
@@ -267,8 +272,9 @@ def measured_costs(
         if tune:
             first = replace(tune, minutes=tune.minutes and tune.minutes / 2)
             if tune.trials:
-                tuned_kernels(uniform(subject, W8A8)[2], profile, first, threads=threads, progress=progress)
-            decisions = prepare(profile, tune, threads).decisions
+                more: dict[str, Any] = {"threads": threads, "progress": progress, "device": boards}
+                tuned_kernels(uniform(subject, W8A8)[2], profile, first, **more)
+            decisions = prepare(profile, tune, threads, boards).decisions
         return cost_table(
             subject, profile, precisions, store, threads=threads, measure=here, decisions=decisions,
             progress=progress,
