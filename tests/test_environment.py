@@ -13,6 +13,7 @@ from tvmq.model_file import open_model
 
 X86 = "processor : 0\nmodel name\t: A CPU @ 2 GHz\nflags\t\t: fpu sse2 avx512_vnni\n\nprocessor : 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5\n"
+ARM_SERVER = "processor : 0\nFeatures : fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
 
 
 @pytest.fixture
@@ -67,6 +68,12 @@ def test_features_are_read_as_linux_spells_them(cpuinfo, text, features, name):
     cpuinfo.write_text(text)
     assert environment.cpu_features() == features
     assert environment.cpu_name() == name
+
+
+def test_a_cpu_without_a_name_is_told_by_its_numbers(cpuinfo, monkeypatch):
+    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
+    cpuinfo.write_text(ARM_SERVER)  # records of tuning are of one CPU model, whatever it is called
+    assert environment.cpu_name() == "aarch64 implementer 0x41 part 0xd0c"
 
 
 def test_macos_features_get_linux_names(cpuinfo, monkeypatch):

@@ -104,6 +104,9 @@ def cpu_name() -> str:
         name = fields.get("model name") or fields.get("Model") or fields.get("Hardware")
         if name:
             return name
+        if "CPU part" in fields:  # servers of ARM tell numbers alone, which `lscpu` knows names of
+            told = f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
+            return f"{platform.machine()} {told}"
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
