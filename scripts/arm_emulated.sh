@@ -6,4 +6,5 @@
 # else has Python 3.11 for arm64, qemu-aarch64 (Debian: qemu-user-static) and ziglang or a cross gcc.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+bash scripts/install.sh test
 PYTHONPATH=scripts/bench:scripts/shared:. OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 exec .venv/bin/python scripts/arm/emulate.py "$@"

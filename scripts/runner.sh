@@ -3,4 +3,5 @@
 # FOLDER gets the program and TVM's two runtime libraries (6 MB), from the wheels for that machine; copy the folder there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+bash scripts/install.sh cross
 PYTHONPATH=. exec .venv/bin/python scripts/arm/runner.py "$@"

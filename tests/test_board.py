@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from tests import tiny_program
 from tvmq import board
+from tvmq.board_sessions import MAGIC
 from tvmq.cli import main
 from tvmq.compiled import CompiledModel
 from tvmq.device import Device
@@ -54,10 +56,13 @@ def test_addresses_that_cannot_be_had_are_said(capsys):
         port = taken.getsockname()[1]
         with pytest.raises(DeviceError, match=f"serve: 127.0.0.1:{port} cannot be had"):
             board.serve("127.0.0.1", port, "", "")
-    with pytest.raises(UsageError, match="--tracker is given without --key"):
-        board.serve("127.0.0.1", 1, "127.0.0.1:1", "")
+    for tracker, key in (("127.0.0.1:1", ""), ("", "rpi4")):
+        with pytest.raises(UsageError, match="--tracker and --key go together"):
+            board.serve("127.0.0.1", 1, tracker, key)
+    with pytest.raises(UsageError, match=r"clients that cannot reach 127.0.0.1; give --host 0\.0\.0\.0"):
+        board.serve("127.0.0.1", 1, "desk.local:1", "rpi4")
     with pytest.raises(DeviceError, match="no tracker answers at no-such-host"):
-        board.serve("127.0.0.1", free_port(), "no-such-host.invalid", "rpi4")
+        board.serve("0.0.0.0", free_port(), "no-such-host.invalid", "rpi4")
     assert main(["serve", "--tracker", "127.0.0.1:1"]) == 2
     assert (
         "only this machine reaches it; whoever reaches this port can run any code" in capsys.readouterr().err
@@ -122,3 +127,28 @@ def test_two_boards_of_a_tracker_serve_and_one_that_dies_is_replaced(tmp_path, c
         for process in processes:
             process.terminate()
             process.communicate(timeout=30)
+
+
+def dropped_in_a_packet(port):
+    """Begin a session and leave it in the middle of a packet."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(struct.pack("<ii", MAGIC, 7) + b"client:")
+        assert connection.recv(100)[:4] == struct.pack("<i", MAGIC)
+        connection.sendall(struct.pack("<Q", 1000) + b"abc")
+
+
+@pytest.mark.slow
+def test_a_board_without_a_tracker_serves_on_after_a_session_that_ended_badly(tmp_path, capsys):
+    port, path = free_port(), tmp_path / "m.tvmq"
+    CompiledModel(tiny_program.built(), tiny_program.description()).save(path)
+    here = f"rpc:127.0.0.1:{port}"
+    process = started("serve", "--port", port)
+    try:
+        waited_for(lambda: Device.parse(here).machine())
+        dropped_in_a_packet(port)
+        dropped_in_a_packet(port)
+        assert main(["verify", str(path), "--device", here, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["ok"]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)

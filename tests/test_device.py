@@ -35,10 +35,22 @@ def answers(monkeypatch):
 def test_a_device_is_read_and_written():
     assert str(Device.parse("tracker:board.local:9190/rpi4")) == "tracker:board.local:9190/rpi4"
     assert Device.parse("tracker:board.local/rpi4").port == 9190
+    assert str(Device.parse("rpc:board.local")) == "rpc:board.local:9090"
+    with pytest.raises(DeviceError, match=r"no board answers at 127\.0\.0\.1:1 .*start `tvmq serve` there"):
+        Device.parse("rpc:127.0.0.1:1").machine()
 
 
 @pytest.mark.parametrize(
-    "text", ["rpi4", "tracker:host:1", "tracker:/rpi4", "tracker:host:x/rpi4", "ssh:host:1/rpi4"]
+    "text",
+    [
+        "rpi4",
+        "tracker:host:1",
+        "tracker:/rpi4",
+        "tracker:host:x/rpi4",
+        "ssh:host:1/rpi4",
+        "rpc:host/rpi4",
+        "rpc:",
+    ],
 )
 def test_what_is_no_device_is_refused(text):
     with pytest.raises(UsageError, match="wanted"):

@@ -7,7 +7,7 @@ import pytest
 
 from tvmq.device import Device
 from tvmq.errors import DeviceError
-from tvmq.tracker import Board, Tracker, boards_of, tracker_address
+from tvmq.tracker import Board, Tracker, address_of, boards_of
 
 SUMMARY = {
     "queue_info": {"rpi4": {"free": 1, "pending": 0}, "rpi5": {"free": 0, "pending": 2}},
@@ -36,8 +36,8 @@ def tracker(reply):
 
 
 def test_an_address_has_a_port_of_its_own_or_that_of_trackers():
-    assert tracker_address("127.0.0.1:7") == ("127.0.0.1", 7)
-    assert tracker_address("desk.local") == ("desk.local", 9190)
+    assert address_of("127.0.0.1:7") == ("127.0.0.1", 7)
+    assert address_of("desk.local") == ("desk.local", 9190)
 
 
 def test_boards_are_those_that_the_tracker_tells():

@@ -18,9 +18,8 @@ from pathlib import Path
 from tvmq.board_sessions import Lending, serve_sessions
 from tvmq.device import FUNCTION
 from tvmq.errors import DeviceError, EnvironmentMismatchError, UsageError
-from tvmq.tracker import tracker_address
+from tvmq.tracker import address_of
 
-DEFAULT_PORT = 9090
 LIMIT = 600.0  # seconds, where a request says nothing
 # A session works in a folder of its own: paths from here would lead nowhere.
 PATHS = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -50,13 +49,21 @@ def answer(request: str) -> str:
 
 
 def serve(host: str, port: int, tracker: str, key: str) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted: the clients that a tracker sends, or, without one, any.
 
-    Raises UsageError for a tracker without key, DeviceError where the port or the tracker is not to be had.
+    Raises UsageError for arguments that do not go together, DeviceError where the port or the tracker is not
+    to be had.
     """
-    place = tracker_address(tracker) if tracker else None
-    if place is not None and not key:
-        raise UsageError("serve: --tracker is given without --key; name the kind of this board, as rpi4")
+    place = address_of(tracker) if tracker else None
+    if bool(tracker) != bool(key):
+        raise UsageError(
+            "serve: --tracker and --key go together: the list, and the kind of this board there, as rpi4"
+        )
+    if place is not None and is_loopback(host) and not is_loopback(place[0]):
+        raise UsageError(
+            f"serve: the tracker on {place[0]} sends clients that cannot reach {host}; give --host 0.0.0.0, "
+            f"or tunnels of ssh and --tracker 127.0.0.1:{place[1]} (see README)"
+        )
     with _listening(host, port, "serve") as listening:
         lending = Lending(place, key, port) if place else None
         import tvm_ffi  # seconds that a wrong address need not wait for

@@ -98,6 +98,8 @@ def next_client(listening: socket.socket, lending: Lending | None, key: str) -> 
         connection, address = listening.accept()
         try:
             return connection, address, _admitted(connection, lending.secret if lending else "", key)
+        except ConnectionError:
+            connection.close()  # someone looked whether the port is open
         except (OSError, ValueError) as error:
             connection.close()
             _say(f"{address[0]} was sent away ({error})")

@@ -11,7 +11,7 @@ from tvmq.environment import cpu_name, default_threads
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.machine import this_machine
 from tvmq.target import native_profile
-from tvmq.tracker import Board, boards_of, tracker_address
+from tvmq.tracker import Board, address_of, boards_of
 
 STATES = {True: "free", False: "busy", None: "some are busy"}
 
@@ -24,7 +24,7 @@ def devices(tracker: str, *, as_json: bool) -> int:
         native = "none fits"
     boards: tuple[Board, ...] = ()
     if tracker:
-        host, port = tracker_address(tracker)
+        host, port = address_of(tracker)
         boards = boards_of(host, port)
     here = {"cpu": cpu_name(), "architecture": this_machine(), "threads": default_threads(), "target": native}
     rows = [["this machine", f"{cpu_name()} ({this_machine()})", f"target {native}"]]

@@ -45,7 +45,9 @@ Artifact = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with. Default: all cores.")]
 OnDevice = Annotated[
     str | None,
-    typer.Option("--device", help="tracker:HOST:PORT/KEY: a board to do it on; see `tvmq devices`."),
+    typer.Option(
+        "--device", help="tracker:HOST:PORT/KEY or rpc:HOST:PORT: a board to do it on; see `tvmq serve`."
+    ),
 ]
 Mean = Annotated[
     str,

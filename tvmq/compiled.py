@@ -149,7 +149,7 @@ class CompiledModel:
         """Measure `repeat` calls, after that each kernel; inputs default to the golden ones.
 
         A call on a GPU copies inputs there and outputs back; gpu_ms is the same without these copies.
-        device: "tracker:HOST:PORT/KEY", a board that measures it, with the golden inputs.
+        device: "tracker:HOST:PORT/KEY" or "rpc:HOST:PORT", a board that measures it, with the golden inputs.
         """
         from tvmq import bench
         from tvmq.breakdown import Benchmark, break_down
@@ -195,8 +195,8 @@ class CompiledModel:
 
         Without x: the golden input against the checksums of the artifact; needs nothing but the runtime.
         For a model that was just compiled, or with x (an input, or a tuple of them): against the reference,
-        which needs the compiler's packages. device: "tracker:HOST:PORT/KEY", a board that compares its own
-        results with the checksums.
+        which needs the compiler's packages. device: "tracker:HOST:PORT/KEY" or "rpc:HOST:PORT", a board that
+        compares its own results with the checksums.
         """
         if device is not None:
             if x is not None:

@@ -8,6 +8,7 @@ crashes there is an answer.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import warnings
@@ -19,10 +20,12 @@ from typing import Any, Self
 from tvmq.errors import DeviceError, LostBoardWarning, ProgramCrashError, UsageError
 from tvmq.record import Record
 from tvmq.target import TargetProfile
-from tvmq.tracker import REQUEST, Board, Tracker, boards_of, tracker_address
+from tvmq.tracker import CONNECT, REQUEST, Board, Tracker, address_of, boards_of
+from tvmq.tracker import DEFAULT_PORT as TRACKER_PORT
 
 FUNCTION = "tvmq.board"  # what a board registers
 ARTIFACT = "model.tvmq"  # a file there
+BOARD_PORT = 9090  # that `tvmq serve` listens on
 ATTEMPTS = 3  # boards to ask
 BACK_OFF = 2.0  # seconds before another one is asked; four times as many before the next
 PATIENCE = 600.0  # seconds for a free board, and for its answer
@@ -49,21 +52,23 @@ class Machine(Record):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """All boards of one key at one tracker."""
+    """All boards of one key at one tracker; or, without a key, the one board that listens there itself."""
 
     host: str
     port: int
-    key: str
+    key: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "tracker:host:port/key"; raise UsageError."""
+        """Read "tracker:host:port/key" or "rpc:host:port"; raise UsageError."""
         kind, _, rest = text.partition(":")
         address, _, key = rest.partition("/")
-        if kind != "tracker" or not key or not address:
-            raise UsageError(f"device: {text!r} given, 'tracker:HOST:PORT/KEY' is wanted; see `tvmq devices`")
-        host, port = tracker_address(address)
-        return cls(host, port, key)
+        if not address or kind not in ("tracker", "rpc") or bool(key) != (kind == "tracker"):
+            raise UsageError(
+                f"device: {text!r} given, 'tracker:HOST:PORT/KEY' or 'rpc:HOST:PORT' is wanted; "
+                f"see `tvmq serve --help`"
+            )
+        return cls(*address_of(address, TRACKER_PORT if key else BOARD_PORT), key)
 
     @classmethod
     def of(cls, given: str | Device) -> Device:
@@ -71,7 +76,8 @@ class Device:
         return given if isinstance(given, Device) else cls.parse(given)
 
     def __str__(self) -> str:
-        return f"tracker:{self.host}:{self.port}/{self.key}"
+        place = f"{self.host}:{self.port}"
+        return f"tracker:{place}/{self.key}" if self.key else f"rpc:{place}"
 
     def machine(self) -> Machine:
         """Return what the board says of itself; boards of one key are taken to be alike."""
@@ -101,6 +107,9 @@ class Device:
 
     def boards(self) -> tuple[Board, ...]:
         """Return the boards of this key; raise DeviceError without one."""
+        if not self.key:
+            require_open(self.host, self.port)
+            return (Board("", f"{self.host}:{self.port}", None),)
         known = boards_of(self.host, self.port)
         found = tuple(board for board in known if board.key == self.key)
         if not found:
@@ -137,6 +146,8 @@ class Device:
 
     def _lent(self) -> _Lent:
         """Wait for a free board; what was asked of the tracker is taken back if none is free in time."""
+        if not self.key:
+            return self.host, self.port, ""
         try:
             with Tracker(self.host, self.port) as tracker:
                 tracker.send(REQUEST, self.key, "", 1)
@@ -168,6 +179,16 @@ class Device:
         except Exception as error:  # TVM has no class of its own for a lost connection
             said = " ".join(str(error).split())[-200:]
             raise _LostError(f"{type(error).__name__}: {said}") from error
+
+
+def require_open(host: str, port: int) -> None:
+    """Raise DeviceError where nothing listens."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT).close()
+    except (OSError, UnicodeError) as error:
+        raise DeviceError(
+            f"device: no board answers at {host}:{port} ({error}); start `tvmq serve` there"
+        ) from error
 
 
 class _LostError(Exception):

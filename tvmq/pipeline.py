@@ -114,7 +114,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
     tune: measure on this machine which decisions make the kernels fastest, or use what a database says of
     them; None: the default decisions, whatever was measured before. The bits are the same.
-    device: "tracker:HOST:PORT/KEY", a board that must be able to run the target's code; tune measures there.
+    device: "tracker:HOST:PORT/KEY" or "rpc:HOST:PORT", a board that must be able to run the target's code;
+    tune measures there.
 
     Raises UsageError, CalibrationError, UnsupportedModelError or EnvironmentMismatchError (tvmq.errors).
     """

@@ -107,12 +107,12 @@ def received(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def tracker_address(text: str) -> tuple[str, int]:
-    """Read "host:port" or "host"; raise UsageError."""
-    host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
-    if not host or not port.isdigit():
-        raise UsageError(f"tracker: {text!r} given, HOST:PORT is wanted, as 127.0.0.1:{DEFAULT_PORT}")
-    return host, int(port)
+def address_of(text: str, port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """Read "host:port" or "host", whose port is then the one given; raise UsageError."""
+    host, _, written = text.rpartition(":") if ":" in text else (text, "", str(port))
+    if not host or not written.isdigit():
+        raise UsageError(f"device: {text!r} given, HOST:PORT is wanted, as 127.0.0.1:{port}")
+    return host, int(written)
 
 
 def boards_of(host: str, port: int) -> tuple[Board, ...]:
