@@ -48,5 +48,9 @@ def test_one_recipe_gives_the_same_bits_on_x86_and_on_emulated_boards(scripts: A
         models[target].save(tmp_path / target)
         done = scripts.run_emulated(python, core, tmp_path / target)
         assert "mismatches=()" in done.stdout, done.stderr
+        done = scripts.run_program(python, core, tmp_path / target, tmp_path)
+        assert done.stdout.startswith(f"all equal: {len(wanted)} tensors, bit for bit"), done.stderr
     refused = scripts.run_emulated(python, scripts.CORES["rpi4"], tmp_path / "rpi5")
     assert "needs the CPU feature asimddp" in refused.stderr
+    refused = scripts.run_program(python, scripts.CORES["rpi4"], tmp_path / "rpi5", tmp_path)
+    assert (refused.returncode, "needs the CPU feature asimddp" in refused.stderr) == (4, True)

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from models import pictures, timm_model
-from root import DEFAULT, PROJECT, emulated_python
+from root import DEFAULT, PROJECT, emulated_python, emulator
 
 import tvmq
+from runner import program
 from tests import tiny_transformer
 from tvmq.build import build
 from tvmq.compiled import CompiledModel
@@ -124,8 +125,21 @@ def run_emulated(python: Path, core: str, path: Path) -> subprocess.CompletedPro
     )
 
 
+def run_program(python: Path, core: str, path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Verify an artifact by tvmq-run, built into a folder, on an emulated core."""
+    made = folder / "tvmq-run"
+    if not made.is_file():
+        program("aarch64", folder, python.parent / "site")
+    root = ["-L", str(python.parent / "root"), "-U", "LD_PRELOAD"]
+    command = [emulator(), "-cpu", core, *root, str(made), str(path), "--verify", "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
 def check(name: str, python: Path, folder: Path) -> None:
-    """Compile a model for this machine and both boards, compare the three, and run two of them emulated."""
+    """Compile a model for this machine and both boards, compare the three, and run two of them emulated.
+
+    By Python and by tvmq-run.
+    """
     models = compiled(name, ["native", *CORES])
     here = exact(models.pop("native").manifest)
     for target, model in models.items():
@@ -139,6 +153,9 @@ def check(name: str, python: Path, folder: Path) -> None:
         print(f"{name} for {target} on {core}, {took:.0f} s: {done.stdout.strip()}", flush=True)
         if done.returncode or "mismatches=()" not in done.stdout:
             raise SystemExit(f"arm_emulated: {name} for {target} on {core}: {done.stderr.strip()[-2000:]}")
+        done = run_program(python, core, path, folder)
+        if done.returncode or "bit for bit" not in done.stdout:
+            raise SystemExit(f"arm_emulated: tvmq-run of {name} for {target}: {done.stderr.strip()[-2000:]}")
     done = run_emulated(python, CORES["rpi4"], folder / f"{name}.rpi5.tvmq")
     if "needs the CPU feature asimddp" not in done.stderr:
         raise SystemExit(f"arm_emulated: {name} for rpi5 was not refused on {CORES['rpi4']}: {done.stderr}")
