@@ -4,7 +4,7 @@
 #     bash scripts/gpu_bench.sh --prepare FOLDER [--target h100] [--python 3.12]   on any machine: compiles the models
 #     bash scripts/gpu_bench.sh --run FOLDER            on the machine with the GPU: checks and measures them
 #     bash scripts/gpu_bench.sh --table FOLDER          takes the results in FOLDER into README.md
-# --models a,b and --batches 1,8 name a part. --run makes an environment in out/gpu; PYTHON=python3 takes one that is there
+# --models a,b and --batches 1,8 name a part; --tiles, in both halves, is about products alone: which tile is best. --run makes an environment in out/gpu; PYTHON=python3 takes one that is there
 # and has NumPy (torch and timm, too, else only tvmq is measured): TVM's runtime is in FOLDER. --smoke checks all that
 # needs no GPU.
 set -euo pipefail

@@ -23,12 +23,16 @@ def main(folder: Path) -> int:
     sys.path[:0] = [str(SCRIPTS / name) for name in ("gpu", "bench", "shared", "arm")]
     import gpu_bench
     import gpu_peak
+    import gpu_tiles
 
     gpu_peak.prepare = lambda folder, architecture: None
     gpu_peak.measured = lambda folder, architecture: gpu_peak.Peak(1000.0, {"emulated": 1000.0})
     made = folder / "prepared"
     python = "{}.{}".format(*sys.version_info)
     gpu_bench.prepare(made, ["small_vit"], [1], "a100", python)
+    gpu_tiles.prepare(made, "a100", {"small": (16, 64, 32, True)}, [1, 2])
+    gpu_tiles.LAUNCHES = 1
+    gpu_bench.measure(made, (), [1], 1, tiles=True)
     return gpu_bench.measure(made, (), [1], rounds=1)
 
 

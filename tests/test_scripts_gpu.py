@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -167,9 +168,13 @@ def test_both_halves_on_an_emulated_gpu(scripts: Any, tmp_path: Path):
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {
-        r.engine: r for r in scripts.rows.load_rows(tmp_path / "prepared" / "rows.json", scripts.rows.Row)
-    }
+    assert "small, batch 2 | " in done.stdout
+    prepared = tmp_path / "prepared"
+    times = json.loads((prepared / "tiles_us.json").read_text())
+    assert len(times) == 2 * 11  # batches, tiles
+    assert min(times.values()) > 0
+    rows = scripts.rows.load_rows(prepared / "rows.json", scripts.rows.Row)
+    found = {row.engine: row for row in rows}
     assert found["tvmq"].reason is None
     assert found["tvmq"].exact.startswith("all ")
     assert found["tvmq"].cosine > 0.9

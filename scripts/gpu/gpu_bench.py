@@ -17,6 +17,7 @@ from typing import Any
 import gpu_models
 import gpu_peak
 import gpu_rows
+import gpu_tiles
 import numpy as np
 from closeness import cosine
 from gpu_models import About, Prepared
@@ -37,7 +38,15 @@ SMOKE_TARGET = "h100"
 NO_GPU = 5  # exit code: the environment lacks something
 
 
-def prepare(folder: Path, names: Sequence[str], batches: Sequence[int], target: str, python: str) -> None:
+def prepare(
+    folder: Path,
+    names: Sequence[str],
+    batches: Sequence[int],
+    target: str,
+    python: str,
+    *,
+    tiles: bool = False,
+) -> None:
     """Fill a folder with all that --run needs."""
     import gpu_runtime_files
 
@@ -58,9 +67,13 @@ def prepare(folder: Path, names: Sequence[str], batches: Sequence[int], target: 
         write_whole(folder / gpu_models.ABOUT, json.dumps(found.to_json(), indent=1) + "\n")
         size = sum(path.stat().st_size for path in (folder / name).iterdir())
         print(f"{name}: {size / 1e6:.1f} MB", flush=True)
+    if tiles:
+        print(f"{len(gpu_tiles.prepare(folder, profile.name))} kernels in {gpu_tiles.LIBRARY}", flush=True)
 
 
-def measure(folder: Path, names: Sequence[str], batches: Sequence[int], rounds: int) -> int:
+def measure(
+    folder: Path, names: Sequence[str], batches: Sequence[int], rounds: int, *, tiles: bool = False
+) -> int:
     """Check and measure what the folder holds; write FOLDER/rows.json."""
     found, gpu = gpu_models.about(folder), this_gpu()
     if wanted := lacking(features_of_arch(found.arch), gpu):
@@ -73,6 +86,9 @@ def measure(folder: Path, names: Sequence[str], batches: Sequence[int], rounds: 
     except NotMeasuredError as failed:
         peak = None
         print(f"peak not measured: {failed}", flush=True)
+    if tiles:
+        print(gpu_tiles.measure(folder, peak and peak.gmacs), flush=True)
+        return 0
     rows: list[Row] = []
     for each in found.models:
         if (names and each.model not in names) or each.batch not in batches:
@@ -201,6 +217,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", default="", help=f"of {', '.join(gpu_models.TITLES)}; default: all")
     parser.add_argument("--batches", type=numbers, default=gpu_models.BATCHES, help="default: 1,8,64")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each engine; default: {ROUNDS}")
+    parser.add_argument("--tiles", action="store_true", help="no models: kernels with every tile")
     parser.add_argument("--target", default="h100", help="of `tvmq targets`; default: h100")
     own = "{}.{}".format(*sys.version_info)
     parser.add_argument("--python", default=own, help=f"the version there; default: {own}")
@@ -217,12 +234,12 @@ def main(arguments: Sequence[str]) -> int:
     if given.smoke:
         return smoke()
     if given.prepare:
-        names = given.models or (*gpu_models.NAMES, gpu_models.PRETRAINED)
-        prepare(given.prepare, names, given.batches, given.target, given.python)
+        names = () if given.tiles else given.models or (*gpu_models.NAMES, gpu_models.PRETRAINED)
+        prepare(given.prepare, names, given.batches, given.target, given.python, tiles=given.tiles)
         return 0
     if given.run:
         sys.path.append(str(given.run.resolve() / SITE))
-        return measure(given.run, given.models, given.batches, given.rounds)
+        return measure(given.run, given.models, given.batches, given.rounds, tiles=given.tiles)
     rows = gpu_rows.merged(RESULTS, gpu_rows.load_rows(given.table / ROWS, Row))
     put(ROOT / "README.md", "scripts/gpu_bench.sh", gpu_rows.markdown(rows))
     return 0
