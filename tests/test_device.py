@@ -5,6 +5,7 @@ import pytest
 
 from tvmq import device
 from tvmq.device import Device
+from tvmq.environment import FFI_VERSION, TVM_VERSION
 from tvmq.errors import ArtifactError, DeviceError, LostBoardWarning, ProgramCrashError, UsageError
 from tvmq.target import load_profile
 from tvmq.tracker import REQUEST, Board
@@ -162,10 +163,12 @@ def test_an_error_of_tvmq_on_the_board_is_raised_here(answers):
 
 def test_a_board_that_cannot_run_a_profile_is_refused_with_what_it_lacks(answers):
     pi4 = {"architecture": "aarch64", "cpu": "Raspberry Pi 4", "features": ["asimd"], "threads": 4,
-           "tvm": "", "tvm_ffi": "", "tvmq": ""}  # fmt: skip
-    answers += [{"value": pi4}] * 3
+           "tvm": TVM_VERSION, "tvm_ffi": FFI_VERSION, "tvmq": "0.1.0"}  # fmt: skip
+    answers += [{"value": pi4}] * 3 + [{"value": pi4 | {"tvm": "0.26.0"}}]
     assert HERE.require(load_profile("rpi4")).cpu == "Raspberry Pi 4"
     with pytest.raises(DeviceError, match=r"Raspberry Pi 4\) lacks asimddp, .*which 'arm_dotprod' needs"):
         HERE.require(load_profile("rpi5"))
     with pytest.raises(DeviceError, match="is a machine of aarch64, 'x86_avx2' is for x86_64"):
         HERE.require(load_profile("x86_avx2"))
+    with pytest.raises(DeviceError, match=r"has a tvmq 0\.1\.0 for apache-tvm 0\.26\.0"):
+        HERE.require(load_profile("rpi4"))

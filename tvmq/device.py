@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+from tvmq.environment import FFI_VERSION, TVM_VERSION
 from tvmq.errors import DeviceError, LostBoardWarning, ProgramCrashError, UsageError
 from tvmq.record import Record
 from tvmq.target import TargetProfile
@@ -91,6 +92,11 @@ class Device:
             raise DeviceError(
                 f"device: {self} is a machine of {board.architecture}, {profile.name!r} is for "
                 f"{profile.architecture}; give the target that fits the board (see `tvmq targets`)"
+            )
+        if (board.tvm, board.tvm_ffi) != (TVM_VERSION, FFI_VERSION):
+            raise DeviceError(
+                f"device: {self} has a tvmq {board.tvmq} for apache-tvm {board.tvm} and apache-tvm-ffi "
+                f"{board.tvm_ffi}, this one is for {TVM_VERSION} and {FFI_VERSION}; install the same there"
             )
         lacking = profile.missing(board.features)
         if lacking:
