@@ -26,7 +26,18 @@ from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import padded_band, row_bytes
-from tvmq.schedule.vectors import Buffer, Expr, lane_of, load, prefetch, shuffle, splat, store, vector_type
+from tvmq.schedule.vectors import (
+    Buffer,
+    Expr,
+    lane_of,
+    load,
+    prefetch,
+    shuffle,
+    splat,
+    store,
+    vector_type,
+    whole,
+)
 
 FOURS = 4  # steps whose bytes fill a register of 128 bits
 
@@ -77,8 +88,8 @@ class _Kernel:
             index = T.axis.spatial(units, unit)
             buffers = self.epilogue.arguments
             written = {"out", "copy"}
-            T.reads(*(_whole(b) for name, b in buffers.items() if name not in written))
-            T.writes(*(_whole(b) for name, b in buffers.items() if name in written))
+            T.reads(*(whole(b) for name, b in buffers.items() if name not in written))
+            T.writes(*(whole(b) for name, b in buffers.items() if name in written))
             self.acc = [T.sblock_alloc_buffer(self.held, "int32") for _ in range(self.pixels * self.columns)]
             part, band = index % self.decision.parts, index // self.decision.parts
             self.image = T.bind(band // self.decision.bands)
@@ -278,7 +289,3 @@ class _PairKernel(_Kernel):
         return shuffle(
             [both], [4 * pair + 2 * (pixel % 2) + at for pair in range(LANES // 2) for at in (0, 1)]
         )
-
-
-def _whole(buffer: Any) -> Any:
-    return buffer[tuple(slice(0, size) for size in buffer.shape)]

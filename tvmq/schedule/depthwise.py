@@ -34,7 +34,7 @@ from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
 from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 from tvmq.schedule.space import Space
-from tvmq.schedule.vectors import Buffer, Expr, lanes, limited, load, shuffle, splat, store
+from tvmq.schedule.vectors import Expr, lanes, limited, load, shuffle, splat, store, whole
 
 TILES = (4, 5, 6, 7, 8, 14)  # pixels
 NARROW_TILES = (4, 5)  # in registers of 128 bits, which the sums of more do not fit
@@ -111,8 +111,8 @@ class _Kernel:
         loop = T.parallel if self.decision.parallel else T.serial
         with loop(units) as unit, T.sblock("unit"):
             index = T.axis.spatial(units, unit)
-            T.reads(*(_whole(b) for name, b in self.arguments.items() if name not in ("out", "copy")))
-            T.writes(*(_whole(b) for name, b in self.arguments.items() if name in ("out", "copy")))
+            T.reads(*(whole(b) for name, b in self.arguments.items() if name not in ("out", "copy")))
+            T.writes(*(whole(b) for name, b in self.arguments.items() if name in ("out", "copy")))
             found = list(chunks(g.channels, widest_chunk(self.isa)))
             self.order = {width: _natural(width) for width in {chunk.width for chunk in found}}
             image = T.bind(index // bands)
@@ -277,7 +277,3 @@ def _natural(width: int) -> Expr:
     lane = bytes(QUARTERS * (i % QUARTERS) + i // QUARTERS for i in range(LANES))
     words = [const(int.from_bytes(lane[at : at + 4], "little"), "int32") for at in range(0, LANES, 4)]
     return T.bind(T.reinterpret(f"int8x{width}", shuffle(words * (width // LANES), range(width // 4))))
-
-
-def _whole(buffer: Buffer) -> Any:
-    return buffer[tuple(slice(0, size) for size in buffer.shape)]

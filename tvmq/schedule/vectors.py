@@ -100,3 +100,8 @@ def reduce_lanes(operation: str, vector: Expr) -> Expr:
 def _lane_indices(index: Index, count: int) -> list[Expr]:
     *outer, last = index if isinstance(index, tuple) else (index,)
     return [*outer, last if count == 1 else T.ramp(last, 1, count)]
+
+
+def whole(buffer: Buffer) -> Any:
+    """Return all of a buffer, as a block reads or writes it."""
+    return buffer[tuple(slice(0, size) for size in buffer.shape)]

@@ -27,7 +27,7 @@ from tvmq.schedule.linear_spec import supports as supports_linear
 from tvmq.schedule.packed_operand import KEYS, ROWS, PackedOperand
 from tvmq.schedule.register_tiles import MIN_PARALLEL_MACS, row_chunks
 from tvmq.schedule.space import Decisions, Space
-from tvmq.schedule.vectors import Buffer, Expr, limited, load, prefetch, shuffle, splat, store
+from tvmq.schedule.vectors import Buffer, Expr, limited, load, prefetch, shuffle, splat, store, whole
 from tvmq.schedule.weight_prefetch import line_of
 from tvmq.schedule.x86_intrinsics import concat, pack_bytes, pack_words, vpdpbusd
 
@@ -100,16 +100,12 @@ def operand_linear_prim_func(
         units = spec.groups // decision.column_tile * decision.row_chunks
         with (T.parallel if decision.parallel else T.serial)(units) as unit, T.sblock("columns"):
             index = T.axis.spatial(units, unit)
-            T.reads(*(_whole(buffer) for name, buffer in arguments.items() if name != "out"))
-            T.writes(_whole(arguments["out"]))
+            T.reads(*(whole(buffer) for name, buffer in arguments.items() if name != "out"))
+            T.writes(whole(arguments["out"]))
             column, chunk = T.bind(index // decision.row_chunks), T.bind(index % decision.row_chunks)
             group = T.bind(column * decision.column_tile)
             _Tiles(spec, isa, decision, arguments, _Store(spec, operand, isa, arguments), group).emit(chunk)
     return builder.get()
-
-
-def _whole(buffer: Buffer) -> Expr:
-    return buffer[tuple(slice(0, size) for size in buffer.shape)]
 
 
 @dataclass(slots=True)
