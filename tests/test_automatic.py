@@ -65,6 +65,7 @@ def test_without_a_budget_sites_have_8_bits_unless_float_is_faster():
     assert found.report.ended.startswith("nothing was limited")
 
 
+@pytest.mark.slow
 def test_a_size_makes_some_weights_smaller_and_evaluations_decide_which(tmp_path: Path):
     eight = plain().report.chosen
     limit = 0.75 * eight.size / 1e6
@@ -179,6 +180,7 @@ class Names(nn.Module):
         return self.scores(x).argmax(1)
 
 
+@pytest.mark.slow
 def test_a_model_without_float_outputs_has_a_fastest_plan_but_needs_a_validation_for_a_budget():
     (x,) = tiny_transformer.inputs(1)
     mod = canonicalize(import_model(Names(), (torch.from_numpy(x),)))

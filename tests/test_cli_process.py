@@ -68,6 +68,7 @@ def test_compile_run_and_verify(folder: Path, tmp_path: Path):
     assert "all equal" in done.stdout
 
 
+@pytest.mark.slow
 def test_running_needs_neither_torch_nor_the_compiler(folder: Path):
     code = (
         "import sys; from tvmq.cli import main\n"
@@ -126,6 +127,7 @@ def test_what_cannot_be_compiled_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_compile_with_a_sentence_and_without_files(folder: Path, tmp_path: Path):
     (tmp_path / "temporary").mkdir()
     out = tmp_path / "out.tvmq"

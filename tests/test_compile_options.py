@@ -73,6 +73,7 @@ def test_data_that_comes_once_is_held():
     assert (list(held), list(held)) == ([1, 2], [1, 2])
 
 
+@pytest.mark.slow
 def test_a_recipe_compiles_to_the_same_bytes_and_to_others_once_edited(tmp_path: Path):
     bits = {"*": "w4a8", "blocks.1.*": 8, "blocks.0.norm2": "float"}
     first = tiny_transformer.compiled(bits=bits, preset="fast")

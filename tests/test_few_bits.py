@@ -67,7 +67,7 @@ def stored_by(nodes: Nodes, formats: Formats, site: str) -> str:
 CLOSE = {"w4a8": 0.99, "w6a6": 0.99, "w4a4": 0.97}
 
 
-@pytest.mark.parametrize("bits", CLOSE)
+@pytest.mark.parametrize("bits", ["w4a8", pytest.param("w6a6", marks=pytest.mark.slow), "w4a4"])
 @pytest.mark.parametrize("name", ["transformer", "convolutions"])
 def test_a_program_of_few_bits_is_exact_and_near_the_float_model(name: str, bits: str):
     module, inputs = model(name)
@@ -117,7 +117,7 @@ def test_the_plan_the_scales_and_the_recipe_say_the_bits():
     assert (precision["blocks.1.fc1"], precision["head"]) == (Precision(4, 6), W8A8)
 
 
-@pytest.mark.parametrize("bits", ["w3a8", "w4a8"])
+@pytest.mark.parametrize("bits", [pytest.param("w3a8", marks=pytest.mark.slow), "w4a8"])
 def test_weights_take_their_bits_in_the_file_and_in_memory(bits: str, tmp_path: Path):
     width = Precision.of(bits).weight_bits
     program = compiled("transformer", bits)

@@ -75,6 +75,7 @@ def test_two_compiles_write_the_same_bytes(tmp_path: Path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.slow
 def test_torchs_threads_change_no_byte(tmp_path: Path):
     files, seen = [], set()
 

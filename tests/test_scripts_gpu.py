@@ -90,6 +90,7 @@ def test_artifacts_are_carried_without_the_constants_that_they_share(scripts: An
     assert (tmp_path / "joined.tvmq").stat().st_size == len(before)
 
 
+@pytest.mark.slow
 def test_what_is_carried_runs_artifacts_without_any_package_but_numpy(scripts: Any, tmp_path: Path):
     try:
         require_cuda("sm_90")

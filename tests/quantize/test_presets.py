@@ -24,6 +24,7 @@ def test_compile_takes_the_word_and_the_artifact_tells_it():
         tiny.compiled(preset="slow")
 
 
+@pytest.mark.slow
 def test_a_preset_of_ones_own_is_recorded_whole():
     own = replace(preset_of("fast"), name="mine", steps=False)
     assert tiny.compiled(preset=own).manifest.description.recipe["preset"] == asdict(own)

@@ -41,6 +41,15 @@ def marked(name: str, *, slow: bool = False) -> Any:
     return pytest.param(name, marks=pytest.mark.isa(*sorted(ISA[runnable(name)].features)))
 
 
+def with_long_code_slow(names: list[Any]) -> list[Any]:
+    """Return parameters, those slow whose kernels keep LLVM busy: three products in place of one."""
+    long = {name for name, isa in ISA.items() if not (isa.vnni or isa.neon)}
+    return [
+        pytest.param(*each.values, marks=[*each.marks, *[pytest.mark.slow] * (each.values[0] in long)])
+        for each in names
+    ]
+
+
 # All but linears is the same for AMX as for AVX-512 VBMI; all but convolutions for i8mm as for dotprod.
 OTHERS = [name for name in ISA if name not in ("amx", "i8mm")]
 NAMES = [marked(name) for name in OTHERS]

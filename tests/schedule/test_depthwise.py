@@ -7,12 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.schedule.conv_cases import EPILOGUES, check, compiled, geometry_of, spec_of
-from tests.schedule.isa_cases import ISA, KERNEL_NAMES
+from tests.schedule.isa_cases import ISA, KERNEL_NAMES, with_long_code_slow
 from tests.schedule.pool import pool_of
 from tvmq.schedule.depthwise import DepthwiseDecision, choose_depthwise, depthwise_prim_func
 
 
-@pytest.mark.parametrize("isa", KERNEL_NAMES)
+@pytest.mark.parametrize("isa", with_long_code_slow(KERNEL_NAMES))
 @settings(max_examples=2, deadline=None)
 @given(
     channels=st.integers(16, 150),
