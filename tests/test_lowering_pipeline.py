@@ -13,7 +13,7 @@ from tvmq.errors import UsageError
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.schedule.dispatch import DispatchKernels
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.target import load_profile
 
 (X,) = tiny_transformer.inputs(1, seed=9)
@@ -32,6 +32,7 @@ def run(executable: Any) -> np.ndarray:
     return relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(X)).numpy()
 
 
+@pytest.mark.slow
 def test_a_user_of_tvm_compiles_a_qdq_module(expected: np.ndarray):
     native = load_profile("native").tvm()
     mod = tiny_transformer.qdq_module()
@@ -43,7 +44,7 @@ def test_a_user_of_tvm_compiles_a_qdq_module(expected: np.ndarray):
 def test_the_passes_work_in_anyones_pipeline(expected: np.ndarray):
     profile = load_profile("native")
     passes = [InsertQdq(tiny_transformer.quantization()), LowerInteger()]
-    passes += [DispatchKernels(profile), DispatchFloatLinears(profile)]
+    passes += [DispatchKernels(profile), DispatchFloats(profile)]
     mod = tvm.transform.Sequential(passes)(tiny_transformer.canonical())
     assert run(tvm.compile(mod, profile.tvm())).tobytes() == expected.tobytes()
 

@@ -10,7 +10,7 @@ from tvmq.build import lowering_passes
 from tvmq.errors import UsageError
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.schedule.dispatch import DispatchKernels
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.target import NATIVE, TargetProfile, load_profile
 
 
@@ -40,7 +40,7 @@ class LoweringPipeline:
             passes = [
                 LowerInteger(),
                 DispatchKernels(profile, self.threads),
-                DispatchFloatLinears(profile, self.threads),
+                DispatchFloats(profile, self.threads),
                 *lowering_passes(target),
             ]
             return tvm.transform.Sequential(passes)(mod)

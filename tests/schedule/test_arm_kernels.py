@@ -29,6 +29,7 @@ def test_products_are_exact(isa: str, family: str) -> None:
     conv_cases.check(conv_cases.compiled(spec, isa, decision), spec, isa)
 
 
+@pytest.mark.slow
 @needs_emulator("arm")
 @pytest.mark.parametrize("operation", ["max", "mean"])
 def test_what_needs_no_instruction_set_is_exact_on_32_bits(operation: str) -> None:

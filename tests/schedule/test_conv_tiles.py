@@ -67,3 +67,20 @@ def test_decisions_that_make_no_sense_are_refused():
         ConvDecision(pixel_tile=1, column_tile=1, outer="lines")
     with pytest.raises(ValueError, match="at least 1"):
         ConvDecision(pixel_tile=0, column_tile=1)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(16, 96, 112), (96, 24, 56), (144, 32, 28)])
+def test_sums_leave_registers_for_what_is_multiplied_and_are_few_where_the_epilogue_is_most(
+    inputs, outputs, rows
+):
+    """These of MobileNetV2 took up to twice as long by 24 sums."""
+    found = choose_conv(
+        spec_of(geometry_of(inputs, outputs, 1, batch=1, rows=rows, columns=rows), "uint8"), VNNI, 1
+    )
+    assert found.pixel_tile * found.column_tile <= 8
+
+
+@pytest.mark.parametrize(("kernel", "rows", "batch"), [(3, 4, 2), (1, 2, 8)])
+def test_small_work_wakes_no_other_thread_though_a_batch_is_several_units(kernel, rows, batch):
+    spec = spec_of(geometry_of(16, 16, kernel, batch=batch, rows=rows, columns=rows), "uint8")
+    assert not choose_conv(spec, VNNI, 2).parallel

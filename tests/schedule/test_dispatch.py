@@ -43,6 +43,7 @@ def test_a_weight_that_a_kernel_is_not_exact_with_gets_none(integer: tvm.IRModul
     assert {call.kernel.name.partition("_")[0] for call in dispatch.calls} == {"layer", "attention"}
 
 
+@pytest.mark.slow
 @pytest.mark.isa("avx2")
 def test_scheduled_and_plain_code_give_the_same_bits(integer: tvm.IRModule):
     (wanted,) = reference.run(integer, [torch.from_numpy(X)])

@@ -83,6 +83,27 @@ class Leftovers:
         return out
 
     @R.function
+    def narrow(x: R.Tensor((2, 24, 14, 14), "float32"), y: R.Tensor((2, 24, 14, 14), "float32")):
+        with R.dataflow():
+            out = R.nn.relu(R.add(x, y))
+            R.output(out)
+        return out
+
+    @R.function
+    def narrow_bias(x: R.Tensor((2, 5, 7, 7), "float32"), y: R.Tensor((5, 1, 1), "float32")):
+        with R.dataflow():
+            out = R.nn.relu(R.add(x, y))
+            R.output(out)
+        return out
+
+    @R.function
+    def narrow_quantize(x: R.Tensor((4, 9, 7, 4), "float32")):
+        with R.dataflow():
+            out = R.quantize(x, R.const(0.25, "float32"), R.const(3, "uint8"), axis=-1, out_dtype="uint8")
+            R.output(out)
+        return out
+
+    @R.function
     def odd(x: R.Tensor((3, 7, 5), "float32")):
         with R.dataflow():
             out = R.permute_dims(R.exp(x), [2, 0, 1])
@@ -157,6 +178,15 @@ def test_rounding_of_either_name_keeps_its_vectors_and_its_ties() -> None:
     halves = np.arange(-32, 32, dtype="float32") / 8
     found = relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(halves)).numpy()
     np.testing.assert_array_equal(found, np.round(halves * 4) + 128)
+
+
+def test_rows_narrower_than_a_vector_become_one_loop_of_vectors() -> None:
+    scheduled = prim_funcs(schedule_leftovers(lowered(), TARGET))
+    texts = [func.script() for func in scheduled.values() if "(2), T.int64(24)" in func.script()]
+    assert len(texts) == 1
+    assert "T.vectorized(T.int64(16))" in texts[0]
+    assert texts[0].count("for ") == 2 or "T.grid(T.int64(588), T.int64(16))" in texts[0]
+    assert "// T.int64(14)" not in texts[0].split("T.writes")[1].split("\n", 1)[1]
 
 
 def test_a_multiply_is_not_moved_next_to_an_addition() -> None:

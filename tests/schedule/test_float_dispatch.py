@@ -6,7 +6,7 @@ from tvm.relax import op
 
 from tests.strategies import ModuleBuilder
 from tvmq.passes.rebuild import bindings, op_name
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.target import load_profile
 
 PROFILE = load_profile("x86_avx2")
@@ -30,7 +30,7 @@ def operations(mod: tvm.IRModule) -> list[str]:
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_bias_and_relu_become_one_kernel_of_equal_values(relu: bool, bias: bool):
     mod = module(relu=relu, bias=bias)
-    scheduled = DispatchFloatLinears(PROFILE)(mod)
+    scheduled = DispatchFloats(PROFILE)(mod)
     assert not {"matmul", "add", "nn.relu"} & set(operations(scheduled))
     x = np.random.default_rng(1).standard_normal((2, 5, 24)).astype(np.float32)
     found, wanted = (
@@ -45,13 +45,13 @@ def test_a_sum_that_is_read_twice_is_not_swallowed():
     x = relax.Var("x", relax.TensorType((5, 24), "float32"))
     y = make.linear("fc", x, 19)
     mod = make.module([x], make.bind("both", op.add(make.bind("relu", op.nn.relu(y)), y)))
-    assert operations(DispatchFloatLinears(PROFILE)(mod)).count("nn.relu") == 1
+    assert operations(DispatchFloats(PROFILE)(mod)).count("nn.relu") == 1
 
 
 def test_computed_weights_and_vectors_are_left_alone():
     make = ModuleBuilder(np.random.default_rng(0))
     x = relax.Var("x", relax.TensorType((24, 24), "float32"))
     mod = make.module([x], make.bind("square", op.matmul(x, x)))
-    tvm.ir.assert_structural_equal(DispatchFloatLinears(PROFILE)(mod), mod)
+    tvm.ir.assert_structural_equal(DispatchFloats(PROFILE)(mod), mod)
     vector = module(relu=False, bias=False, shape=(24,))
-    tvm.ir.assert_structural_equal(DispatchFloatLinears(PROFILE)(vector), vector)
+    tvm.ir.assert_structural_equal(DispatchFloats(PROFILE)(vector), vector)

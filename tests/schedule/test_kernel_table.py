@@ -42,3 +42,12 @@ def test_uses_count_the_calls_and_keep_the_first_constants():
     assert use.calls == 2
     np.testing.assert_array_equal(use.arguments[0], np.arange(32))
     assert use.arguments[1] is None
+
+
+def test_kernels_of_one_name_are_told_apart_without_another_digit_of_a_shape():
+    table = KernelTable(builder := relax.BlockBuilder(), {})
+    variable = relax.Var("x", relax.TensorType((32,), "int8"))
+    for lanes in (8, 16):
+        space = Space({"lanes": (lanes,)}, {"lanes": lanes})
+        table.call(Kernel((lanes,), "copy_4x32", (None,), copy_of, space), [variable])
+    assert {gvar.name_hint for gvar in builder.get().functions} == {"copy_4x32", "copy_4x32_2"}

@@ -16,6 +16,7 @@ from tvmq.schedule.attention_spec import pack_bias
 from tvmq.schedule.conv_spec import ConvSpec, pack_rows
 from tvmq.schedule.depthwise_spec import DepthwiseSpec, pack_channels
 from tvmq.schedule.depthwise_spec import pack_weight as pack_depthwise
+from tvmq.schedule.float_conv_spec import FloatConvSpec, pack_float_conv
 from tvmq.schedule.float_linear import pack_float_weight
 from tvmq.schedule.linear_spec import LANES, pack_weight, pad_channels
 from tvmq.schedule.packing import UNPACK, of_depthwise, of_windows, unpack
@@ -39,7 +40,8 @@ PACK = {
     **{f"depthwise{n}": partial(pack_depthwise, widest=n) for n in (16, 32, 64)},
     **{f"quarters{n}": partial(pack_channels, widest=n) for n in (16, 32, 64)},
 }
-LAYOUTS = sorted(name for name in UNPACK if not name.startswith("cuda_"))  # those: cuda/test_packing.py
+OTHERS = ("cuda_", "floats16", "offsets16")  # cuda/test_packing.py, test_float_conv_spec.py
+LAYOUTS = sorted(name for name in UNPACK if not name.startswith(OTHERS))
 
 
 @given(st.sampled_from(LAYOUTS), st.integers(1, 9), st.integers(1, 50), seeds)
@@ -57,6 +59,12 @@ def test_unpacking_undoes_every_packing(layout: str, depth: int, outputs: int, s
     assert packed.dtype == values.dtype
     assert packed.size * 8 >= values.size * bits
     np.testing.assert_array_equal(unpack(packed, layout, shape), values)
+
+
+def test_a_layout_may_hold_what_its_shape_does_not_tell():
+    spec = FloatConvSpec(geometry=geometry_of(36, 36, 3, groups=3))
+    weight = np.random.default_rng(0).standard_normal((36, 12, 3, 3), "float32")
+    np.testing.assert_array_equal(unpack(pack_float_conv(weight, spec), "floats16:3", weight.shape), weight)
 
 
 def test_plain_constants_are_left_as_they_are():

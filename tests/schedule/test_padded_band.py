@@ -9,7 +9,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tests.schedule.conv_cases import geometry_of
-from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
+from tvmq.schedule.padded_band import band_rows, padded_band, row_size
 
 
 @pytest.mark.parametrize(("channels", "columns"), [(1, 1), (3, 5), (17, 9), (64, 2)])
@@ -18,7 +18,7 @@ from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
 def test_rows_inside_are_copied_and_the_rest_is_filled(channels, columns, first_line, less):
     padding = {"top": 2, "left": 1, "bottom": 1, "right": 2}
     g = geometry_of(channels, 8, 3, rows=6, columns=columns, stride_rows=2, **padding)
-    size = band_rows(g, 2) * row_bytes(g)
+    size = band_rows(g, 2) * row_size(g)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         x = T.arg("x", T.buffer((2 * 6 * columns, channels), "uint8"))

@@ -82,6 +82,21 @@ class ConvGeometry:
         return (self.columns + self.left + self.right - self._reach[1]) // self.stride_columns + 1
 
     @property
+    def by_rows(self) -> bool:
+        """Whether what a window sees of a row lies together, as one segment; else that of each tap does."""
+        return self.groups == 1 and self.dilation_columns == 1
+
+    @property
+    def taps(self) -> int:
+        """Segments of a row of the kernel."""
+        return 1 if self.by_rows else self.kernel_columns
+
+    @property
+    def segment(self) -> int:
+        """Inputs of a segment that an output sees."""
+        return self.group_inputs * (self.kernel_columns if self.by_rows else 1)
+
+    @property
     def _reach(self) -> tuple[int, int]:
         """Rows and columns of the input that one pixel of the result spans."""
         return (

@@ -1,9 +1,6 @@
 """uint8 x int8 convolutions: dot products straight from the input, and all that follows them.
 
-Implicit GEMM: no patches are written to memory. A tile of sums, some pixels of one line times some groups of
-16 outputs, stays in registers while the kernel's window passes; four bytes of each pixel are broadcast from
-where they lie. Where there is padding, each unit of work first copies its lines into scratch with the padding
-around them. A last tile that does not fit is moved up: it computes some sums twice, to the same bytes.
+The loops are those of `window_kernel`; four bytes of each pixel are broadcast from where they lie.
 """
 
 from __future__ import annotations
@@ -20,14 +17,12 @@ from tvmq import bit_planes
 from tvmq.bit_planes import Plane
 from tvmq.schedule.arm_intrinsics import multiply_pairs
 from tvmq.schedule.conv_spec import ConvSpec, buffers, in_pairs, supports
-from tvmq.schedule.conv_tiles import ConvDecision, Extents, fits, line_pixels, step_groups
+from tvmq.schedule.conv_tiles import ConvDecision, fits, line_pixels, step_groups
 from tvmq.schedule.dots import activations, dot, packed_dot, packed_sums, signed, unpacked, weights
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue
 from tvmq.schedule.linear_spec import DEPTH, LANES
-from tvmq.schedule.padded_band import padded_band, row_bytes
 from tvmq.schedule.vectors import (
-    Buffer,
     Expr,
     lane_of,
     load,
@@ -36,8 +31,8 @@ from tvmq.schedule.vectors import (
     splat,
     store,
     vector_type,
-    whole,
 )
+from tvmq.schedule.window_kernel import WindowKernel
 
 FOURS = 4  # steps whose bytes fill a register of 128 bits
 
@@ -62,98 +57,29 @@ def conv_prim_func(spec: ConvSpec, decision: ConvDecision, isa: Isa) -> tirx.Pri
     return builder.get()
 
 
-class _Kernel:
-    """Emits the statements of one kernel; what they share are its fields."""
+class _Kernel(WindowKernel):
+    """Dots of four bytes of each pixel, which are broadcast."""
 
     def __init__(self, spec: ConvSpec, decision: ConvDecision, epilogue: Epilogue) -> None:
-        self.spec, self.decision, self.epilogue, self.isa = spec, decision, epilogue, epilogue.isa
-        self.x, self.weight = epilogue.arguments["x"], epilogue.arguments["weight"]
-        self.pixels, self.columns = decision.pixel_tile, decision.column_tile
-        self.extents = Extents.of(spec, self.pixels, self.columns)
-        self.band_lines = -(-self.extents.lines // decision.bands)
-        self.part_columns = -(-self.extents.columns // decision.parts)
+        super().__init__(spec, decision, epilogue.arguments, sums="int32")
+        self.spec, self.epilogue, self.isa = spec, epilogue, epilogue.isa
         self.lanes = LANES // self.isa.parts
         self.places = [(j, at) for j in range(self.columns) for at in range(0, LANES, self.lanes)]
         self.multiply = packed_dot if spec.packed else dot
-        self.stride = spec.geometry.stride_columns * spec.geometry.channels
-        self.held, self.flipped = (LANES,), self.isa.neon  # a buffer of sums; whether 128 is taken off pixels
+        self.pad_value, self.flipped = spec.pad_value, self.isa.neon  # then 128 is taken off pixels
         # NEON multiplies by a lane of a register, which so many steps fill.
         self.block = max(bit_planes.block_steps(spec.weight_bits), FOURS if self.isa.neon else 1)
-        self.line_bytes = row_bytes(spec.geometry)  # without padding, if the input is read where it lies
 
-    def emit(self) -> None:
-        units = self.extents.images * self.decision.bands * self.decision.parts
-        loop = T.parallel if self.decision.parallel else T.serial
-        with loop(units) as unit, T.sblock("unit"):
-            index = T.axis.spatial(units, unit)
-            buffers = self.epilogue.arguments
-            written = {"out", "copy"}
-            T.reads(*(whole(b) for name, b in buffers.items() if name not in written))
-            T.writes(*(whole(b) for name, b in buffers.items() if name in written))
-            self.acc = [T.sblock_alloc_buffer(self.held, "int32") for _ in range(self.pixels * self.columns)]
-            part, band = index % self.decision.parts, index // self.decision.parts
-            self.image = T.bind(band // self.decision.bands)
-            first = band % self.decision.bands * self.band_lines
-            self.first_line = T.bind(T.min(first, self.extents.lines - self.band_lines))
-            self.source = self._direct() if self.spec.direct else self._padded()
-            columns = self.extents.columns
-            self.first_column = T.bind(T.min(part * self.part_columns, columns - self.part_columns))
-            order = (self.part_columns, self.band_lines, self.extents.tiles)
-            if self.decision.outer == "columns":
-                with T.grid(*order) as (column, line, tile):
-                    self._tile(column, line, tile)
-            else:
-                with T.grid(*order[1:], order[0]) as (line, tile, column):
-                    self._tile(column, line, tile)
+    def _first_channel(self, group: Expr) -> Expr:
+        return group // self.spec.lanes_per_group * self.spec.geometry.group_inputs
 
-    def _direct(self) -> Buffer:
-        geometry = self.spec.geometry
-        self.origin = self.image * (geometry.rows * self.line_bytes)
-        self.origin += self.first_line * (0 if self.spec.flat else geometry.stride_rows * self.line_bytes)
-        self.origin = T.bind(self.origin)
-        return T.decl_buffer((geometry.batch * geometry.rows * self.line_bytes,), "uint8", data=self.x.data)
-
-    def _padded(self) -> Buffer:
-        spec = self.spec
-        self.origin = const(0, "int32")
-        return padded_band(
-            spec.geometry,
-            self.x,
-            spec.pad_value,
-            self.image,
-            self.first_line,
-            self.band_lines,
-            flipped=self.flipped,
-        )
-
-    def _tile(self, column: Expr, line: Expr, tile: Expr) -> None:
-        """One register tile: its sums, then what is stored of them."""
-        spec, g = self.spec, self.spec.geometry
-        groups = spec.product.groups
-        group = T.bind(T.min((self.first_column + column) * self.columns, groups - self.columns))
-        if spec.flat:
-            pixel = T.bind(T.min((self.first_line + line) * self.pixels, self.extents.width - self.pixels))
-            base, row = T.bind(pixel * g.channels), pixel
-        else:
-            pixel = T.bind(T.min(tile * self.pixels, self.extents.width - self.pixels))
-            start = line * (g.stride_rows * self.line_bytes) + pixel * (g.stride_columns * g.channels)
-            base = T.bind(self.origin + start)
-            row = (self.image * g.out_rows + self.first_line + line) * g.out_columns + pixel
-        if g.groups > 1:
-            base = T.bind(base + group // spec.lanes_per_group * g.group_inputs)
-        self._start(group)
-        self._next_groups(group, line * self.extents.tiles + tile)
-        block = self.block
-        whole, rest = divmod(spec.steps, block)
-        with T.serial(g.kernel_rows) as down, T.serial(spec.taps) as across:
-            window = down * (g.dilation_rows * self.line_bytes) + across * (g.dilation_columns * g.channels)
-            segment, offset = T.bind(down * spec.taps + across), T.bind(base + window)
-            if whole:
-                with T.serial(whole) as index:
-                    self._block(group, segment, index, block, offset)
-            if rest:
-                self._block(group, segment, const(whole, "int32"), rest, offset)
-        self._store(row, group)
+    def _segment(self, group: Expr, segment: Expr, offset: Expr) -> None:
+        whole, rest = divmod(self.spec.steps, self.block)
+        if whole:
+            with T.serial(whole) as index:
+                self._block(group, segment, index, self.block, offset)
+        if rest:
+            self._block(group, segment, const(whole, "int32"), rest, offset)
 
     def _start(self, group: Expr) -> None:
         """Set the sums of a tile to zero, or to what makes up for the 128 that its pixels lack."""
@@ -165,16 +91,6 @@ class _Kernel:
                 start = T.bind(T.reinterpret(f"int32x{lanes}", load(self.weight, place, lanes * DEPTH)))
             for i in range(self.pixels):
                 store(self.acc[i * self.columns + j], at, start)
-
-    def _next_groups(self, group: Expr, tile: Expr) -> None:
-        """Choose the groups of the next column tile whose weights this tile of pixels asks for."""
-        # Where few tiles of pixels pass, each asks for more, so that all of them are asked for.
-        self.ahead = []
-        share = -(-self.columns // (self.band_lines * self.extents.tiles)) if self.decision.prefetch else 0
-        for number in range(share):
-            which = T.min(tile * share + number, self.columns - 1)
-            last = self.spec.product.groups - 1
-            self.ahead.append(T.bind(T.min(group + self.columns + which, last)))
 
     def _block(self, group: Expr, segment: Expr, index: Expr, steps: int, offset: Expr) -> None:
         """The steps of a block, after which every plane of the weights begins a new byte."""

@@ -39,24 +39,9 @@ class ConvSpec:
     weight_bits: int = 8  # fewer are packed: see bit_planes
 
     @property
-    def by_rows(self) -> bool:
-        """Whether a segment is a row of the kernel, not a tap."""
-        return self.geometry.groups == 1 and self.geometry.dilation_columns == 1
-
-    @property
-    def taps(self) -> int:
-        """Segments of a row of the kernel."""
-        return 1 if self.by_rows else self.geometry.kernel_columns
-
-    @property
-    def segment(self) -> int:
-        """Bytes of a segment."""
-        return self.geometry.group_inputs * (self.geometry.kernel_columns if self.by_rows else 1)
-
-    @property
     def steps(self) -> int:
         """Steps of a segment."""
-        return -(-self.segment // DEPTH)
+        return -(-self.geometry.segment // DEPTH)
 
     @property
     def packed(self) -> bool:
@@ -71,12 +56,17 @@ class ConvSpec:
     @property
     def direct(self) -> bool:
         """Whether the input can be read where it lies: nothing around it, and nothing behind a segment."""
-        return not self.geometry.padded and self.segment % DEPTH == 0
+        return not self.geometry.padded and self.geometry.segment % DEPTH == 0
 
     @property
     def flat(self) -> bool:
         """Whether all pixels are one line."""
         return self.geometry.pointwise and self.direct
+
+    @property
+    def column_groups(self) -> int:
+        """Groups of 16 outputs."""
+        return self.product.groups
 
     @property
     def lanes_per_group(self) -> int:
@@ -107,7 +97,7 @@ def vectors(spec: ConvSpec, isa: Isa) -> int:
 def buffers(spec: ConvSpec, isa: Isa) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return name -> (shape, dtype) of the kernel's parameters, in their order."""
     g = spec.geometry
-    segments = g.kernel_rows * spec.taps
+    segments = g.kernel_rows * g.taps
     return {
         "x": ((g.batch * g.rows * g.columns, g.channels), "uint8"),
         "weight": ((spec.product.groups, segments, vectors(spec, isa), LANES * DEPTH), "int8"),

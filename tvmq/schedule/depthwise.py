@@ -32,7 +32,7 @@ from tvmq.schedule.dots import activations, dot, weights
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.linear_epilogue import Epilogue, groups_per_step
 from tvmq.schedule.linear_spec import DEPTH, LANES
-from tvmq.schedule.padded_band import band_rows, padded_band, row_bytes
+from tvmq.schedule.padded_band import band_rows, padded_band, row_size
 from tvmq.schedule.space import Space
 from tvmq.schedule.vectors import Expr, lanes, limited, load, shuffle, splat, store, whole
 
@@ -60,7 +60,7 @@ def choose_depthwise(spec: DepthwiseSpec, isa: Isa, threads: int) -> DepthwiseDe
     def cost(bands: int) -> tuple[bool, int, int]:
         rows = band_rows(g, -(-g.out_rows // bands))
         rounds = -(-bands * g.batch // threads) if parallel else bands * g.batch
-        return rows * row_bytes(g) > BAND_BYTES, rounds * rows, bands
+        return rows * row_size(g) > BAND_BYTES, rounds * rows, bands
 
     bands = min(range(1, g.out_rows + 1), key=cost)
     return DepthwiseDecision(tile=tile, bands=bands, parallel=parallel and g.batch * bands > 1)
@@ -129,7 +129,7 @@ class _Kernel:
             tiles = -(-g.out_columns // self.pixels)
             with T.serial(self.lines) as line:
                 row = T.bind((image * g.out_rows + first + line) * g.out_columns)
-                source = T.bind(line * (g.stride_rows * row_bytes(g)))
+                source = T.bind(line * (g.stride_rows * row_size(g)))
                 for chunk, count in _counted(found):
                     with T.serial(count) as piece, T.serial(tiles) as tile:
                         # A last tile that does not fit is moved up: it computes some pixels twice.
@@ -163,7 +163,7 @@ class _Kernel:
         g = self.spec.geometry
         words = []
         for row in range(quad * DEPTH, min(quad * DEPTH + DEPTH, g.kernel_rows)):
-            place = at + (row * g.dilation_rows * row_bytes(g) + chunk.start)
+            place = at + (row * g.dilation_rows * row_size(g) + chunk.start)
             own = load(self.band, place, chunk.width)
             words.append(T.bind(T.reinterpret(f"uint16x{chunk.width // 2}", own)))
         weave = _transposed if self.isa.neon else _woven

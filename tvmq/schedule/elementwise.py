@@ -21,6 +21,7 @@ from tvm.ir import TensorLoad
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, ScheduleError
 from tvm.sym import Analyzer
 
+from tvmq.schedule.contiguous_axes import FLAT, Flat, contiguous_loops
 from tvmq.schedule.cuda.leftovers import schedule_gpu_leftovers
 
 SCHEDULED = "tvmq.scheduled"  # the attribute of PrimFuncs that carry their schedule already
@@ -108,15 +109,20 @@ def _ready_for_vectors(block: SBlock) -> SBlock:
     """
     if not block.iter_vars:
         return block
+    flat = Flat.of(block)
     analyzer = Analyzer()
     for axis in block.iter_vars:
         analyzer.bind(axis.var, axis.dom)
 
+    def simple(buffer: Any, indices: Sequence[Expr]) -> list[Expr]:
+        indices = flat.indices(buffer, indices) if flat else indices
+        return [analyzer.simplify(index) for index in indices]
+
     def load(node: TensorLoad) -> Expr:
-        return tirx.BufferLoad(node.source, [analyzer.simplify(index) for index in node.indices])
+        return tirx.BufferLoad(node.source, simple(node.source, node.indices))
 
     def store(node: tirx.BufferStore) -> tirx.BufferStore:
-        return tirx.BufferStore(node.buffer, node.value, [analyzer.simplify(index) for index in node.indices])
+        return tirx.BufferStore(node.buffer, node.value, simple(node.buffer, node.indices))
 
     def call(node: ir.Call) -> ir.Call:
         name = ROUNDING.get(node.op.name) if isinstance(node.op, ir.Op) else None
@@ -239,12 +245,19 @@ def _schedule_block(schedule: Schedule, block: Block) -> None:
     spatial = _leading_spatial(schedule, loops, realize)
     if not spatial:
         return
-    lanes = math.gcd(int(schedule.get(spatial[-1]).extent), MAX_LANES)
     nest = [schedule.get(loop) for loop in loops]
     plain = all(value.same_as(loop.loop_var) for value, loop in zip(realize.iter_values, nest, strict=False))
     vectorizable = plain and not _library_calls(realize.block.body) and not _stores_bool(realize.block.body)
-    if lanes >= MIN_LANES and vectorizable and _is_contiguous(nest, len(spatial) - 1, lanes):
+    along = contiguous_loops(realize.block, len(spatial), schedule.mod["main"].params) if plain else 1
+    if along > 1:
+        spatial = _flatten(schedule, block, len(spatial), along)
+    axis = len(spatial) - 1
+    lanes = math.gcd(int(schedule.get(spatial[-1]).extent), MAX_LANES)
+    wide = lanes >= MIN_LANES and vectorizable and (along > 1 or _is_contiguous(nest, axis, lanes))
+    if wide:
         spatial = _vectorize(schedule, block, len(spatial), lanes)
+    if along > 1:
+        schedule.annotate(block, FLAT, [axis, lanes if wide else 1])
     if math.prod(map(int, extents)) * _operations(realize.block.body) >= PARALLEL_WORK:
         _parallelize(schedule, spatial)
 
@@ -289,6 +302,23 @@ def _is_contiguous(nest: Sequence[tirx.For], inner: int, lanes: int) -> bool:
         for access in accesses
         if len(access.indices)
     )
+
+
+def _flatten(schedule: Schedule, block: Block, spatial: int, along: int) -> list[Loop]:
+    """Make the last of the leading spatial loops one; return all of these."""
+    axes = schedule.get(block).iter_vars
+    extents = [int(axis.dom.extent) for axis in axes]
+    first = spatial - along
+
+    def fuse(*old: Expr) -> list[Expr]:
+        index = old[first]
+        for axis in range(first + 1, spatial):
+            index = index * extents[axis] + old[axis]
+        return [*old[:first], index, *old[spatial:]]
+
+    dtype = str(axes[0].var.ty.dtype)
+    schedule.transform_block_layout(block, tirx.IndexMap.from_func(fuse, len(axes), index_dtype=dtype))
+    return list(schedule.get_loops(block)[: first + 1])
 
 
 def _vectorize(schedule: Schedule, block: Block, spatial: int, lanes: int) -> list[Loop]:

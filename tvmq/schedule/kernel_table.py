@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -40,6 +41,7 @@ class KernelTable:
         self._builder = builder
         self._decisions = decisions
         self._functions: dict[Any, Any] = {}  # Kernel.key -> GlobalVar
+        self._names: Counter[str] = Counter()
 
     def call(self, kernel: Kernel, arguments: Sequence[Any]) -> Any:
         """Return the GlobalVar of kernel for a call with these arguments."""
@@ -53,8 +55,13 @@ class KernelTable:
             found = self._decisions.get(name)
             func = kernel.function(found if found in kernel.space else None)
             func = private(func).with_attr("op_pattern", OPAQUE).with_attr(SCHEDULED, True)
-            self._functions[kernel.key] = self._builder.add_func(func, kernel.name)
+            self._functions[kernel.key] = self._builder.add_func(func, self._free(kernel.name))
         return self._functions[kernel.key]
+
+    def _free(self, name: str) -> str:
+        """Return a name that no function here has; TVM would put a digit right behind those of a shape."""
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
 
 
 def private(func: Any) -> Any:

@@ -17,6 +17,7 @@ from tvmq.schedule.arm_intrinsics import pairs_stay_in_words
 from tvmq.schedule.conv_spec import ConvSpec
 from tvmq.schedule.cuda import packing as cuda_packing
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
+from tvmq.schedule.float_conv_spec import unpack_float_bias, unpack_float_conv
 from tvmq.schedule.float_linear import unpack_float_weight
 from tvmq.schedule.isa import Isa
 from tvmq.schedule.kernel import Packing
@@ -28,7 +29,7 @@ Shape = tuple[int, ...]
 Packings = tuple[Packing | None, ...]  # per argument; None: as it is
 
 
-UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
+UNPACK: Mapping[str, Callable[..., Array]] = MappingProxyType(
     {
         "linear16x4": lambda array, shape: unpack_weight(array, *shape[-2:]).reshape(shape),
         "sorted16x4": lambda array, shape: unpack_sorted(array, *shape[-2:]).reshape(shape),
@@ -43,6 +44,8 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
         **{f"depthwise{n}": functools.partial(depthwise_spec.unpack_weight, widest=n) for n in (16, 32, 64)},
         "depthwise16s": functools.partial(depthwise_spec.unpack_weight, widest=16),
         **{f"quarters{n}": functools.partial(depthwise_spec.unpack_channels, widest=n) for n in (16, 32, 64)},
+        "floats16": unpack_float_conv,
+        "offsets16": unpack_float_bias,
         "float16": lambda array, shape: unpack_float_weight(array, *shape),
         "keys16": attention_spec.unpack_bias,
         **cuda_packing.UNPACK,
@@ -52,10 +55,11 @@ UNPACK: Mapping[str, Callable[[Array, Shape], Array]] = MappingProxyType(
 
 
 def unpack(array: Array, layout: str, logical_shape: Shape) -> Array:
-    """Return a packed constant as the integer function takes it."""
+    """Return a packed constant as the function takes it that is computed; "name:8" gives UNPACK's an 8."""
     if layout == "plain":
         return array
-    return UNPACK[layout](array, logical_shape)
+    name, *numbers = layout.split(":")
+    return UNPACK[name](array, logical_shape, *map(int, numbers))
 
 
 def of_arguments(product: LinearSpec, weight: Packing, arguments: int) -> Packings:
@@ -67,7 +71,7 @@ def of_arguments(product: LinearSpec, weight: Packing, arguments: int) -> Packin
 
 def of_windows(spec: ConvSpec, isa: Isa) -> Packing:
     """Return how the weights of a convolution, or of a linear as one, are packed for an instruction set."""
-    pack = conv_spec.pack_rows if spec.by_rows else conv_spec.pack_taps
+    pack = conv_spec.pack_rows if spec.geometry.by_rows else conv_spec.pack_taps
     paired = conv_spec.in_pairs(spec, isa)
 
     def packed(values: Array) -> Array:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule.dots import signed
-from tvmq.schedule.vectors import Buffer, Expr, load, splat, store
+from tvmq.schedule.vectors import Buffer, Expr, load, splat, store, vector_type
 
 BYTES = 64  # moved at once
+SLACK = 64  # elements behind a band, which hold anything
 
 
 def band_rows(geometry: ConvGeometry, lines: int) -> int:
@@ -19,8 +21,8 @@ def band_rows(geometry: ConvGeometry, lines: int) -> int:
     return (lines - 1) * geometry.stride_rows + reach
 
 
-def row_bytes(geometry: ConvGeometry) -> int:
-    """Return the bytes of a padded row of uint8."""
+def row_size(geometry: ConvGeometry) -> int:
+    """Return the elements of a padded row."""
     return (geometry.columns + geometry.left + geometry.right) * geometry.channels
 
 
@@ -34,15 +36,16 @@ def padded_band(
     *,
     flipped: bool = False,
 ) -> Buffer:
-    """Emit the copy; return it, uint8 [band_rows(lines) * row_bytes and BYTES more, which hold anything].
+    """Emit the copy; return it, [band_rows(lines) * row_size + SLACK] elements of x's dtype.
 
-    x is uint8 [batch * rows * columns, channels]; first_line: of the result. flipped: what is copied is as
+    x is [batch * rows * columns, channels]; first_line: of the result. flipped: what is copied, uint8, is as
     dots.signed makes it.
     """
     g = geometry
-    source = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), "uint8", data=x.data)
-    rows, width = band_rows(g, lines), row_bytes(g)
-    band = T.sblock_alloc_buffer((rows * width + BYTES,), "uint8")
+    dtype = str(x.dtype)
+    source = T.decl_buffer((g.batch * g.rows * g.columns * g.channels,), dtype, data=x.data)
+    rows, width, most = band_rows(g, lines), row_size(g), BYTES // np.dtype(dtype).itemsize
+    band = T.sblock_alloc_buffer((rows * width + SLACK,), dtype)
     left, right, copied = g.left * g.channels, g.right * g.channels, g.columns * g.channels
     pad_value ^= 128 if flipped else 0
 
@@ -58,6 +61,7 @@ def padded_band(
                 origin = T.bind((image * g.rows + row) * copied)
                 _each_vector(
                     copied,
+                    most,
                     lambda at, n: store(band, start + left + at, moved(load(source, origin + at, n))),
                 )
                 _fill(band, start + left + copied, right, pad_value)
@@ -67,19 +71,21 @@ def padded_band(
 
 
 def _fill(band: Buffer, start: Expr, count: int, value: int) -> None:
+    dtype = str(band.dtype)
+
     def put(at: Expr, lanes: int) -> None:
-        store(band, start + at, splat(value, f"uint8x{lanes}" if lanes > 1 else "uint8"))
+        store(band, start + at, splat(value, vector_type(dtype, lanes)))
 
-    _each_vector(count, put)
+    _each_vector(count, BYTES // np.dtype(dtype).itemsize, put)
 
 
-def _each_vector(count: int, emit: Callable[[Expr, int], None]) -> None:
-    """Call emit(offset, lanes) so that count bytes are covered by vectors of 64, then ever smaller ones."""
-    whole = count // BYTES
+def _each_vector(count: int, most: int, emit: Callable[[Expr, int], None]) -> None:
+    """Call emit(offset, lanes) so that count elements are covered by vectors of `most`, then smaller ones."""
+    whole = count // most
     if whole:
         with T.serial(whole) as index:
-            emit(index * BYTES, BYTES)
-    done, lanes = whole * BYTES, BYTES // 2
+            emit(index * most, most)
+    done, lanes = whole * most, most // 2
     while done < count:
         if done + lanes <= count:
             emit(done, lanes)
