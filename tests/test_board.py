@@ -10,45 +10,15 @@ import time
 import pytest
 
 from tests import tiny_program
-from tvmq import board
+from tvmq import board, cli_devices
 from tvmq.board_sessions import MAGIC
 from tvmq.cli import main
 from tvmq.compiled import CompiledModel
-from tvmq.device import Device
+from tvmq.device import Device, Machine
 from tvmq.errors import DeviceError, ProgramCrashError, UsageError
-from tvmq.tracker import boards_of
-
-
-def asked(**request):
-    return json.loads(board.answer(json.dumps(request)))
-
-
-def test_a_board_tells_what_it_is():
-    value = asked(do="machine")["value"]
-    assert set(value) == {"architecture", "cpu", "features", "threads", "tvm", "tvm_ffi", "tvmq"}
-
-
-def test_errors_are_answers(tmp_path):
-    (tmp_path / "m").write_text("no artifact")
-    assert asked(do="verify", artifact=str(tmp_path / "m"))["error"]["kind"] == "ArtifactError"
-    assert "'dance' is unknown" in asked(do="dance")["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("code", "how"), [("os.kill(os.getpid(), 4)", "SIGILL"), ("sys.exit('why')", "exit code 1: why")]
-)
-def test_a_crash_is_an_answer(monkeypatch, tmp_path, code, how):
-    (tmp_path / "crash").write_text(f"#!{sys.executable}\nimport os, sys\n{code}\n")
-    (tmp_path / "crash").chmod(0o755)
-    monkeypatch.setattr(board.sys, "executable", str(tmp_path / "crash"))
-    assert how in asked(do="machine")["crash"]
-
-
-def test_a_program_that_does_not_end_is_ended(monkeypatch, tmp_path):
-    (tmp_path / "endless").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
-    (tmp_path / "endless").chmod(0o755)
-    monkeypatch.setattr(board.sys, "executable", str(tmp_path / "endless"))
-    assert asked(do="machine", limit=0.3) == {"crash": "no end within 0.3 s"}
+from tvmq.gpu import Gpu, Gpus
+from tvmq.target import load_profile
+from tvmq.tracker import Board, boards_of
 
 
 def test_addresses_that_cannot_be_had_are_said(capsys):
@@ -74,6 +44,34 @@ def test_addresses_that_cannot_be_had_are_said(capsys):
 )
 def test_only_the_loopback_is_near(host, near):
     assert board.is_loopback(host) == near
+
+
+def test_devices_tells_which_gpus_free_boards_have_and_tune_for(monkeypatch, capsys):
+    features = tuple(load_profile("t4").features)
+    machine = Machine("x86_64", "EPYC", features, 8, (Gpu("Tesla T4", (7, 5), 13),), "", "", "")
+    asked = []
+
+    def ask(self, request, limit):
+        asked.append(self.key)
+        if self.key == "gone":
+            raise DeviceError("lost")
+        return machine.to_json()
+
+    found = [Board("t4", "a:1", False), Board("t4", "b:1", True), Board("full", "c:1", False)]
+    monkeypatch.setattr(cli_devices, "boards_of", lambda *_: (*found, Board("gone", "d:1", True)))
+    monkeypatch.setattr(Device, "ask", ask)
+    monkeypatch.setattr(cli_devices, "these_gpus", lambda: Gpus((Gpu("GT 710", (3, 5), 11),)))
+    assert main(["devices", "--tracker", "desk:1"]) == 0
+    table = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any("GT 710" in line and "no target fits" in line for line in table)
+    assert sum("Tesla T4" in line and "tunes for t4" in line for line in table) == 2
+    assert asked == ["t4", "gone"]  # one of a key; who is busy is left alone
+    assert main(["devices", "--tracker", "desk:1", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [board["gpu_targets"] for board in data["boards"]] == [["t4"], ["t4"], [], []]
+    cpus = [board["machine"] and board["machine"]["cpu"] for board in data["boards"]]
+    assert cpus == ["EPYC", "EPYC", None, None]
+    assert data["here"]["gpus"][0]["name"] == "GT 710"
 
 
 def free_port():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -105,6 +106,26 @@ def test_peers_that_are_no_clients_are_sent_away(
         connection.close()
     assert options == ({"timeout": 2.5} if why else {})
     assert (why or "") in capsys.readouterr().err
+
+
+def test_a_peer_that_says_its_words_slowly_does_not_hold_the_board(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_sessions, "HANDSHAKE", 0.3)
+    over = threading.Event()
+    with peer(listening, b"") as slow, peer(listening, HELLO):
+
+        def speak() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(0.1):
+                    slow.sendall(b"x")
+
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        connection, *_ = next_client(listening, None, "")
+        connection.close()
+        over.set()
+        speaker.join()
 
 
 def test_a_client_learns_the_name_of_the_board_or_that_its_key_is_another(

@@ -4,9 +4,10 @@ import threading
 import pytest
 
 from tvmq import device
-from tvmq.device import Device
+from tvmq.device import Device, Machine
 from tvmq.environment import FFI_VERSION, TVM_VERSION
 from tvmq.errors import ArtifactError, DeviceError, LostBoardWarning, ProgramCrashError, UsageError
+from tvmq.gpu import Gpu
 from tvmq.target import load_profile
 from tvmq.tracker import REQUEST, Board
 
@@ -56,6 +57,14 @@ def test_a_device_is_read_and_written():
 def test_what_is_no_device_is_refused(text):
     with pytest.raises(UsageError, match="wanted"):
         Device.parse(text)
+
+
+def test_a_processor_is_the_cpu_or_the_gpu_that_fits():
+    gpus = Gpu("Quadro", (6, 1), 13), Gpu("T4", (7, 5), 13)
+    machine = Machine("x86_64", "EPYC", (), 8, gpus, "", "", "")
+    assert Machine.from_json(machine.to_json()) == machine
+    assert machine.processor(load_profile("t4")) == "T4"
+    assert machine.processor(load_profile("x86_avx2")) == "EPYC"
 
 
 def test_a_lost_board_is_given_up_and_another_one_asked(answers):
@@ -163,7 +172,7 @@ def test_an_error_of_tvmq_on_the_board_is_raised_here(answers):
 
 def test_a_board_that_cannot_run_a_profile_is_refused_with_what_it_lacks(answers):
     pi4 = {"architecture": "aarch64", "cpu": "Raspberry Pi 4", "features": ["asimd"], "threads": 4,
-           "tvm": TVM_VERSION, "tvm_ffi": FFI_VERSION, "tvmq": "0.1.0"}  # fmt: skip
+           "gpus": [], "tvm": TVM_VERSION, "tvm_ffi": FFI_VERSION, "tvmq": "0.1.0"}  # fmt: skip
     answers += [{"value": pi4}] * 3 + [{"value": pi4 | {"tvm": "0.26.0"}}]
     assert HERE.require(load_profile("rpi4")).cpu == "Raspberry Pi 4"
     with pytest.raises(DeviceError, match=r"Raspberry Pi 4\) lacks asimddp, .*which 'arm_dotprod' needs"):

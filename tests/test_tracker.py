@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tvmq.device import Device
-from tvmq.errors import DeviceError
+from tvmq.errors import DeviceError, UsageError
 from tvmq.tracker import Board, Tracker, address_of, boards_of
 
 SUMMARY = {
@@ -38,6 +38,14 @@ def tracker(reply):
 def test_an_address_has_a_port_of_its_own_or_that_of_trackers():
     assert address_of("127.0.0.1:7") == ("127.0.0.1", 7)
     assert address_of("desk.local") == ("desk.local", 9190)
+    assert address_of("[::1]:7") == ("::1", 7)
+    assert address_of("[::1]") == ("::1", 9190)
+
+
+@pytest.mark.parametrize("text", ["h:\u00b2", "h:99999", "h:0", "::1", "h:", ":7", "", "h:7:8", "[::1"])
+def test_an_address_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match=r"HOST:PORT is wanted.*ports go from 1 to 65535"):
+        address_of(text)
 
 
 def test_boards_are_those_that_the_tracker_tells():

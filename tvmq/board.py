@@ -7,45 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 from tvmq.board_sessions import Lending, serve_sessions
 from tvmq.device import FUNCTION
 from tvmq.errors import DeviceError, EnvironmentMismatchError, UsageError
+from tvmq.own_process import answer
 from tvmq.tracker import address_of
 
-LIMIT = 600.0  # seconds, where a request says nothing
-# A session works in a folder of its own: paths from here would lead nowhere.
-PATHS = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 WARNING = (
     "whoever reaches this port can run any code here, unencrypted and without a password: "
     "keep it on the loopback interface, in a network of your own, or behind ssh -L"
 )
-
-
-def answer(request: str) -> str:
-    """Do what a request in JSON asks, in a process of its own; return the answer in JSON."""
-    limit = float(json.loads(request).get("limit", LIMIT))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tvmq.board_worker"],
-            input=request, capture_output=True, text=True, errors="replace", timeout=limit, check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return json.dumps({"crash": f"no end within {limit:g} s"})
-    if done.returncode == 0:
-        return done.stdout.strip().splitlines()[-1]
-    words = done.stderr.strip()[-500:]
-    if done.returncode < 0:
-        return json.dumps({"crash": f"ended by {signal.Signals(-done.returncode).name} {words}".strip()})
-    return json.dumps({"crash": f"exit code {done.returncode}: {words}"})
 
 
 def serve(host: str, port: int, tracker: str, key: str) -> None:
@@ -75,14 +48,14 @@ def serve(host: str, port: int, tracker: str, key: str) -> None:
 
 def track(host: str, port: int) -> None:
     """Be the tracker until interrupted: the list of boards, and who has which; needs the package tornado."""
-    listening = _listening(host, port, "tracker")
     if importlib.util.find_spec("tornado") is None:
         raise EnvironmentMismatchError(
             "tracker: tornado is not installed; run `pip install tornado` (the extra `devices`)"
         )
-    from tvm.rpc import base, tracker
+    with _listening(host, port, "tracker") as listening:
+        from tvm.rpc import base, tracker
 
-    tracker._tracker_server(listening, base.random_key("tracker"))
+        tracker._tracker_server(listening, base.random_key("tracker"))
 
 
 def _listening(host: str, port: int, who: str) -> socket.socket:
@@ -90,7 +63,7 @@ def _listening(host: str, port: int, who: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=8)
-    except OSError as error:
+    except (OSError, UnicodeError, OverflowError) as error:  # a host may be no name, a port no number of one
         raise DeviceError(f"{who}: {host}:{port} cannot be had ({error}); give another --port") from error
 
 

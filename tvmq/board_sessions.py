@@ -23,7 +23,7 @@ from tvmq.tracker import PENDING_KEYS, PUT, UPDATE_INFO, Tracker, received
 MAGIC, MISMATCH = 0xFF271, 0xFF273
 LIMIT = "-timeout="  # before the seconds that a session may take
 LONGEST_KEY = 1024  # bytes
-HANDSHAKE = 5.0  # seconds for a peer's next word
+HANDSHAKE = 5.0  # seconds until a peer has said who it is
 PERIOD = 2.0  # seconds between looks at the tracker
 UNUSED = 4  # looks until a key that was lent to someone who never came is taken back
 PAUSE = 2.0  # seconds before a tracker that was lost is tried again
@@ -64,8 +64,13 @@ class Lending:
                 return _say("the tracker is back")
 
     def _enter(self) -> None:
-        self._tracker = Tracker(*self._place)
-        self._tracker.tell(UPDATE_INFO, {"key": f"server:{self._key}", "addr": (None, self._port)})
+        tracker = Tracker(*self._place)
+        try:
+            tracker.tell(UPDATE_INFO, {"key": f"server:{self._key}", "addr": (None, self._port)})
+        except DeviceError:
+            tracker.close()
+            raise
+        self._tracker = tracker
 
 
 def serve_sessions(listening: socket.socket, lending: Lending | None, key: str, serve: Serve) -> NoReturn:
@@ -95,7 +100,12 @@ def next_client(listening: socket.socket, lending: Lending | None, key: str) -> 
         if lending and not select.select([listening], [], [], PERIOD)[0]:
             lending.look()
             continue
-        connection, address = listening.accept()
+        try:
+            connection, address = listening.accept()
+        except OSError as error:  # a peer that was gone again, or no descriptor was left
+            _say(f"a connection could not be had ({error})")
+            time.sleep(PAUSE)
+            continue
         try:
             return connection, address, _admitted(connection, lending.secret if lending else "", key)
         except ConnectionError:
@@ -107,11 +117,11 @@ def next_client(listening: socket.socket, lending: Lending | None, key: str) -> 
 
 def _admitted(connection: socket.socket, secret: str, key: str) -> Mapping[str, float]:
     """Return the options of a client that knows the secret; raise OSError or ValueError for others."""
-    connection.settimeout(HANDSHAKE)
-    magic, length = struct.unpack("<ii", received(connection, 8))
+    ends = time.monotonic() + HANDSHAKE
+    magic, length = struct.unpack("<ii", received(connection, 8, ends))
     if magic != MAGIC or not 0 <= length <= LONGEST_KEY:
         raise ValueError("no client of TVM")
-    words = received(connection, length).decode().split()
+    words = received(connection, length, ends).decode().split()
     if words[:1] != [f"client:{secret}"]:
         connection.sendall(struct.pack("<i", MISMATCH))
         raise ValueError("another key")

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from tvmq.environment import FFI_VERSION, TVM_VERSION
 from tvmq.errors import DeviceError, LostBoardWarning, ProgramCrashError, UsageError
+from tvmq.gpu import Gpu, fitting
 from tvmq.record import Record
 from tvmq.target import TargetProfile
 from tvmq.tracker import CONNECT, REQUEST, Board, Tracker, address_of, boards_of
@@ -46,9 +47,15 @@ class Machine(Record):
     cpu: str
     features: tuple[str, ...]
     threads: int
+    gpus: tuple[Gpu, ...]
     tvm: str
     tvm_ffi: str
     tvmq: str
+
+    def processor(self, profile: TargetProfile) -> str:
+        """Return the name of what computes a profile's kernels there: the CPU's, or that of its GPU."""
+        number = None if profile.capability is None else fitting(profile.features, self.gpus)
+        return self.cpu if number is None else self.gpus[number].name
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Device:
     def machine(self) -> Machine:
         """Return what the board says of itself; boards of one key are taken to be alike."""
         self.boards()
-        return Machine.from_json(self.ask({"do": "machine"}), f"the board {self.key!r}")
+        return Machine.from_json(self.ask({"do": "machine"}), str(self))
 
     def require(self, profile: TargetProfile) -> Machine:
         """Return what the board says of itself; raise DeviceError where it cannot run the profile's code."""
@@ -138,7 +145,7 @@ class Device:
                 answer = _within(
                     partial(self._asked, self._lent(), request, files or {}, limit), limit + GRACE
                 )
-                return _answered(json.loads(answer))
+                return answered(json.loads(answer))
             except _LostError as error:
                 reason = str(error)
             if attempt < ATTEMPTS:
@@ -197,19 +204,20 @@ def require_open(host: str, port: int) -> None:
         ) from error
 
 
-class _LostError(Exception):
-    """A board, or the way to it, failed."""
-
-
-def _answered(answer: Mapping[str, Any]) -> Any:
+def answered(answer: Mapping[str, Any], where: str = "on the board") -> Any:
+    """Return the value of an answer; raise ProgramCrashError, or the error that was met there."""
     if "crash" in answer:
         raise ProgramCrashError(f"device: {answer['crash']}")
     if "error" in answer:
         from tvmq import errors
 
         kind = getattr(errors, str(answer["error"]["kind"]), errors.DeviceError)
-        raise kind(f"on the board: {answer['error']['message']}")
+        raise kind(f"{where}: {answer['error']['message']}")
     return answer["value"]
+
+
+class _LostError(Exception):
+    """A board, or the way to it, failed."""
 
 
 def _within(work: Callable[[], str], limit: float) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from tvmq.record import Record
+
 CUDA = "cuda"  # the kind of a target
 CUDA_DEVICE = 2  # DLPack's number
 DRIVER = "libcuda.so.1"
@@ -26,7 +28,7 @@ MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Record):
     """One GPU."""
 
     name: str

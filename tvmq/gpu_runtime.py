@@ -5,7 +5,6 @@ A call launches CUDA graphs, recorded by the first call, and the few kernels tha
 
 from __future__ import annotations
 
-import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tvmq.cuda_libraries import CUDART, load_driver, load_tvm_runtime
 from tvmq.errors import GpuError, InputError
 from tvmq.gpu import CUDA_DEVICE, GRAPH
+from tvmq.gpu_device import GpuClock, GpuMemory, use_gpu
 from tvmq.runtime import ALIGNMENT, CPU_DEVICE, KernelCall, KernelTime, Program, Recorder, load_runtime
 from tvmq.spec import Array, Built
 
@@ -54,8 +53,7 @@ class GpuProgram(Program):
 
     def _use_threads(self) -> None:
         """Leave the pool of the CPU's threads as it is, which may be none; CUDA's calls mean this GPU."""
-        if self._number:
-            ctypes.CDLL(CUDART[1]).cudaSetDevice(self._number)
+        use_gpu(self._number)  # whichever one the caller meant before
 
     def run_there(self, *values: Any) -> tuple[Any, ...]:
         """Return main's outputs as tensors in the GPU's memory, maybe before they are computed; see DLPack.
@@ -67,9 +65,9 @@ class GpuProgram(Program):
             stream.synchronize()
         with telling(), self._lock:
             tensors = self._tensors(self._main, values, self._outputs)
-            found = tuple(self._copied(tensor) for tensor in tensors)
+            found = tuple(self._memory.copied(tensor) for tensor in tensors)  # the next call may write there
             if stream is not None:
-                self._synchronize(self._device, 0)
+                self._memory.synchronize()
         return found
 
     def resident(self, *arrays: Array) -> Callable[[], None]:
@@ -84,36 +82,18 @@ class GpuProgram(Program):
             with telling(), self._lock:
                 self._use_threads()
                 self._main(*arguments, self._params)
-                self._synchronize(self._device, 0)
+                self._memory.synchronize()
 
         return compute
 
     def _runtime(self) -> Any:
         ffi = load_runtime()
-        load_driver()
-        load_tvm_runtime()
-        functions = ("AllocWithScope", "CopyFromBytes", "CopyToBytes", "CopyFromTo")
-        self._allocate, self._upload, self._download, self._copy = (
-            ffi.get_global_func(f"runtime.TVMTensor{f}") for f in functions
-        )
-        self._synchronize = ffi.get_global_func("runtime.Device_StreamSync")
-        self._device = ffi.device("cuda", self._number)
+        self._memory = GpuMemory(ffi, self._number)
         self._inputs: dict[int, Any] = {}  # by their number, where inputs are copied to
         return ffi
 
     def _constant(self, array: Array) -> Any:
-        tensor = self._empty(array.shape, str(array.dtype))
-        self._fill(tensor, array)
-        return tensor
-
-    def _empty(self, shape: Sequence[int], dtype: str) -> Any:
-        return self._allocate(self._ffi.Shape(shape), self._ffi.dtype(dtype), self._device, None)
-
-    def _copied(self, tensor: Any) -> Any:
-        """Return an output in memory of its own: the next call may write where it lies."""
-        copy = self._empty(tuple(tensor.shape), str(tensor.dtype))
-        self._copy(tensor, copy)
-        return copy
+        return self._memory.put(array)
 
     def _machine(self, allocator: int) -> Any:
         machine = self._module["vm_load_executable"]()
@@ -131,9 +111,9 @@ class GpuProgram(Program):
             np.copyto(staging, array, casting="no")
             array = staging
         if index not in self._inputs:
-            self._inputs[index] = self._constant(array)
+            self._inputs[index] = self._memory.put(array)
         else:
-            self._fill(self._inputs[index], array)
+            self._memory.fill(self._inputs[index], array)
         return self._inputs[index]
 
     def _given(self, value: Any) -> Any:
@@ -143,15 +123,10 @@ class GpuProgram(Program):
         except (BufferError, RuntimeError, ValueError) as error:
             why = str(error).partition("\n")[0]
             raise InputError(f"inputs: what lies on the GPU cannot be read there ({why}); copy it") from error
-        return given if given.data_ptr() % ALIGNMENT == 0 else self._copied(given)
+        return given if given.data_ptr() % ALIGNMENT == 0 else self._memory.copied(given)
 
     def _released(self, tensor: Any, inputs: Sequence[Array]) -> Array:
-        output = np.empty(tuple(tensor.shape), str(tensor.dtype))
-        self._download(tensor, ctypes.c_void_p(output.ctypes.data), output.nbytes)
-        return output
-
-    def _fill(self, tensor: Any, array: Array) -> None:
-        self._upload(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return self._memory.array(tensor)
 
     def _recorder(self) -> Recorder:
         self._use_threads()
@@ -164,10 +139,15 @@ def telling() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = next((line for line in str(error).splitlines() if "CUDA" in line), None)
+        said = words_of_cuda(error)
         if said is None:
             raise
-        raise GpuError(f"gpu: {said.strip()}; {_way_out(said)}") from error
+        raise GpuError(f"gpu: {said}; {_way_out(said)}") from error
+
+
+def words_of_cuda(error: RuntimeError) -> str | None:
+    """Return the line of TVM's error in which CUDA says what happened, None where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if "CUDA" in line), None)
 
 
 def _way_out(said: str) -> str:
@@ -183,38 +163,6 @@ def _torch_stream(number: int) -> Any:
         return None
     stream = torch.cuda.current_stream(number)
     return stream if stream.cuda_stream else None
-
-
-class GpuClock:
-    """Times what the GPU does between two marks in its queue: no launch or wait of the CPU counts."""
-
-    def __init__(self) -> None:
-        self._cuda = ctypes.CDLL(CUDART[1])  # loaded already
-        self._events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in self._events:
-            self._call("cudaEventCreate", ctypes.byref(event))
-
-    def __del__(self) -> None:
-        for event in self._events:
-            self._cuda.cudaEventDestroy(event)
-
-    def seconds(self, work: Callable[[], Any]) -> float:
-        """Return how long the GPU was busy with what work gives it."""
-        begin, end = self._events
-        self._call("cudaEventRecord", begin, None)
-        work()
-        self._call("cudaEventRecord", end, None)
-        self._call("cudaEventSynchronize", end)
-        found = ctypes.c_float()
-        self._call("cudaEventElapsedTime", ctypes.byref(found), begin, end)
-        return found.value / 1e3
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, name)(*arguments)
-        if code:
-            raise GpuError(
-                f"gpu: {name} failed with CUDA's error {code}; call the model once to see which kernel does"
-            )
 
 
 class _Recorder(Recorder):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,6 +18,9 @@ from tvmq.record import Record
 DEFAULT_PORT = 9190  # of TVM's tracker
 MAGIC, SUCCESS = 0x2F271, 0
 PUT, REQUEST, UPDATE_INFO, SUMMARY, PENDING_KEYS = 3, 4, 5, 6, 7
+LAST_PORT = 65535
+ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+)|\[(?P<six>[^\[\]]+)\])(?::(?P<port>[0-9]{1,5}))?")
+SOON = 1e-3  # seconds; 0 would mean not to wait at all
 CONNECT = 5.0  # seconds for a word of the tracker
 
 
@@ -96,10 +101,12 @@ class Tracker:
         )
 
 
-def received(connection: socket.socket, size: int) -> bytes:
-    """Return so many bytes; raise OSError where they do not come."""
+def received(connection: socket.socket, size: int, ends: float | None = None) -> bytes:
+    """Return so many bytes; raise OSError where they do not come, all of them before `ends` (monotonic)."""
     data = b""
     while len(data) < size:
+        if ends is not None:
+            connection.settimeout(max(ends - time.monotonic(), SOON))
         part = connection.recv(size - len(data))
         if not part:
             raise ConnectionError("the connection was closed")
@@ -108,11 +115,15 @@ def received(connection: socket.socket, size: int) -> bytes:
 
 
 def address_of(text: str, port: int = DEFAULT_PORT) -> tuple[str, int]:
-    """Read "host:port" or "host", whose port is then the one given; raise UsageError."""
-    host, _, written = text.rpartition(":") if ":" in text else (text, "", str(port))
-    if not host or not written.isdigit():
-        raise UsageError(f"device: {text!r} given, HOST:PORT is wanted, as 127.0.0.1:{port}")
-    return host, int(written)
+    """Read "host:port", "[IPv6]:port" or a host alone, whose port is then the one given; raise UsageError."""
+    found = ADDRESS.fullmatch(text)
+    number = int(found["port"] or port) if found else 0
+    if not found or not 1 <= number <= LAST_PORT:
+        raise UsageError(
+            f"device: {text!r} given, HOST:PORT is wanted, as 127.0.0.1:{port} or [::1]:{port}; "
+            f"ports go from 1 to {LAST_PORT}"
+        )
+    return found["six"] or found["host"], number
 
 
 def boards_of(host: str, port: int) -> tuple[Board, ...]:

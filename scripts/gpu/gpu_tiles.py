@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,17 +102,15 @@ def of_shape(title: str, shape: Any, batch: int, profile: Any) -> list[tuple[Ker
 
 def measure(folder: Path, peak_gmacs: float | None) -> str:
     """Return a table of the chosen and the best tile of each product."""
-    from tvmq.cuda_libraries import load_driver, load_tvm_runtime
-    from tvmq.gpu_runtime import GpuClock
+    from tvmq.gpu_device import GpuClock, GpuMemory
     from tvmq.runtime import load_library, load_runtime
 
     text = (folder / LIST).read_text(encoding="utf-8")
     kernels = [Kernel.from_json(row, LIST) for row in json.loads(text)]
     ffi = load_runtime()
-    load_driver()
-    load_tvm_runtime()
+    memory = GpuMemory(ffi, 0)
     library, clock = load_library(ffi, (folder / LIBRARY).read_bytes()), GpuClock()
-    times = {kernel.function: _us(kernel, library, ffi, clock) for kernel in kernels}
+    times = {kernel.function: _us(kernel, library, memory, clock) for kernel in kernels}
     (folder / "tiles_us.json").write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
     lines = ["us, of the chosen tile and of the best | chosen | best | of peak, best | best tile"]
     for title, batch in dict.fromkeys((k.shape, k.batch) for k in kernels):
@@ -125,17 +122,14 @@ def measure(folder: Path, peak_gmacs: float | None) -> str:
     return "\n".join(lines)
 
 
-def _us(kernel: Kernel, library: Any, ffi: Any, clock: Any) -> float:
+def _us(kernel: Kernel, library: Any, memory: Any, clock: Any) -> float:
     """Return the time of a kernel on random operands, launched back to back."""
-    allocate = ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-    upload = ffi.get_global_func("runtime.TVMTensorCopyFromBytes")
     random, tensors = np.random.default_rng(0), []
     for shape, dtype in zip(kernel.sizes, kernel.dtypes, strict=True):
         array = random.integers(0, 13, shape).astype(dtype)
         if dtype in ("int8", "uint8"):
             array = random.integers(0, 256, shape).astype("uint8").view(dtype)
-        tensors.append(allocate(ffi.Shape(shape), ffi.dtype(dtype), ffi.device("cuda", 0), None))
-        upload(tensors[-1], ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        tensors.append(memory.put(array))
     function = library[kernel.function]
 
     def launch() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.tune.synthetic import HERE
 from tvmq.errors import UsageError
+from tvmq.gpu import Gpu, Gpus
 from tvmq.schedule.isa import TILE_PRODUCT, isa_of
 from tvmq.target import load_profile
 from tvmq.tune import database as module
@@ -76,6 +77,30 @@ def test_a_setting_tells_instruction_sets_of_one_target_apart():
     assert len({isa_of(profile).name for profile in (vbmi, others[0])}) == 2
     assert len({isa_of(profile).name for profile in others[1:]}) == 2
     assert len({setting_of(profile, 1) for profile in (vbmi, *others)}) == 4
+
+
+def test_a_setting_tells_gpus_and_all_that_their_kernels_are_made_of_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    t4, a100, ampere = (load_profile(name) for name in ("t4", "a100", "rtx"))
+    monkeypatch.setattr(module, "these_gpus", lambda: Gpus((Gpu("A", (7, 5), 13), Gpu("B", (8, 0), 13))))
+    settings = [setting_of(p, 1) for p in (t4, a100)] + [
+        setting_of(t4, 1, "another T4"),
+        setting_of(ampere, 1),
+    ]
+    assert [setting.cpu for setting in settings] == ["A", "B", "another T4", "no GPU"]
+    assert setting_of(t4, 1) == setting_of(t4, 8)
+    fewer = replace(t4, machine=replace(t4.machine, processors=8))
+    settings.append(setting_of(fewer, 1))
+    monkeypatch.setattr(module, "compiler_version", lambda _: "12.0")
+    settings.append(setting_of(t4, 1))
+    assert {"product.cuh", "product.py"} <= {path.name for path in module._gpu_sources()}
+    (tmp_path / "product.cuh").write_text("// changed")
+    cpu = setting_of(load_profile("x86_avx2"), 1)
+    monkeypatch.setattr(module, "_gpu_sources", lambda: (tmp_path / "product.cuh",))
+    settings.append(setting_of(t4, 1))
+    assert len(set(settings)) == 7
+    assert setting_of(load_profile("x86_avx2"), 1) == cpu
 
 
 def test_a_setting_depends_on_all_that_kernels_are_made_of():

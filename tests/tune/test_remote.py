@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.schedule.pool import pool_of
 from tests.tune.synthetic import CostBench, tuned
 from tests.tune.test_measure import WEIGHT, sum_of
 from tvmq.board_worker import done
-from tvmq.device import Device, _answered
-from tvmq.errors import DeviceError, ProgramCrashError
+from tvmq.device import Device, answered
+from tvmq.errors import DeviceError, GpuError, ProgramCrashError
 from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Space
@@ -39,7 +40,7 @@ class Here(Device):
                 (Path(folder) / name).write_bytes(data)
             there = {**request, "operands": f"{folder}/{request['operands']}"}
             there["libraries"] = [f"{folder}/{name}" for name in request["libraries"]]
-            return _answered(done(there))
+            return answered(done(there))
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +72,40 @@ def test_expected_trials_have_begun_when_they_are_asked_for(
     assert min(bench.trial({"way": "slow"})) > 0
 
 
-def test_a_kernel_that_crashes_the_board_is_a_broken_one(bench: BoardBench, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error", [ProgramCrashError("device: ended by SIGILL"), GpuError("on the board: gpu: SIGILL")]
+)
+def test_a_kernel_that_crashes_the_board_is_a_broken_one(
+    bench: BoardBench, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
     def crash(*_: Any) -> None:
-        raise ProgramCrashError("device: ended by SIGILL")
+        raise error
 
     monkeypatch.setattr(Here, "ask", crash)
     with pytest.raises(BrokenCandidateError, match="SIGILL"):
         bench.trial({"way": "right"})
     with pytest.raises(BrokenCandidateError, match="SIGILL"):
         bench.final([{"way": "right"}])
+
+
+def test_a_board_whose_gpu_does_not_run_the_default_says_nothing_of_a_trial(
+    bench: BoardBench, monkeypatch: pytest.MonkeyPatch
+):
+    def lost(*_: Any) -> None:
+        raise DeviceError("tune: the GPU does not run the default kernel")
+
+    monkeypatch.setattr(Here, "ask", lost)
+    with pytest.raises(DeviceError, match="default kernel"):
+        bench.trial({"way": "right"})
+
+
+def test_a_gpu_that_a_board_does_not_have_is_said():
+    kernel = {"do": "time", "operands": "x", "libraries": [], "gpu": ["cuda_13", "sm_90"]}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/x.npz", np.zeros(1))
+        answer = done({**kernel, "operands": f"{folder}/x.npz"})
+    assert answer["error"]["kind"] == "DeviceError"
+    assert "no GPU here has cuda_13, sm_90" in answer["error"]["message"]
 
 
 def test_when_all_boards_are_lost_the_trials_so_far_are_kept(tmp_path: Path):

@@ -1,5 +1,9 @@
+import json
+import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,12 +11,20 @@ import pytest
 import tvmq
 from tests import tiny_transformer
 from tests.schedule.pool import pool_of
+from tests.tune.synthetic import CostBench
+from tvmq import gpu
+from tvmq.device import Device, Machine
 from tvmq.errors import UsageError
+from tvmq.gpu import Gpu, Gpus
 from tvmq.passes.lower_integer import LowerInteger
-from tvmq.target import load_profile
-from tvmq.tune import tuner
+from tvmq.schedule.kernel_table import Use
+from tvmq.schedule.space import Decisions
+from tvmq.target import TargetProfile, load_profile
+from tvmq.tune import database, tuner
+from tvmq.tune.here import ThisMachine
 from tvmq.tune.tuner import kernels_of, tune
 
+HERE = f"{platform.machine()}-linux-gnu"  # beside a GPU of this machine
 (X,) = tiny_transformer.inputs(1, seed=9)
 
 
@@ -27,10 +39,66 @@ def test_a_machine_that_cannot_run_the_code_cannot_tune(tmp_path: Path):
     assert all(kernel.decisions is None for kernel in found)
 
 
-def test_tuning_for_a_gpu_is_refused_in_a_sentence(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            Gpus((), "this machine has no driver for one", "install it"),
+            "this machine has no driver for one, and",
+        ),
+        (Gpus((Gpu("L4", (8, 9), 13),)), r"this one \(L4\) has 8.9, and"),
+    ],
+)
+def test_tuning_for_a_gpu_that_is_not_here_wants_a_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Gpus, words: str
+):
+    for module in (gpu, tuner, database):
+        monkeypatch.setattr(module, "these_gpus", lambda: found)
     integer = LowerInteger()(tiny_transformer.qdq_module())
-    with pytest.raises(UsageError, match="tune: 'h100' is a GPU, tune measures kernels of CPUs only; go on"):
-        tune(integer, load_profile("h100"), tvmq.Tune(database=tmp_path / "db"))
+    profile = replace(load_profile("h100"), tvm_target={**load_profile("h100").tvm_target, "mtriple": HERE})
+    text = rf"tune: 'h100' needs an NVIDIA GPU of compute capability 9.0 .*; {words} tune measures here; "
+    with pytest.raises(UsageError, match=text + "give a board of that kind, .* as --device, or go on"):
+        tune(integer, profile, tvmq.Tune(database=tmp_path / "db"))
+    assert tune(integer, profile, tvmq.Tune(trials=0, database=tmp_path / "db"))
+
+
+@pytest.mark.parametrize("device", [None, Device("desk", 1, "gpus")])
+def test_kernels_of_a_gpu_are_measured_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Device | None
+):
+    """Their bench is that of boards; records are of the GPU that is measured, whatever the threads."""
+    local, there = Gpu("L4 here", (8, 9), 13), Gpu("L40 there", (8, 9), 13)
+    for module in (gpu, tuner, database):
+        monkeypatch.setattr(module, "these_gpus", lambda: Gpus((Gpu("old", (6, 1), 13), local)))
+    machine = Machine("x86_64", "a CPU", (), 8, (there,), "", "", "")
+    monkeypatch.setattr(Device, "require", lambda *_: machine)
+    profile = replace(load_profile("rtx"), tvm_target={**load_profile("rtx").tvm_target, "mtriple": HERE})
+    asked: list[Any] = []
+
+    class Bench(CostBench):
+        def __init__(self, use: Use, _profile: TargetProfile, place: Any, _threads: int) -> None:
+            super().__init__(use)
+            asked.append(place)
+
+        def trial(self, decisions: Decisions) -> tuple[float, float]:
+            return 1e-6, 2e-6
+
+        def final(self, finalists: Sequence[Decisions]) -> list[float]:
+            return [2e-6, *[1e-6] * len(finalists)]
+
+    monkeypatch.setattr(tuner, "BoardBench", Bench)
+    integer = LowerInteger()(tiny_transformer.qdq_module())
+    options = tvmq.Tune(trials=1, database=tmp_path / "db")
+    found = tune(integer, profile, options, threads=7, device=device)
+    assert all(kernel.trials == 1 for kernel in found)
+    assert asked
+    assert all(place is device if device else isinstance(place, ThisMachine) for place in asked)
+    lines = [json.loads(line) for line in (tmp_path / "db").read_text().splitlines()]
+    name = there.name if device else local.name
+    assert {(line["setting"]["cpu"], line["setting"]["threads"]) for line in lines} == {(name, 1)}
+    calls = len(asked)
+    assert tune(integer, profile, options, threads=1, device=device) == found
+    assert len(asked) == calls
 
 
 def test_tuning_tiles_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tvmq.environment import cpu_name, versions
+from tvmq.gpu import fitting, these_gpus
 from tvmq.line_file import LineFile
 from tvmq.record import Record
+from tvmq.schedule.cuda.toolkit import compiler_version
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
 
@@ -29,6 +31,7 @@ PACKAGE = Path(__file__).parents[1]
 KERNEL_SOURCES = (
     "bit_planes.py", "numerics.py", "passes/conv_geometry.py", "passes/pool_composite.py", "schedule/*.py",
 )  # fmt: skip
+GPU_SOURCES = ("schedule/cuda/*.py", "schedule/cuda/device/*.cuh")
 
 
 class Event(StrEnum):
@@ -46,7 +49,7 @@ class Setting(Record):
     """What all lines of one tuning have in common."""
 
     target: str
-    cpu: str
+    cpu: str  # or the GPU that computes
     threads: int
     versions: str
 
@@ -168,23 +171,46 @@ class Database:
 
 
 def setting_of(profile: TargetProfile, threads: int, cpu: str | None = None) -> Setting:
-    """Return the setting of a CPU, this machine's by default, and these versions."""
+    """Return the setting of a CPU or a GPU, this machine's by default, and these versions.
+
+    Threads make no difference to kernels of a GPU: the setting then has 1.
+    """
     code = {
         "requires": sorted(profile.features),  # these choose the instruction set, not tvm_target
         "intrinsics": list(dict.fromkeys(k.intrinsic for k in profile.kernels if k.intrinsic)),
         "l2_bytes": profile.machine.l2_bytes,  # how far apart the copies of constants are used
         **profile.to_dict()["tvm_target"],
     }
+    sources, compiler = _sources(), ""
+    if profile.capability is not None:
+        code["processors"] = profile.machine.processors  # the default tile hangs on these
+        sources += _gpu_sources()
+        compiler = f"nvrtc {compiler_version(str(profile.tvm_target['arch']))}, "
+        threads, cpu = 1, cpu or _gpu_name(profile)
     target = json.dumps(code, sort_keys=True)
     found = "".join(f"{name} {version}, " for name, version in versions().items())
     return Setting(
-        f"{profile.name} {target}", cpu or cpu_name(), threads, f"{found}kernels {digest_of(_sources())}"
+        f"{profile.name} {target}",
+        cpu or cpu_name(),
+        threads,
+        f"{found}{compiler}kernels {digest_of(sources)}",
     )
+
+
+def _gpu_name(profile: TargetProfile) -> str:
+    gpus = these_gpus().found
+    number = fitting(profile.features, gpus)
+    return "no GPU" if number is None else gpus[number].name
 
 
 @cache
 def _sources() -> tuple[Path, ...]:
     return tuple(sorted(path for pattern in KERNEL_SOURCES for path in PACKAGE.glob(pattern)))
+
+
+@cache
+def _gpu_sources() -> tuple[Path, ...]:
+    return tuple(sorted(path for pattern in GPU_SOURCES for path in PACKAGE.glob(pattern)))
 
 
 @cache

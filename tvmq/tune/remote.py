@@ -1,7 +1,11 @@
-"""Measure kernels on boards: built and linked here, timed there in turns with the default."""
+"""Measure kernels on boards: built and linked here, timed there in turns with the default.
+
+Those of GPUs are measured on this machine the same way, see tvmq.tune.here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Sequence
@@ -14,11 +18,14 @@ import numpy as np
 import tvm
 
 from tvmq.device import Device, Files
-from tvmq.errors import ProgramCrashError
+from tvmq.errors import GpuError, ProgramCrashError
+from tvmq.gpu import CUDA, is_gpu_feature
 from tvmq.linker import require_linker
+from tvmq.schedule.cuda.toolkit import compiling
 from tvmq.schedule.kernel_table import Use
 from tvmq.schedule.space import Decisions
 from tvmq.target import TargetProfile
+from tvmq.tune.here import ThisMachine
 from tvmq.tune.measure import EVICTING_CACHES, BrokenCandidateError, arguments_of
 from tvmq.tune.turns import BLOCKS, SECONDS
 
@@ -27,10 +34,10 @@ TRIAL_LIMIT = 120.0  # seconds that a board may take for one comparison
 
 
 class BoardBench:
-    """The Bench of a kernel on the boards of one key."""
+    """The Bench of a kernel on the boards of one key, or on this machine's GPU."""
 
     def __init__(
-        self, use: Use, profile: TargetProfile, device: Device, threads: int, *, seed: int = 0
+        self, use: Use, profile: TargetProfile, device: Device | ThisMachine, threads: int, *, seed: int = 0
     ) -> None:
         """Raise DeviceError where no board runs the default kernel."""
         self._kernel, self._device = use.kernel, device
@@ -48,6 +55,7 @@ class BoardBench:
             "outputs": [[list(shape), dtype] for shape, dtype in outputs],
             "evicting": EVICTING_CACHES * profile.machine.l2_bytes,
             "threads": threads,
+            "gpu": sorted(filter(is_gpu_feature, profile.features)),
         }
         self._default = self._library(default)
         self._begun: dict[str, Future[Any]] = {}
@@ -71,7 +79,7 @@ class BoardBench:
                 answer = self._ask([self._default, self._built(decisions)], SECONDS)
             else:
                 answer = begun.result()
-        except ProgramCrashError as error:
+        except (ProgramCrashError, GpuError) as error:
             raise BrokenCandidateError(decisions, str(error)) from error
         self._check(answer, [decisions])
         default, candidate = answer["least"]
@@ -82,7 +90,10 @@ class BoardBench:
         libraries = [self._default, *(self._built(decisions) for decisions in finalists)]
         try:
             answer = self._ask(libraries, BLOCKS * SECONDS)
-        except ProgramCrashError as error:  # any of them: the last may be tried again without the others
+        except (
+            ProgramCrashError,
+            GpuError,
+        ) as error:  # any of them: the last may be tried again without the others
             raise BrokenCandidateError(finalists[-1], str(error)) from error
         self._check(answer, finalists)
         return list(answer["settled"])
@@ -106,7 +117,9 @@ class BoardBench:
 
     def _library(self, func: Any) -> bytes:
         module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
-        with tempfile.TemporaryDirectory() as folder:
+        arch = self._target.attrs.get("arch") if self._target.kind.name == CUDA else None
+        device = compiling(str(arch)) if arch else contextlib.nullcontext()
+        with tempfile.TemporaryDirectory() as folder, device:
             path = Path(folder) / "kernel.so"
             tvm.compile(module, self._target).export_library(str(path), fcompile=self._linker)
             return path.read_bytes()

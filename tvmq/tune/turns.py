@@ -25,12 +25,21 @@ Times = list[list[float]]  # per function, seconds in order of the rounds
 
 
 def timed(
-    functions: Sequence[Function], sets: Sequence[Sequence[Any]], results: Sequence[Any], seconds: float
+    functions: Sequence[Any],
+    sets: Sequence[Sequence[Any]],
+    results: Sequence[Any],
+    seconds: float,
+    *,
+    once: Callable[[Any, Sequence[Any], Sequence[Any]], float] | None = None,
 ) -> Times:
-    """Run all functions in turns, each round on other constants than the last."""
+    """Run all functions in turns, each round on other constants than the last.
+
+    once: returns how long one of the functions takes; None: they are called, and this machine's clock tells.
+    """
+    run = once or _once
     times: Times = [[] for _ in functions]
     # Of several: one may have waited for a core.
-    first = sum(min(_once(function, sets[0], results) for _ in range(FIRST_RUNS)) for function in functions)
+    first = sum(min(run(function, sets[0], results) for _ in range(FIRST_RUNS)) for function in functions)
     rounds = min(max(round(seconds / first), MIN_ROUNDS), MAX_ROUNDS)
     ends = time.perf_counter() + PATIENCE * seconds
     for number in range(rounds):
@@ -40,7 +49,7 @@ def timed(
             which = (number + turn) % len(functions)
             # Half of the sets lie between two functions' turns on the same constants.
             at = number + turn * (len(sets) // len(functions) or 1)
-            times[which].append(_once(functions[which], sets[at % len(sets)], results))
+            times[which].append(run(functions[which], sets[at % len(sets)], results))
     return times
 
 

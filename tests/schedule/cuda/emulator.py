@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,7 @@ def generated(mod: tvm.IRModule, capability: tuple[int, int]) -> str:
     return seen[0] if seen else str(built.mod.imports[0].inspect_source())
 
 
+@cache
 def shared_library(source: str, capability: tuple[int, int]) -> Path:
     """Return a library with launch_<kernel>(arguments, extents) of every kernel in the generated source."""
     folder = Path(tempfile.mkdtemp(prefix="tvmq-gpu-"))
@@ -192,6 +194,10 @@ class EmulatedCompiler:
 
     def __init__(self, architecture: str) -> None:
         self.architecture = architecture
+
+    def version(self) -> str:
+        """Return that of no real one."""
+        return "emulated"
 
     def cubin(self, source: str, architecture: str) -> bytes:
         """Return a library for driver.cc."""

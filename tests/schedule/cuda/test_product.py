@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from tvmq.schedule.cuda.product import (
     fits,
     product_prim_func,
     product_space,
+    speed_of,
     supports,
 )
 
@@ -40,6 +41,16 @@ def check(cases: dict[str, tuple[ProductSpec, TileDecision]], capability: tuple[
         found = kernels.run(name, [*arguments, *results])[-len(results) :]
         for values, wanted in zip(found, expected, strict=True):
             np.testing.assert_array_equal(values, wanted, err_msg=f"{name}: {spec}")
+
+
+def test_layers_that_differ_in_constants_alone_are_tuned_as_one():
+    spec = linear_spec(37, 96, 80, "copy")
+    other = replace(spec, product=replace(spec.product, copy=(3, 9, 1, 200), low=-7, high=5))
+    assert other != spec
+    assert speed_of(other) == speed_of(spec)
+    plain = replace(spec, product=replace(spec.product, copy=None))
+    longer = replace(spec, product=replace(spec.product, inputs=128))
+    assert len({speed_of(each) for each in (spec, plain, longer, replace(spec, signed=True))}) == 4
 
 
 @needs_emulator

@@ -91,6 +91,13 @@ def test_every_family_compiles(architecture: str, tmp_path: Path):
     _check_machine_code(code, capability, tmp_path)
 
 
+def test_the_version_of_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch):
+    assert compiler("sm_87").version() == toolkit.compiler_version("sm_87")
+    assert toolkit.compiler_version("sm_87").startswith("13.")
+    monkeypatch.setattr(toolkit, "_nvrtc", lambda _: None)
+    assert toolkit.compiler_version("sm_87") == "none"
+
+
 def _check_machine_code(code: bytes, capability: tuple[int, int], folder: Path) -> None:
     """Look at the instructions themselves; nvdisasm 13 knows none before Turing, whose PTX has dp4a."""
     tool = shutil.which(cuda_libraries.library("cu13/bin", "nvdisasm"))

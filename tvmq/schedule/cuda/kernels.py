@@ -10,13 +10,13 @@ from typing import Any
 from tvm import tirx
 
 from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.schedule import attention_spec, layer_norm
 from tvmq.schedule.cuda import product, rows, windows
 from tvmq.schedule.cuda.gpu import GpuModel
 from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
 from tvmq.schedule.cuda.product import ProductSpec, TileDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.kernel import Kernel, Packing, Shape
-from tvmq.schedule.layer_norm import supports as supports_norm
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.specs import attention_spec_of, layer_norm_spec_of, pool_spec_of, product_spec_of
 from tvmq.target import TargetProfile
@@ -73,7 +73,8 @@ def _product(
         return product.product_prim_func(spec, TileDecision(**decisions))
 
     packing = _packing(spec.product, weight, arguments)
-    return Kernel((spec, profile.name), name, packing, build, product.product_space(spec, gpu))
+    space, speed = product.product_space(spec, gpu), (product.speed_of(spec), profile.name)
+    return Kernel((spec, profile.name), name, packing, build, space, speed)
 
 
 def _depthwise(attrs: Attributes, g: ConvGeometry, arguments: int, profile: TargetProfile) -> Kernel:
@@ -106,12 +107,13 @@ def _layer_norm(
     attrs: Attributes, shapes: Sequence[Shape], profile: TargetProfile, gpu: GpuModel
 ) -> Kernel | None:
     spec = layer_norm_spec_of(attrs, shapes)
-    if supports_norm(spec) is not None:
+    if layer_norm.supports(spec) is not None:
         return None
     name = f"layer_norm_{spec.rows}x{spec.channels}"
     build = functools.partial(rows.layer_norm_prim_func, spec)
     packing = (None,) * len(shapes)
-    return Kernel((spec, profile.name), name, packing, build, rows.layer_norm_space(spec, gpu))
+    space, speed = rows.layer_norm_space(spec, gpu), (layer_norm.speed_of(spec), profile.name)
+    return Kernel((spec, profile.name), name, packing, build, space, speed)
 
 
 def _attention(
@@ -123,7 +125,8 @@ def _attention(
     name = f"attention_{spec.heads}x{spec.queries}x{spec.head_dim}"
     build = functools.partial(rows.attention_prim_func, spec)
     packing = (None,) * len(shapes)
-    return Kernel((spec, profile.name), name, packing, build, rows.attention_space(spec, gpu))
+    space, speed = rows.attention_space(spec, gpu), (attention_spec.speed_of(spec), profile.name)
+    return Kernel((spec, profile.name), name, packing, build, space, speed)
 
 
 Family = Callable[[Attributes, Sequence[Shape], TargetProfile, GpuModel], Kernel | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -47,7 +47,7 @@ class ProductSpec:
     def by_rows(self) -> bool:
         """Whether a row of a convolution's window lies together, not its taps alone."""
         g = self.geometry
-        return g is not None and g.group_inputs == g.channels and g.dilation_columns == 1
+        return g is not None and g.by_rows
 
     @property
     def run(self) -> int:
@@ -59,6 +59,13 @@ class ProductSpec:
         """Return what one output sums, with the padding of the weights."""
         taps = self.geometry.kernel_rows * self.geometry.kernel_columns if self.geometry else 1
         return padded(taps * self.product.inputs // self.run * padded(self.run, RUN_BLOCK), DEPTH_BLOCK)
+
+
+def speed_of(spec: ProductSpec) -> ProductSpec:
+    """Return spec without the constants that differ from layer to layer and take no time."""
+    copy = None if spec.product.copy is None else (8, 0)
+    product = replace(spec.product, zero_point=0, low=None, high=None, copy=copy)
+    return replace(spec, product=product, pad_value=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 
@@ -40,6 +41,14 @@ def device_functions() -> str:
     folder = resources.files("tvmq.schedule.cuda") / "device"
     texts = [(folder / f"{name}.cuh").read_text(encoding="utf-8") for name in FILES]
     return "\n".join(text.replace("#pragma once\n", "") for text in texts)
+
+
+def with_names(generated: str) -> str:
+    """Return what TVM generated with names that C++ takes.
+
+    A layer of nn.Sequential is called "2", and what reads its output then has a parameter "2_ptr".
+    """
+    return re.sub(r"(?<![\w.])(?=\d+_)", "v", generated)
 
 
 def whole(generated: str) -> str:

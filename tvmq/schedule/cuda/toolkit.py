@@ -20,7 +20,7 @@ from tvmq.cuda_libraries import INSTALL, library, load_cudart, load_driver, load
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.gpu import DRIVER
 from tvmq.linker import require_linker
-from tvmq.schedule.cuda.source import HEADERS, whole
+from tvmq.schedule.cuda.source import HEADERS, whole, with_names
 
 NVRTC = {13: ("cu13/lib", "libnvrtc.so.13"), 12: ("cuda_nvrtc/lib", "libnvrtc.so.12")}
 # What TVM's CUDA runtime and tvmq.gpu take from the driver. 100 is CUDA_ERROR_NO_DEVICE.
@@ -46,6 +46,12 @@ class Nvrtc:
         found = (ctypes.c_int * count.value)()
         self._call("nvrtcGetSupportedArchs", found)
         return frozenset(found)
+
+    def version(self) -> str:
+        """Return "13.0" of CUDA 13.0."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        return f"{major.value}.{minor.value}"
 
     def cubin(self, source: str, architecture: str) -> bytes:
         """Return the device code of source for an architecture, "sm_87"."""
@@ -100,6 +106,14 @@ def require_cuda(architecture: str) -> Nvrtc:
     )
 
 
+def compiler_version(architecture: str) -> str:
+    """Return the version of the compiler that require_cuda returns, "none" where that is not installed."""
+    try:
+        return require_cuda(architecture).version()
+    except EnvironmentMismatchError:
+        return "none"
+
+
 @contextmanager
 def compiling(architecture: str) -> Iterator[None]:
     """Let tvm.compile put device code for the architecture into the modules that it builds in the block."""
@@ -110,7 +124,7 @@ def compiling(architecture: str) -> Iterator[None]:
     before = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
 
     def compiled(source: str, *_: Any) -> bytes:
-        return compiler.cubin(whole(source), architecture)
+        return compiler.cubin(whole(with_names(source)), architecture)
 
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", compiled, override=True)
     try:
