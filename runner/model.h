@@ -2,9 +2,7 @@
 #pragma once
 
 #include <sched.h>
-#include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/container/tensor.h>
@@ -15,11 +13,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
 #include <set>
-#include <sstream>
 
 #include "archive.h"
+#include "machine.h"
 
 namespace tvmq {
 
@@ -34,16 +31,6 @@ constexpr int kShareAllCpus = -3;  // TVM's thread pool binds no thread to a cor
 #error "scripts/runner.sh says which TVM this is for: -DTVMQ_TVM='"VERSION"' and -DTVMQ_TVM_FFI"
 #endif
 
-#if defined(__aarch64__)
-constexpr int kMachine = 183;
-constexpr const char* kMachineName = "aarch64";
-#elif defined(__x86_64__)
-constexpr int kMachine = 62;
-constexpr const char* kMachineName = "x86_64";
-#else
-#error "TVM has no runtime library for this machine"
-#endif
-
 inline Json At(const Json& object, const char* key) {
   auto map = object.cast<ffi::Map<ffi::Any, ffi::Any>>();
   if (!map.count(ffi::String(key))) throw ArtifactError(std::string("its manifest lacks ") + key + "; compile it again");
@@ -56,38 +43,6 @@ inline ffi::Array<ffi::Any> List(const Json& value) { return value.cast<ffi::Arr
 template <typename... Args>
 ffi::Any Call(const char* name, Args&&... args) {
   return ffi::Function::GetGlobalRequired(name)(std::forward<Args>(args)...);
-}
-
-// The CPU features of this machine as Linux spells them.
-inline std::set<std::string> CpuFeatures() {
-  std::set<std::string> found;
-#if defined(__aarch64__)
-  static const struct { int word, bit; const char* name; } table[] = {
-      {AT_HWCAP, 1, "asimd"},     {AT_HWCAP, 8, "atomics"}, {AT_HWCAP, 10, "asimdhp"}, {AT_HWCAP, 12, "asimdrdm"},
-      {AT_HWCAP, 20, "asimddp"},  {AT_HWCAP, 22, "sve"},    {AT_HWCAP2, 1, "sve2"},    {AT_HWCAP2, 13, "i8mm"}};
-  for (const auto& row : table) {
-    if (getauxval(row.word) >> row.bit & 1) found.insert(row.name);
-  }
-#else
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("flags", 0) != 0) continue;
-    std::istringstream words(line.substr(line.find(':') + 1));
-    for (std::string word; words >> word;) found.insert(word);
-    break;
-  }
-#endif
-  return found;
-}
-
-// Ask Linux to let this process use AMX tiles, whose state is large.
-inline bool MayUseTiles() {
-#if defined(__x86_64__)
-  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-#else
-  return false;
-#endif
 }
 
 struct Spec {
@@ -387,6 +342,10 @@ class Model {
   // Call a function of the library, for each sample by itself where it takes one.
   std::vector<ffi::Tensor> Invoke(const ffi::Function& function, const std::vector<ffi::Tensor>& given) {
     int64_t samples = Integer(At(manifest_, "samples"));
+    for (const ffi::Tensor& whole : given) {
+      bool shared = samples == 1 || (samples > 1 && whole.ndim() > 0 && whole.size(0) % samples == 0);
+      if (!shared) throw ArtifactError(path_ + ": its samples do not share out its inputs; do not use this file");
+    }
     if (samples == 1) return Once(function, given);
     std::vector<ffi::Tensor> all;
     for (int64_t number = 0; number < samples; ++number) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,13 @@ def test_main_and_trace_compute_every_sample(program: SampleProgram, threads: in
     np.testing.assert_array_equal(total - product, np.broadcast_to(tiny_program.weights()[1], total.shape))
 
 
+def test_workers_are_as_many_as_threads_however_these_were_set(program: SampleProgram) -> None:
+    for threads in (3, 2, 9):
+        program.threads = threads  # as a benchmark does, which puts back what was there before
+        assert program._pool()._max_workers == min(threads, SAMPLES)
+        assert program._pool() is program._pool()
+
+
 def test_a_kernel_takes_the_time_of_all_samples_of_a_thread(
     program: SampleProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,8 +80,33 @@ def test_a_batch_has_the_bits_of_its_samples(tmp_path: Path, monkeypatch: pytest
     assert torch.equal(model(x), torch.cat([alone(row[None]) for row in x]))
     macs = [4 * row.macs for row in alone.coverage.rows]
     assert [row.macs for row in model.coverage.rows] == macs
+    # A machine that does it sooner at once computes the same, also what a recipe of this one says.
+    monkeypatch.setattr(pipeline, "sample_by_sample", lambda *_: False)
+    for more in ({}, {"recipe": model.recipe}):
+        at_once = tvmq.compile(module, example_inputs=(x,), **(options | more))
+        assert at_once._built.samples == 1
+        assert [row.macs for row in at_once.coverage.rows] == macs
+        assert torch.equal(model(x), at_once(x))
     model.save(tmp_path / "m.tvmq")
     loaded = tvmq.load(tmp_path / "m.tvmq", threads=1)
     assert loaded.verify().ok
     assert loaded.verify(x).ok
     assert torch.equal(loaded(x), model(x))
+
+
+def test_threads_share_no_copy_of_an_input_that_code_cannot_read_in_place(program: SampleProgram) -> None:
+    unaligned = np.frombuffer(bytearray(1 + 4 * SAMPLES), np.float32, offset=1).reshape(SAMPLES, 1)
+    assert not unaligned.flags.aligned
+    assert all(part.flags.carray for (part,) in program._parts([unaligned]))
+
+
+def test_workers_have_no_workers_of_their_own_and_may_use_every_cpu(program: SampleProgram) -> None:
+    program.threads = SAMPLES
+    program.run(X)
+    before = len(os.listdir("/proc/self/task"))
+    fresh = SampleProgram(tiny_program.built().for_samples(SAMPLES))
+    fresh.threads = SAMPLES
+    fresh.run(X)
+    assert 1 <= len(os.listdir("/proc/self/task")) - before <= SAMPLES
+    found = fresh._pool().submit(os.sched_getaffinity, 0).result()
+    assert found == os.sched_getaffinity(0)

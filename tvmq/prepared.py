@@ -22,7 +22,7 @@ from tvmq.plan.nodes import SITE_KINDS, Nodes, index
 from tvmq.plan.values import Value, values_of
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs
-from tvmq.quantizer import balanced, formats_of, planned
+from tvmq.quantizer import balancing, formats_of, planned
 
 FLOAT32 = "float32"
 STORABLE = (*SITE_KINDS, "add", "bias")
@@ -87,7 +87,8 @@ def prepare(
     """
     fitted, held, judged_on = split(batches) if keep else (batches, batches, FITTED)
     plan, _ = planned(unbalanced, ignored=settings.ignored)
-    mod = balanced(unbalanced, fitted, plan=plan, observer=settings.observer, progress=progress)
+    balance = balancing(unbalanced, fitted, plan=plan, observer=settings.observer, progress=progress)
+    mod = balance(unbalanced)
     nodes = index(mod)
     formats = formats_of(nodes, plan)
     # Whatever a site left in float may make or read as integers; not masks, which are of no such kind.

@@ -5,14 +5,14 @@ import -> canonicalize -> plan -> calibrate -> balance -> calibrate -> quantize
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 
 from tvmq.calibrate.balancing import balance_factors
-from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, samples_in
+from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs, samples_in
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.check_inputs import data_findings
@@ -40,9 +40,12 @@ from tvmq.quantize.output_steps import CRITERIA
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
 from tvmq.quantize.refine import refined
 from tvmq.reference import require_operators
-from tvmq.samples import OneByOne, cut
+from tvmq.samples import cut
 from tvmq.spec import W8A8, Coverage, Plan, Precision
 
+# (module of one sample, samples) -> whether they are to be computed one after the other.
+OneByOne = Callable[[tvm.IRModule, int], bool]
+Rewrite = Callable[[tvm.IRModule], tvm.IRModule]
 REQUANTIZE = ("pot", "fixed_point")
 # Balancing wants the channels' ranges relative to each other, which 16 samples settle; the second, full
 # calibration sees all samples.
@@ -89,23 +92,25 @@ def quantized(
     preset: str | Preset = DEFAULT,
     strict: bool = False,
     seed: int = 0,
-    one_by_one: OneByOne | None = None,
+    one_by_one: OneByOne = lambda _one, _samples: False,
     progress: Progress = silent,
 ) -> Quantized:
     """Run all stages from import to quantize.
 
-    bits, reasons: as for assign_precisions; one_by_one: as for samples.cut; all others as for compile.
+    bits, reasons: as for assign_precisions; all others as for compile. one_by_one does not change numbers.
     """
     imported = _imported(model, example_inputs, progress)
     unbalanced = _canonicalized(imported, progress)
     require_operators(unbalanced)
-    unbalanced, batches, samples = cut(unbalanced, calibration, one_by_one)
+    whole = unbalanced
+    unbalanced, batches, samples = cut(whole, calibration)
     plan, formats = planned(unbalanced, ignored=patterns(ignored), bits=bits, reasons=reasons)
     coverage = coverage_of(unbalanced, plan, formats.integer, strict=strict)
     doubts = data_findings(imported, unbalanced, batches, prepared=getattr(calibration, "prepared", ""))
     announce(doubts)
     del imported  # its weights
-    mod = balanced(unbalanced, batches, plan=plan, observer=observer, progress=progress)
+    balance = balancing(unbalanced, batches, plan=plan, observer=observer, progress=progress)
+    mod = balance(unbalanced)
     nodes = index(mod)
     formats = formats_of(nodes, plan)  # balancing gives a bias to a linear that had none
     subject = Model(mod, nodes, formats, batches)
@@ -116,7 +121,7 @@ def quantized(
     stable = stability(seen, stored, method=observer, seed=seed)
     unsteady = stable.findings()
     announce(unsteady)
-    return Quantized(
+    chosen = Quantized(
         unbalanced=unbalanced,
         mod=mod,
         nodes=nodes,
@@ -129,6 +134,28 @@ def quantized(
         stable=stable,
         findings=(*doubts, *unsteady),
         numbers=_numbers(subject, seen, effort, observer, requantize, seed, progress),
+    )
+    if samples == 1 or one_by_one(unbalanced, samples):
+        return chosen
+    return _at_once(chosen, whole, balance(whole), strict=strict)
+
+
+def _at_once(chosen: Quantized, whole: tvm.IRModule, mod: tvm.IRModule, *, strict: bool) -> Quantized:
+    """Return what was chosen for one sample for a whole batch, whose sites have the same names.
+
+    whole, mod: canonical, and balanced.
+    """
+    nodes = index(mod)
+    formats = formats_of(nodes, chosen.plan)
+    return replace(
+        chosen,
+        unbalanced=whole,
+        mod=mod,
+        nodes=nodes,
+        formats=formats,
+        coverage=coverage_of(whole, chosen.plan, formats.integer, strict=strict),
+        samples=1,
+        batches=list(as_batches(chosen.batches, input_specs(mod))),
     )
 
 
@@ -183,21 +210,21 @@ def formats_of(nodes: Nodes, plan: Plan) -> Formats:
     return value_formats(nodes, planned.__contains__, planned)
 
 
-def balanced(
+def balancing(
     mod: tvm.IRModule,
     batches: Sequence[Sequence[Any]],
     *,
     plan: Plan | None = None,
     observer: str = "mse",
     progress: Progress = silent,
-) -> tvm.IRModule:
-    """Return a canonical module with balanced channels and centred keys: the same function.
+) -> Rewrite:
+    """Return what gives a canonical module balanced channels and centred keys: the same function.
 
     plan: says how many bits each site has, 8 where there is none. observer: as for compile.
     """
     groups, keys = find_groups(mod), find_keys(mod)
     if not groups and not keys:
-        return mod
+        return _as_it_is
     pooled = any(group.pooled for group in groups)
     few = list(first_samples(batches, BALANCE_POOLED_SAMPLES if pooled else BALANCE_SAMPLES))
     rows = Rows([group.value for group in groups], images(mod), batches=len(few))
@@ -214,9 +241,13 @@ def balanced(
     if sum(map(samples_in, few)) < FEWEST_FOR_ATTENTION:
         kinds = index(mod).by_name
         decided = {site: each for site, each in decided.items() if kinds[site].kind == "layer_norm"}
-    result = tvm.transform.Sequential([CentreKeys(key_biases(mod, seen)), Balance(decided)])(mod)
     progress("balance", len(few) + 1, len(few) + 1)
-    return result
+    passes: Rewrite = tvm.transform.Sequential([CentreKeys(key_biases(mod, seen)), Balance(decided)])
+    return passes
+
+
+def _as_it_is(mod: tvm.IRModule) -> tvm.IRModule:
+    return mod
 
 
 def first_samples(batches: Iterable[Sequence[Any]], wanted: int) -> Iterator[Sequence[Any]]:

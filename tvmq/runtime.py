@@ -343,15 +343,16 @@ def load_library(ffi: Any, library: bytes) -> Any:
         os.unlink(path)
 
 
-def use_threads(threads: int, *, at_most: bool = False) -> None:
+def use_threads(threads: int, *, at_most: bool = False, alone: bool = False) -> None:
     """Set the worker pool of the calling thread; TVM has one pool per calling thread.
 
     A pool's size is fixed by its first use, so call this before any other TVM code runs in the thread. With
-    at_most a pool that came out smaller is accepted.
+    at_most a pool that came out smaller is accepted. A pool that is made alone has no idle worker for every
+    other CPU, and binds its thread to one.
     """
     if getattr(_pool, "threads", None) == threads:
         return
-    cpus = require_threads(threads)
+    cpus = require_threads(threads)[: 1 if alone else None]
     ffi = load_runtime()
     # By default TVM binds workers, and the caller, to the first cores; here all may use what the process may.
     configure: Callable[..., None] = ffi.get_global_func("runtime.config_threadpool")

@@ -6,6 +6,7 @@ part of it, and what lies between two kernels stays in the core's own cache.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ class SampleProgram(Program):
         """See Program."""
         self._samples = built.samples
         self._local = threading.local()  # .main: a thread's function
-        self._workers: ThreadPoolExecutor | None = None
+        self._workers: tuple[int, ThreadPoolExecutor | None] = 0, None
         super().__init__(replace(built, inputs=built.sample_inputs()), threads=threads)
 
     def run(self, *arrays: Array) -> Results:
@@ -59,20 +60,23 @@ class SampleProgram(Program):
     def set_threads(self, threads: int) -> None:
         """See Program."""
         require_threads(threads)
-        if self._workers and threads != self.threads:
-            self._workers.shutdown()
-            self._workers = None
         self.threads = threads
 
     def _pool(self) -> ThreadPoolExecutor:
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(min(self.threads, self._samples), "tvmq-sample")
-        return self._workers
+        """Return so many workers as there are threads now."""
+        size, workers = self._workers
+        if workers is None or size != self.threads:
+            if workers is not None:
+                workers.shutdown()
+            workers = ThreadPoolExecutor(min(self.threads, self._samples), "tvmq-sample")
+            self._workers = self.threads, workers
+        return workers
 
     def _one(self, part: Sequence[Array]) -> Results:
         """Compute a sample with the machine of this thread."""
         main = getattr(self._local, "main", None)
         if main is None:
+            _compute_alone()
             main = self._local.main = self._machine(POOLED_ALLOCATOR)["main"]
         return self._call(main, part, self._outputs)
 
@@ -80,9 +84,16 @@ class SampleProgram(Program):
         use_threads(1, at_most=True)
 
     def _parts(self, arrays: Sequence[Array]) -> list[tuple[Array, ...]]:
-        """Return the samples of a call, views that the program reads in place."""
-        whole = [a if a.flags.c_contiguous and a.flags.writeable else np.array(a, order="C") for a in arrays]
+        """Return the samples of a call, views that the program reads in place: copies share one buffer."""
+        whole = [a if a.flags.carray else np.array(a, order="C") for a in arrays]
         return list(zip(*(np.split(a, self._samples) for a in whole), strict=True))
+
+
+def _compute_alone() -> None:
+    """Keep TVM from giving this thread, which is a worker's, idle workers of its own: one for every CPU."""
+    cpus = os.sched_getaffinity(0)
+    use_threads(1, at_most=True, alone=True)
+    os.sched_setaffinity(0, cpus)  # of this thread, which may use every CPU again
 
 
 def _joined(parts: Sequence[Results]) -> Results:

@@ -1,8 +1,12 @@
-"""Cut a model of a batch down to one sample, where that computes the same and is worth it."""
+"""Cut a model of a batch down to one sample, where that computes the same.
+
+Its numbers are chosen for one sample whether or not it runs sample by sample in the end: what a machine does
+sooner must not decide what is computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 
 import torch
@@ -10,26 +14,22 @@ import tvm
 
 from tvmq import reference
 from tvmq.calibrate.batches import Batch, as_batches, input_specs
+from tvmq.golden import random_like
 from tvmq.passes.one_sample import batch_of, one_sample
 
-# (module of one sample, samples) -> whether they are to be computed one after the other.
-OneByOne = Callable[[tvm.IRModule, int], bool]
 TOLERANCE = 1e-3  # of the largest value: sums of another order, in float32
 
 
-def cut(
-    mod: tvm.IRModule, calibration: object, one_by_one: OneByOne | None
-) -> tuple[tvm.IRModule, list[Batch], int]:
-    """Return a canonical module, its calibration batches, and how often it runs for one call.
+def cut(mod: tvm.IRModule, calibration: object) -> tuple[tvm.IRModule, list[Batch], int]:
+    """Return a canonical module of one sample, calibration batches for it, and the samples of a call.
 
-    Without one_by_one, or where that says no, or where samples are not independent: mod itself, once.
+    Where samples are not independent: mod itself, which has one.
     """
-    one = one_sample(mod) if one_by_one else None
-    samples = batch_of(mod)
-    if one is None or one_by_one is None or not one_by_one(one, samples):
+    one, samples = one_sample(mod), batch_of(mod)
+    if one is None:
         return mod, list(as_batches(calibration, input_specs(mod))), 1
     single = list(as_batches(calibration, input_specs(one)))
-    if _computes_alike(mod, one, joined(single, samples)):
+    if _computes_alike(mod, one, _distinct(joined(single, samples))):
         return one, single, samples
     return mod, list(as_batches(single, input_specs(mod))), 1
 
@@ -44,7 +44,16 @@ def _computes_alike(mod: tvm.IRModule, one: tvm.IRModule, batch: Batch) -> bool:
     rows = zip(*(array.tensor_split(len(array)) for array in batch), strict=True)
     alone = [reference.run(one, row) for row in rows]
     found = [torch.cat(parts) for parts in zip(*alone, strict=True)]
-    return all(
-        bool((a.double() - b.double()).abs().max() <= TOLERANCE * a.double().abs().max())
-        for a, b in zip(reference.run(mod, batch), found, strict=True)
-    )
+    return all(_alike(a, b) for a, b in zip(reference.run(mod, batch), found, strict=True))
+
+
+def _distinct(batch: Batch) -> Batch:
+    """Return inputs like these, but no two samples of them alike: else an order of theirs may not show."""
+    return tuple(torch.from_numpy(array) for array in random_like([array.numpy() for array in batch]))
+
+
+def _alike(exact: torch.Tensor, found: torch.Tensor) -> bool:
+    if not exact.is_floating_point():
+        return torch.equal(exact, found)
+    exact, found = exact.double(), found.double()
+    return bool((exact - found).abs().max() <= TOLERANCE * exact.abs().max())

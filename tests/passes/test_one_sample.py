@@ -83,3 +83,23 @@ def test_a_constant_that_differs_from_sample_to_sample_stays() -> None:
         return out
 
     assert one_sample(tvm.IRModule({"main": main})) is None
+
+
+def halves_multiplied(samples: int, axis: int) -> Any:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", R.Tensor((samples, 6, 3), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            halves = builder.emit(relax.op.split(x, 2, axis))
+            first, second = (builder.emit(relax.TupleGetItem(halves, at)) for at in (0, 1))
+            out = builder.emit_output(relax.op.multiply(first, second))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def test_channels_may_be_split_and_samples_not() -> None:
+    one = one_sample(halves_multiplied(2, 1))
+    for found, wanted in zip(bindings(one["main"]), bindings(halves_multiplied(1, 1)["main"]), strict=True):
+        tvm.ir.assert_structural_equal(found.value, wanted.value, map_free_vars=True)
+        tvm.ir.assert_structural_equal(found.var.ty, wanted.var.ty)
+    assert one_sample(halves_multiplied(2, 0)) is None

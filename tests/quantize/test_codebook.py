@@ -56,3 +56,12 @@ def test_values_that_are_all_alike_have_a_code(value):
     rows = torch.full((3, 2), value)
     found = rounded(rows, coded(rows, torch.ones(2), 4))
     assert found.unique().tolist() == pytest.approx([value])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-44])
+def test_values_have_codes_though_no_error_counts_and_however_small_they_are(size):
+    """A reader of zeros, as last layers begin, took levels that were no numbers."""
+    rows, energy = activations()
+    params = coded(rows * size, torch.zeros_like(energy), 4)
+    assert 0 < len(params.codes) <= 16
+    assert params.scale > 0

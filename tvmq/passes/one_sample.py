@@ -72,10 +72,7 @@ class _Slicer:
         if not all(leaf in self.split for leaf in wanted):
             raise _MixedError
         body = relax.SeqExpr([relax.DataflowBlock(bound)], self._replaced(result))
-        ty = result.ty
-        whole = isinstance(ty, relax.TupleType)
-        ret = relax.TupleType([self._part(f) for f in ty.fields]) if whole else self._part(ty)
-        return relax.Function(params, body, ret, main.is_pure, main.attrs)
+        return relax.Function(params, body, self._part(result.ty), main.is_pure, main.attrs)
 
     def _value(self, var: Var, value: Expr) -> Expr:
         """Return what a binding is for one sample; its shape must be a sample's share of what it was."""
@@ -83,6 +80,9 @@ class _Slicer:
             if value in self.split:
                 self.split.add(var)
             return self.new[value]
+        if isinstance(value, relax.TupleGetItem) and value.tuple_value in self.split:
+            self.split.add(var)
+            return self.builder.normalize(relax.TupleGetItem(self.new[value.tuple_value], value.index))
         if not isinstance(value, relax.Call):
             raise _MixedError
         spreads = op_name(value) == "broadcast_to" and self._spreads(value)
@@ -95,7 +95,7 @@ class _Slicer:
                 found = self.builder.normalize(self._call(value, args))
             except (TypeError, ValueError, RuntimeError):
                 continue  # shapes that do not go together
-            if _shape(found.ty) == _shape(wanted):
+            if _shapes(found.ty) == _shapes(wanted):
                 return found
         raise _MixedError
 
@@ -147,6 +147,8 @@ class _Slicer:
         return full and to[0] % self.samples == 0 and call.args[0] not in self.split
 
     def _part(self, ty: Any) -> Any:
+        if isinstance(ty, relax.TupleType):  # of a split
+            return relax.TupleType([self._part(field) for field in ty.fields])
         shape = _shape(ty)
         if not shape or shape[0] % self.samples:
             raise _MixedError
@@ -166,6 +168,10 @@ def _leaves(expr: Expr) -> list[Expr]:
 
 def _all_alike(parts: Any) -> bool:
     return np.array_equal(parts, np.broadcast_to(parts[:1], parts.shape))
+
+
+def _shapes(ty: Any) -> list[Shape | None]:
+    return [_shape(each) for each in (ty.fields if isinstance(ty, relax.TupleType) else [ty])]
 
 
 def _shape(ty: Any) -> Shape | None:

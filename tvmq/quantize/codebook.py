@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tvmq.calibrate.grids import SMALLEST_SCALE
 from tvmq.formats import QuantParams
 from tvmq.numerics import INTEGER_RANGE
 
@@ -23,11 +24,12 @@ LARGEST = INTEGER_RANGE["uint8"][1]
 def coded(rows: torch.Tensor, energy: torch.Tensor, bits: int) -> QuantParams:
     """Return the storage of rows [R, C] in 2**bits codes of uint8; energy [C]: what a channel's error counts.
 
-    Zero is a number of its grid, though perhaps none of the codes.
+    Zero is a number of its grid, though perhaps none of the codes. Where no error counts, all count alike.
     """
+    energy = energy if bool((energy > 0).any()) else torch.ones_like(energy)
     levels = best_levels(*_histogram(rows, energy), 2**bits)
     low, high = min(float(levels[0]), 0.0), max(float(levels[-1]), 0.0)
-    scale = float(np.float32((high - low) / LARGEST or 1.0))
+    scale = max(float(np.float32((high - low) / LARGEST)), SMALLEST_SCALE) if high > low else 1.0
     zero = int(np.floor(0.5 - low / scale))
     places = np.clip(np.floor(levels / scale + 0.5) + zero, 0, LARGEST)
     codes = tuple(sorted({int(place) for place in places}))
