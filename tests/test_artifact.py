@@ -136,6 +136,7 @@ def test_a_flipped_bit_in_any_member_is_found(path, member):
         artifact.open_artifact(path)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_the_manifest_is_found(path):
     with zipfile.ZipFile(path) as file:
         info = file.getinfo(artifact.MANIFEST)

@@ -136,7 +136,7 @@ def test_an_automatic_plan_is_priced_with_the_decisions_that_it_will_be_built_wi
     trials: int, boards: Device | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     profile = load_profile("rpi4" if boards else "native")
-    monkeypatch.setattr(Device, "require", lambda *_: SimpleNamespace(cpu="a board"))
+    monkeypatch.setattr(Device, "require", lambda *_: SimpleNamespace(processor=lambda _: "a board"))
     database = Database(tmp_path / "tuning.jsonl", setting_of(profile, 1, "a board" if boards else None))
     done: list[Any] = []
 

@@ -79,6 +79,7 @@ def test_a_program_of_few_bits_is_exact_and_near_the_float_model(name: str, bits
     assert nn.functional.cosine_similarity(found.flatten(), wanted.flatten(), 0) > CLOSE[bits]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", CLOSE)
 @pytest.mark.parametrize("name", ["transformer", "convolutions"])
 def test_every_traced_tensor_stays_within_its_limits(name: str, bits: str):

@@ -69,6 +69,7 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path):
     assert one(X).tobytes() == two(X).tobytes() == model()(X).tobytes()
 
 
+@pytest.mark.slow
 def test_two_compiles_write_the_same_bytes(tmp_path: Path):
     model().save(tmp_path / "a")
     compiled().save(tmp_path / "b")
@@ -107,12 +108,14 @@ def test_a_new_process_runs_the_artifact_without_torch_and_without_the_compiler(
     assert np.load(tmp_path / "y.npy").tobytes() == model()(X).tobytes()
 
 
+@pytest.mark.slow
 def test_a_target_without_kernels_equals_the_reference(capfd: pytest.CaptureFixture[str]):
     result = compiled(target="x86_baseline").verify(X)
     assert (result.ok, result.sites) == (True, 20)
     assert "Warning" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requantize", REQUANTIZE)
 def test_pruned_channels_and_layers_are_no_trouble(requantize: str):
     pruned = tiny_transformer.Transformer().eval()

@@ -3,12 +3,11 @@ from dataclasses import replace
 import pytest
 
 from tests import hand_made_costs, tiny_transformer
-from tvmq.automatic import uniform_plan
 from tvmq.calibrate.batches import as_batches, input_specs
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.groups import SiteGroup, site_groups
 from tvmq.plan.problem import Problem
-from tvmq.plan.search import Log
+from tvmq.plan.search import Log, uniform
 from tvmq.plan_evaluation import Evaluation, log_key
 from tvmq.prepared import Prepared, Settings, prepare, uniform_numbers
 
@@ -35,7 +34,8 @@ def test_a_log_is_of_the_samples_that_were_kept_and_of_the_groups(prepared: Prep
 def test_plans_are_judged_by_agreement_of_which_kind_is_said_or_by_the_users_function(prepared: Prepared):
     groups = site_groups(prepared.nodes, assign_precisions(prepared.nodes, prepared.hash), ())
     losses = {(group.name, "w8a8"): 0.0 for group in groups}
-    plan = uniform_plan(Problem(groups, losses, hand_made_costs.costs(prepared, ())))
+    plan = uniform(Problem(groups, losses, hand_made_costs.costs(prepared, ())), "w8a8")
+    assert plan is not None
     numbers = {"w8a8": uniform_numbers(prepared, "w8a8")}
     found = Evaluation(prepared, numbers, groups, None, None)
     assert found.metric == (

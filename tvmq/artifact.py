@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +36,7 @@ from tvmq.manifest import (
     check_manifest,
     golden_dtype,
 )
+from tvmq.new_file import write_atomically
 from tvmq.runtime import ALIGNMENT
 from tvmq.spec import Built, Description, SiteTrace
 
@@ -63,7 +62,7 @@ def save(path: str | Path, built: Built, description: Description, golden: Golde
     stays until the new one is complete.
     """
     manifest, members = pack(built, description, golden)
-    _write_atomically(Path(path), members)
+    write_atomically(Path(path), lambda file: container.write(file, members))
     return manifest
 
 
@@ -149,36 +148,6 @@ def graph_text(built: Built) -> str:
         raise ArtifactError(
             f"graph.json is damaged ({error}); copy the artifact or compile it again"
         ) from error
-
-
-def _write_atomically(path: Path, members: Sequence[Member]) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give the path of the file to write")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: folder {str(path.parent)!r} does not exist; create it first")
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            container.write(file, members)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _read_manifest(path: Path, entry: Entry) -> Manifest:

@@ -23,7 +23,7 @@ from tvmq.plan.problem import EIGHT, Assignment, Limits, Problem
 from tvmq.plan.program import solve
 from tvmq.plan.reasons import explained, no_slower
 from tvmq.plan.records import PlanReport, choices_of, evaluated_of
-from tvmq.plan.search import Goal, Log, Outcome, search
+from tvmq.plan.search import Goal, Log, Outcome, search, uniform
 from tvmq.plan.sensitivity import OF_ERRORS, Subject, sensitivities
 from tvmq.plan_evaluation import Evaluation, Runnable, Sizes, Validation, log_key
 from tvmq.prepared import FLOAT32, Prepared, Settings, few, prepare, uniform_numbers
@@ -217,7 +217,7 @@ def _of_files(
 ) -> tuple[Problem, Outcome]:
     """Return what searches end with whose best plan's file has this many bytes at most, if any has."""
     without_code = problem
-    problem = evaluation.with_code(problem, uniform_plan(problem), size_of)
+    problem = evaluation.with_code(problem, uniform(problem, EIGHT) or solve(problem, Limits()), size_of)
     outcome = run(problem)
     for _ in range(SIZE_ROUNDS - 1):
         corrected = evaluation.with_code(problem, outcome.best.plan, size_of)
@@ -275,11 +275,3 @@ class _About:
             ended=ended,
         )
         return Chosen(self.evaluation.bits(plan), reasons, report)
-
-
-def uniform_plan(problem: Problem) -> Assignment:
-    """Return the plan of 8 bits wherever there are such."""
-    choices = {group.name: problem.choices[group.name] for group in problem.groups}
-    return problem.assignment(
-        {name: EIGHT if EIGHT in known else next(iter(known)) for name, known in choices.items()}
-    )

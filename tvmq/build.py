@@ -31,7 +31,7 @@ from tvmq.schedule.cuda.graph import AddCudaGraph
 from tvmq.schedule.cuda.toolkit import compiling
 from tvmq.schedule.dispatch import DispatchKernels, Packed
 from tvmq.schedule.elementwise import ScheduleLeftovers
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.schedule.kernel_table import NO_DECISIONS
 from tvmq.schedule.packing import unpack
 from tvmq.schedule.space import Decisions
@@ -63,7 +63,7 @@ def build(
     constants = constants_of(traced["main"])
     dispatch = (
         DispatchKernels(profile, threads, decisions),
-        DispatchFloatLinears(profile, threads, decisions),
+        DispatchFloats(profile, threads, decisions),
     )
     lifted, packed = _scheduled(traced, constants, dispatch)
     if profile.capability is not None:
@@ -104,7 +104,7 @@ def warn_of_left(name: str, sites: Sequence[str]) -> None:
 
 
 def _scheduled(
-    mod: tvm.IRModule, constants: Sequence[Any], dispatch: tuple[DispatchKernels, DispatchFloatLinears]
+    mod: tvm.IRModule, constants: Sequence[Any], dispatch: tuple[DispatchKernels, DispatchFloats]
 ) -> tuple[tvm.IRModule, list[Packed]]:
     """Return mod with kernels, its constants lifted, and these in the layouts that the kernels read."""
     scheduled = tvm.transform.Sequential(list(dispatch))(mod)

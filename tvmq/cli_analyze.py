@@ -27,7 +27,7 @@ def analyze_model(
     as_json: bool,
 ) -> int:
     """Analyse the model at path; options go to tvmq.analyze."""
-    check_paths(path, html or path.with_suffix(".html"))
+    check_paths(path, html)
     preprocessing = data.preprocessing()
     with StageDisplay() as display, calibration_warnings(display):
         display("start", 0, 1)  # seconds, for the compiler's packages

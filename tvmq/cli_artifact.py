@@ -30,6 +30,7 @@ from tvmq.images import (
     save_outputs,
 )
 from tvmq.manifest import ConstantEntry, Manifest, nbytes
+from tvmq.new_file import require_place
 from tvmq.spec import Array
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def run(
     as_json: bool,
 ) -> int:
     """Run the model once; write or summarise its outputs."""
+    if output is not None:
+        require_place(output)
     model = tvmq.load(path, threads=threads)
     inputs = read_inputs(input_file, model, scaling)
     began = time.perf_counter()

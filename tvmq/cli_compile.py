@@ -17,6 +17,7 @@ from tvmq.cli_output import StageDisplay, show
 from tvmq.errors import InterruptedRunError, TvmqWarning, UsageError
 from tvmq.images import Preprocessing, load_calibration, preprocessing_from_text
 from tvmq.model_file import ModelFile, open_model
+from tvmq.new_file import require_place
 from tvmq.progress import StageClock
 from tvmq.target import load_profile
 from tvmq.tune.results import TunedKernel, TuningInterrupted
@@ -50,8 +51,8 @@ class Beside:
     def check(self, bits: object) -> None:
         """Raise UsageError for what could not be written at the end."""
         for path in (self.recipe, self.picture):
-            if path is not None and not path.parent.is_dir():
-                raise UsageError(f"{path}: folder {str(path.parent)!r} does not exist; create it first")
+            if path is not None:
+                require_place(path)
         if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".html"):
             raise UsageError(f"{self.picture}: a picture ends in .png, .svg or .html; name it so")
         if self.picture is not None and bits != "auto":
@@ -188,12 +189,10 @@ def calibration_warnings(display: StageDisplay) -> Iterator[list[str]]:
         yield said
 
 
-def check_paths(model: Path, output: Path) -> None:
+def check_paths(model: Path, output: Path | None) -> None:
     """Refuse, with a UsageError, a model that is not there and a path that no file can be written to."""
     # Said now, not after minutes of work.
     if not model.exists():
         raise UsageError(f"{model}: no such file, wanted a model in .onnx or .pt2; check the path")
-    if output.is_dir():
-        raise UsageError(f"{output}: is a folder; give the path of the file to write")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: folder {str(output.parent)!r} does not exist; create it first")
+    if output is not None:
+        require_place(output)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def cost_model(path: Path, data: Data, options: Mapping[str, Any], *, as_json: bool) -> int:
     """Show what the sites of the model at path cost; options go to tvmq.costs."""
-    check_paths(path, path)
+    check_paths(path, None)
     preprocessing = preprocessing_from_text(data.mean, data.std)
     with StageDisplay() as display, calibration_warnings(display):
         display("start", 0, 1)  # seconds, for the compiler's packages

@@ -20,7 +20,7 @@ from tvmq.one_thread import one_thread
 from tvmq.plan.cost_table import CostTable
 from tvmq.plan.nodes import index
 from tvmq.progress import Progress, silent
-from tvmq.quantizer import NO_CALIBRATION, balanced, canonical, formats_of, observe, planned
+from tvmq.quantizer import NO_CALIBRATION, balancing, canonical, formats_of, observe, planned
 from tvmq.record import Record
 from tvmq.reference import require_operators
 from tvmq.schedule.kernel_table import NO_DECISIONS
@@ -91,7 +91,7 @@ def subject(mod: tvm.IRModule, calibration: Any, *, progress: Progress = silent)
     require_operators(mod)
     batches = list(as_batches(calibration, input_specs(mod)))
     plan, _ = planned(mod)
-    even = balanced(mod, batches, plan=plan, progress=progress)
+    even = balancing(mod, batches, plan=plan, progress=progress)(mod)
     nodes = index(even)
     seen = observe(even, formats_of(nodes, plan), batches, {}, progress=progress)
     return Subject(even, nodes, seen, module_hash(mod))

@@ -50,6 +50,10 @@ class InfeasibleBudgetError(UsageError):
     """Limits of time, size, memory or accuracy that no choice of bits keeps to."""
 
 
+class SolverTooSlowError(InfeasibleBudgetError):
+    """Limits of which the solver could not tell in time whether any choice of bits keeps to them."""
+
+
 class UnsupportedModelError(TvmqError):
     """A model with an operator or a shape that tvmq cannot compile."""
 

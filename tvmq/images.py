@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from tvmq.environment import INSTALL_PHOTOS
 from tvmq.errors import CalibrationError, EnvironmentMismatchError, UsageError
+from tvmq.new_file import write_atomically
 from tvmq.record import Record
 from tvmq.spec import Array, TensorSpec
 
@@ -219,19 +219,6 @@ def by_input(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], where: s
     return tuple(arrays[name] for name in names)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Let write fill a file that takes the name `path` only when it is complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
     """Write outputs as .npz, a single one as .npy, or one of shape [1, 1, H, W] within [0, 1] as .png."""
     only = next(iter(outputs.values()))
@@ -322,9 +309,3 @@ def _pillow() -> Any:
             f"photos: Pillow is not installed; run {INSTALL_PHOTOS}, or give an .npy file"
         ) from error
     return Image
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,8 +113,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     which a smaller share of the multiplications, 0 to 1, is done in integers.
     seed: recorded in the artifact; every stage of this version is deterministic, on any number of cores.
     threads: how many the kernels are tiled for; all cores by default. Any number may run them.
-    tune: measure on this machine which decisions make the kernels fastest, or use what a database says of
-    them; None: the default decisions, whatever was measured before. The bits are the same.
+    tune: measure on this machine, on its GPU for a GPU, which decisions make the kernels fastest, or use what
+    a database says of them; None: the default decisions, whatever was measured before. The bits are the same.
     device: "tracker:HOST:PORT/KEY" or "rpc:HOST:PORT", a board that must be able to run the target's code;
     tune measures there.
 
@@ -206,7 +207,7 @@ class _Job:
             preset=options.preset,
             strict=self.strict,
             seed=options.seed,
-            one_by_one=None if whole or profile.capability is not None else self._one_by_one,
+            one_by_one=partial(self._one_by_one, whole=whole),
             progress=self.progress,
         )
         options.require_model(chosen.plan)
@@ -227,8 +228,9 @@ class _Job:
         samples = random_like([t.numpy() for t in joined(chosen.batches, chosen.samples)])
         return CompiledModel(built, description, samples=samples), InsertQdq(chosen.numbers)(chosen.mod)
 
-    def _one_by_one(self, one: tvm.IRModule, samples: int) -> bool:
-        return sample_by_sample(one, samples, self.profile, self.threads)
+    def _one_by_one(self, one: tvm.IRModule, samples: int, *, whole: bool) -> bool:
+        at_once = whole or self.profile.capability is not None
+        return not at_once and sample_by_sample(one, samples, self.profile, self.threads)
 
     def _built(self, integer: tvm.IRModule, samples: int) -> tuple[Built, tuple[TunedKernel, ...]]:
         tuned: tuple[TunedKernel, ...] = ()
@@ -272,7 +274,7 @@ def measured_costs(
         decisions = NO_DECISIONS
         if tune:
             first = replace(tune, minutes=tune.minutes and tune.minutes / 2)
-            if tune.trials:
+            if tune.trials and profile.capability is None:  # prices of GPUs are modelled, whatever is tuned
                 more: dict[str, Any] = {"threads": threads, "progress": progress, "device": boards}
                 tuned_kernels(uniform(subject, W8A8)[2], profile, first, **more)
             decisions = prepare(profile, tune, threads, boards).decisions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -15,6 +16,7 @@ import torch
 import tvm
 
 from tvmq import reference
+from tvmq.calibrate.batches import samples_in
 from tvmq.environment import versions
 from tvmq.formats import Quantization
 from tvmq.passes.insert_qdq import InsertQdq
@@ -34,6 +36,7 @@ from tvmq.spec import Plan, Precision
 from tvmq.tune.database import digest_of
 
 VALIDATION = "validation"
+WORST = -1e30  # stands for the agreement of outputs that are no numbers
 
 Validation = Callable[[Any], float]
 # What validation is given: a model in the numbers of a plan, called like a compiled one.
@@ -119,7 +122,8 @@ class Evaluation:
     def _agreement(self, mod: tvm.IRModule) -> float:
         pairs = list(zip(self._wanted, self._prepared.held, strict=True))
         total = sum(agreement(wanted, _floats(reference.run(mod, batch))) for wanted, batch in pairs)
-        return total / sum(len(wanted[0]) for wanted, _ in pairs)
+        found = total / sum(samples_in(wanted) for wanted, _ in pairs)
+        return found if math.isfinite(found) else WORST
 
     def _composed(self, plan: Assignment, formats: Formats) -> Quantization:
         p = self._prepared

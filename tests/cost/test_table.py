@@ -80,6 +80,17 @@ def test_what_other_programs_disturbed_is_said_and_measured_again_without_them(
     assert clock.asked == 2 * kernels
 
 
+def test_a_disturbed_time_that_cannot_be_true_is_not_taken(
+    tmp_path: Path, clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Clock, "times", lambda _self, works: [Times(5000.0, 0.1, 9) for _ in works])
+    with pytest.warns(BusyMachineWarning):
+        found = of(store_in(tmp_path, measure=True), neighbours=Crowd)
+    assert {cost.source for cost in found.sites if cost.ms} == {"roofline"}
+    alone = of(store_in(tmp_path, measure=True))
+    assert {cost.source for cost in alone.sites if cost.ms} == {"measured"}
+
+
 def test_only_what_was_measured_by_the_same_code_on_the_same_machine_counts(
     tmp_path: Path, clock: type[Clock]
 ):

@@ -3,8 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tvm import relax
+from tvm.relax import op
 
 from tests.cost.tiny import NATIVE, ROWS, WIDTH, asked, module
+from tests.strategies import ModuleBuilder
 from tvmq import reference
 from tvmq.cost.model_works import uniform
 from tvmq.cost.works import Parts, Work, isolated, peak_bytes, without
@@ -55,6 +58,18 @@ def test_float_sites_that_differ_in_weights_only_are_the_same_kernel():
     linear = parts.floats(mod, ["fc1", "fc1.bias"], 7)
     assert [w.macs for w in linear] == [7]
     assert sum(w.constant_bytes for w in linear) >= 4 * 4 * WIDTH * (WIDTH + 1)
+
+
+@pytest.mark.parametrize("groups", [1, 24])
+def test_a_float_convolution_is_its_kernel_without_what_its_layout_moves(groups: int):
+    make = ModuleBuilder(np.random.default_rng(0))
+    x = relax.Var("x", relax.TensorType((1, 24, 9, 9), "float32"))
+    y = make.bind("conv", op.nn.conv2d(x, make.constant(24, 24 // groups, 3, 3), groups=groups))
+    mod = make.module([x], make.bind("conv.bias", op.add(y, make.constant(1, 24, 1, 1))))
+    (found,) = Parts(NATIVE, 1).floats(mod, ["conv", "conv.bias"], 11)
+    assert found.family == ("float_conv2d" if groups == 1 else "float_depthwise")
+    assert found.macs == 11
+    assert found.constant_bytes >= 4 * 24 * (9 * 24 // groups + 1)
 
 
 @pytest.mark.parametrize(("to_float", "dtype"), [(False, "uint8"), (True, "int16")])

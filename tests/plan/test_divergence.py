@@ -22,6 +22,9 @@ def test_classes_are_compared_as_distributions_and_other_outputs_by_their_square
     unlike = agreement([many], [others])
     assert unlike < 2
     assert agreement([many.softmax(1)], [others.softmax(1)]) == pytest.approx(unlike, rel=1e-3)
+    one = torch.tensor(2.0)  # an output without axes
+    assert (divergence([one], [one + 1]), agreement([one], [one])) == (0.25, 1)
+    random_loss([one.requires_grad_()], random).backward()
     # Both columns of a regression off by 5: no distribution tells.
     numbers = torch.randn(100, 2, generator=random)
     assert agreement([numbers], [numbers + 5]) < 0

@@ -55,7 +55,7 @@ def test_people_may_write_less(tmp_path: Path):
     ("text", "said"),
     [
         ("schema = ", "is no TOML"),
-        ("", "schema is None, 1 is what this tvmq reads"),
+        ("", "is no recipe, it has no schema"),
         ("schema = 2", "schema is 2, 1 is what this tvmq reads"),
         ("schema = 1\nsite = 3", "unknown key 'site'; known keys: schema, model, options, sites"),
         ("schema = 1\nmodel = 3", "model: is 3, text in quotes is wanted"),

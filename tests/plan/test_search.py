@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.plan.cost_tables import problem
 from tvmq.errors import UsageError
@@ -145,7 +146,7 @@ def test_neighbours_keep_to_the_limits_and_are_others():
     assert near == neighbours(OF, best, GOAL.limits)
 
 
-@pytest.mark.parametrize("metric", [float("nan"), None, "good", True])
+@pytest.mark.parametrize("metric", [float("nan"), None, "good", True, np.ones(2), torch.ones(2)])
 def test_what_validation_returns_must_be_a_number(metric: object):
     with pytest.raises(UsageError, match=r"validation: returned .*, a finite number is wanted"):
         found(evaluate=lambda plan: metric)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from tvmq.errors import UsageError
-from tvmq.images import write_atomically
+from tvmq.new_file import write_atomically
 
 SIZE = 11  # of text, in pixels
 INK, PAPER, FAINT = "#222222", "#ffffff", "#d8d8d8"

@@ -10,7 +10,7 @@ from tvmq.analysis import charts
 from tvmq.analysis.plan_pictures import drawing
 from tvmq.analysis.records import Analysis, SiteError
 from tvmq.analysis.terminal import ADVISED, style
-from tvmq.images import write_atomically
+from tvmq.new_file import write_atomically
 from tvmq.plan.records import PlanReport
 
 TEMPLATE = "page.html.j2"

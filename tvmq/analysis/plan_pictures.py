@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tvmq.analysis.drawing import FAINT, Bar, Dot, Drawing, Label, Line
-from tvmq.images import write_atomically
+from tvmq.new_file import write_atomically
 from tvmq.plan.cost_table import FLOAT, precision_of
 from tvmq.plan.records import GroupChoice, PlanReport
 from tvmq.plan.search import Evaluated

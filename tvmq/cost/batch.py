@@ -2,7 +2,7 @@
 
 Of a whole batch, weights are fetched once; sample by sample, values that a batch would push out of the
 second cache level stay there (ResNet-50, batch 8, one core of a Zen 4: 177 ms at once, 8 times 18.6 ms).
-Estimates alone decide, so that the same call gives the same artifact on any machine.
+Estimates alone decide, for a target and its threads, never what is computed: numbers are those of one sample.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tvmq.build import loop_passes
 from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, op_name, operands, sequence, substitute
 from tvmq.schedule.dispatch import DispatchKernels
-from tvmq.schedule.float_dispatch import DispatchFloatLinears
+from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.schedule.kernel import Kernel
 from tvmq.schedule.kernel_table import NO_DECISIONS, Use
 from tvmq.schedule.space import Decisions
@@ -30,9 +30,10 @@ from tvmq.target import TargetProfile
 
 ORDINALS = (r"\.phase\d+$", r"\.\d+$")  # what lowering adds to a site's name where it has several calls
 CONVERSIONS = ("quantize", "dequantize")
-MULTIPLIES = re.compile("matmul|linear|conv2d|dense|attention")
+MULTIPLIES = re.compile("matmul|linear|conv2d|depthwise|dense|attention")
 WHICH = re.compile(r"(_keys|_values)?_[\dx]+(_w\d)?$")  # of a family, at the end of a kernel's name
 VIEW = re.compile(r"reshape\d*$")
+MOVE = re.compile(r"(fused_)?((reshape|transpose)\d*_?)+$")
 # Constants of a kernel's key that differ from layer to layer and take no time, as long as they are there.
 IDLE = {"low": 0, "high": 0, "zero_point": 0, "pad_value": 0, "copy": (8, 0)}
 
@@ -137,13 +138,16 @@ class Parts:
         known = f"{tvm_ffi.structural_hash(isolated(mod, several, constants=False)):x}"
         if known not in self._known:
             works = self._lowered(isolated(mod, several), frozenset())
-            # Inside of a model a reshape is a view; the last one here writes a result.
-            self._known[known] = tuple(w for w in works if not VIEW.match(w.use.kernel.name))
+            # Inside of a model a reshape is a view; the last one here writes a result. And what a float
+            # convolution's layout moves here, its neighbours have in that layout.
+            own = any(op_name(binding.value) == "permute_dims" for binding in several)
+            idle = VIEW if own else MOVE
+            self._known[known] = tuple(w for w in works if not idle.match(w.use.kernel.name))
         return self._known[known]
 
     def _lowered(self, mod: tvm.IRModule, kernels: AbstractSet[str]) -> tuple[Work, ...]:
         """Return the works of a module's main but for calls of these kernels."""
-        floats: Any = DispatchFloatLinears(self._profile, self._threads, self._decisions)
+        floats: Any = DispatchFloats(self._profile, self._threads, self._decisions)
         with tvm.transform.PassContext(opt_level=3), self._target:
             dispatched = floats(mod)
             lowered = tvm.transform.Sequential(loop_passes(self._target))(dispatched)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from tvmq.calibrate.batches import samples_in
+
 Tensor = torch.Tensor
 NOTHING = 1e-30  # stands for the square of an output of zeros, and for a probability of zero
 SUM_OF_ONE = 1e-3  # how far from 1 probabilities may add up to
@@ -45,7 +47,7 @@ def random_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
     parts = []
     for value in outputs:
         signs = torch.randint(0, 2, value.shape, generator=random) * 2.0 - 1
-        size = value.detach().square().sum().clamp_min(NOTHING) * len(outputs) / (2 * len(value))
+        size = value.detach().square().sum().clamp_min(NOTHING) * len(outputs) / (2 * samples_in([value]))
         parts.append((value * signs).sum() / size.sqrt())
     return torch.stack(parts).sum()
 
@@ -57,7 +59,7 @@ def agreement(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     of few columns, which may be either, the smaller of the two.
     """
     if not names_classes(wanted):
-        return len(wanted[0]) - divergence(wanted, found)
+        return samples_in(wanted) - divergence(wanted, found)
     scores = are_scores(wanted)
     p, q = (_log_probabilities(each[0].double(), scores=scores).exp() for each in (wanted, found))
     shared = float(torch.minimum(p, q).sum())
@@ -82,5 +84,5 @@ def _relative(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         exact, other = exact.double(), other.double()
         finite = torch.isfinite(exact)
         error = (other - exact)[finite].square().sum()
-        total += float(len(exact) * error / exact[finite].square().sum().clamp_min(NOTHING))
+        total += float(samples_in([exact]) * error / exact[finite].square().sum().clamp_min(NOTHING))
     return total / max(len(wanted), 1)

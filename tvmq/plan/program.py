@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmq.errors import InfeasibleBudgetError
+from tvmq.errors import InfeasibleBudgetError, SolverTooSlowError
 from tvmq.plan.cost_table import FLOAT
 from tvmq.plan.problem import SLACK, Assignment, Limits, Problem
 from tvmq.plan.values import Value
@@ -41,7 +41,7 @@ def solve(problem: Problem, limits: Limits, least: str = "loss") -> Assignment:
     if found is not None:
         return found
     if program.timed_out:
-        raise InfeasibleBudgetError(
+        raise SolverTooSlowError(
             f"budget of {limits}: {SECONDS:g} seconds were not enough to find a plan, nor to show that there "
             "is none; allow more"
         )

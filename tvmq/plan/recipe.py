@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tvmq.errors import UsageError
-from tvmq.images import write_atomically
+from tvmq.new_file import write_atomically
 from tvmq.plan.cost_table import FLOAT, precision_name, precision_of
 from tvmq.spec import Plan, Precision
 
@@ -94,8 +94,10 @@ class Recipe:
     @classmethod
     def _checked(cls, data: Mapping[str, Any], where: str) -> Recipe:
         _known(data, ("schema", "model", "options", "sites"), where)
-        if data.get("schema") != SCHEMA:
-            raise UsageError(f"{where}: schema is {data.get('schema')!r}, {SCHEMA} is what this tvmq reads")
+        if "schema" not in data:
+            raise UsageError(f"{where}: is no recipe, it has no schema; give what --save-recipe wrote")
+        if data["schema"] != SCHEMA:
+            raise UsageError(f"{where}: schema is {data['schema']!r}, {SCHEMA} is what this tvmq reads")
         _typed(data.get("model", ""), str, f"{where}: model")
         options = _typed(data.get("options", {}), dict, f"{where}: options")
         _known(options, tuple(OPTIONS), f"{where}: options")

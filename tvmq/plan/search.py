@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmq.errors import InfeasibleBudgetError, UsageError
+from tvmq.errors import InfeasibleBudgetError, SolverTooSlowError, UsageError
 from tvmq.line_file import LineFile
 from tvmq.plan.cost_table import FLOAT
 from tvmq.plan.problem import Assignment, Limits, Problem, within
@@ -133,7 +133,8 @@ def search(
 
     Where neither time nor metric is limited, plans are at most SLOWER times the fastest within the other
     limits: without that, floats that add a thousandth to a metric would cost whole milliseconds.
-    minutes: begin no evaluation after so long, from `began` on, of the clock `now`; None: from now on.
+    minutes: begin no evaluation after so long, from `began` on, of the clock `now`; None: from now on. What
+    the solver has begun it ends, in at most program.SECONDS a plan: a loaded machine may see other plans.
     Results in the log count, and cost no time.
     Raises InfeasibleBudgetError where no plan keeps to the goal's limits.
     """
@@ -196,6 +197,9 @@ def _proposals(
             yield from new(
                 neighbours(problem, best.plan, near, spread=SPREADS[misses], seed=seed + len(seen))
             )
+        except SolverTooSlowError:
+            misses += 1
+            continue
         except InfeasibleBudgetError:
             return  # nothing is cheaper
         improved = min(found.values(), key=goal.rank).plan.key != best.plan.key
@@ -252,7 +256,10 @@ def neighbours(
 
 def checked_metric(metric: object) -> float:
     """Return a metric as a float; UsageError for what is no finite number."""
-    value = getattr(metric, "item", lambda: metric)()
+    try:
+        value = getattr(metric, "item", lambda: metric)()
+    except (ValueError, RuntimeError):  # an array of several
+        value = metric
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(
             f"validation: returned {metric!r}, a finite number is wanted, higher for better models"
