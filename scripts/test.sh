@@ -24,7 +24,7 @@ export OMP_NUM_THREADS=1 # PyTorch's threads of several processes would wait for
 
 if [ "${FAST:-}" != 1 ]; then
     step slow tests
-    .venv/bin/python -m pytest -q -m slow --durations=10
+    .venv/bin/python -m pytest -q -m slow -n "$workers" --durations=10
 fi
 
 step passed

@@ -104,7 +104,8 @@ def test_benchmark_covers_latency_and_kernels(model):
     assert result.p10_ms <= result.median_ms <= result.p90_ms
     assert [part.name for part in result.breakdown.parts] == ["fc", "fc.bias"]
     assert [part.macs for part in result.breakdown.parts] == [512, 0]
-    assert 0 < result.breakdown.whole_us <= 1e3 * result.p90_ms
+    # measured by themselves, on a machine that others may use at the time; a wrong unit is further off than that
+    assert 0 < result.breakdown.whole_us <= 100e3 * result.p90_ms
     first, *kernels = str(result).splitlines()
     assert first.endswith("5 runs on 1 thread; the slowest kernels:")
     assert sorted(line.split()[-1] for line in kernels if " us " in line) == ["fc", "fc.bias"]
