@@ -104,7 +104,7 @@ def test_benchmark_covers_latency_and_kernels(model):
     assert result.p10_ms <= result.median_ms <= result.p90_ms
     assert [part.name for part in result.breakdown.parts] == ["fc", "fc.bias"]
     assert [part.macs for part in result.breakdown.parts] == [512, 0]
-    # measured by themselves, on a machine that others may use at the time; a wrong unit is further off than that
+    # kernels are measured by themselves, on a machine that others may use; a wrong unit is further off
     assert 0 < result.breakdown.whole_us <= 100e3 * result.p90_ms
     first, *kernels = str(result).splitlines()
     assert first.endswith("5 runs on 1 thread; the slowest kernels:")

@@ -179,7 +179,7 @@ def test_both_halves_on_an_emulated_gpu(scripts: Any, tmp_path: Path):
     assert found["tvmq"].reason is None
     assert found["tvmq"].exact.startswith("all ")
     assert found["tvmq"].cosine > 0.9
-    assert found["tvmq"].timing.median_ms > 0  # an emulated GPU's times say nothing: not even that a call takes longer
-    assert found["tvmq"].call.median_ms > 0
+    # an emulated GPU's times say nothing, not even that a call takes longer than its kernels
+    assert min(found["tvmq"].timing.median_ms, found["tvmq"].call.median_ms) > 0
     assert found["tvmq"].percent_of_peak > 0
     assert {r.reason for e, r in found.items() if e != "tvmq"} == {"RuntimeError: this torch sees no GPU"}
