@@ -24,8 +24,13 @@ from tvmq.tracker import Board, boards_of
 def test_addresses_that_cannot_be_had_are_said(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(DeviceError, match=f"serve: 127.0.0.1:{port} cannot be had"):
+        with pytest.raises(
+            DeviceError, match=f"serve: 127.0.0.1:{port} cannot be had .*; give another --port"
+        ):
             board.serve("127.0.0.1", port, "", "")
+    for host in ("no-such-host.invalid", "192.0.2.1"):  # no machine has the second, RFC 5737
+        with pytest.raises(DeviceError, match=f"serve: {host}:{port} cannot be had .*; give another --host"):
+            board.serve(host, port, "", "")
     for tracker, key in (("127.0.0.1:1", ""), ("", "rpi4")):
         with pytest.raises(UsageError, match="--tracker and --key go together"):
             board.serve("127.0.0.1", 1, tracker, key)

@@ -5,6 +5,7 @@ A crash there, or a program that does not end, is thus an answer like any other;
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import socket
@@ -64,7 +65,9 @@ def _listening(host: str, port: int, who: str) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=8)
     except (OSError, UnicodeError, OverflowError) as error:  # a host may be no name, a port no number of one
-        raise DeviceError(f"{who}: {host}:{port} cannot be had ({error}); give another --port") from error
+        elsewhere = getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        wrong = "--host" if elsewhere or isinstance(error, socket.gaierror | UnicodeError) else "--port"
+        raise DeviceError(f"{who}: {host}:{port} cannot be had ({error}); give another {wrong}") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -361,7 +361,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TvmqError as error:
         return refuse(given, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
-        said = error.format_message().rstrip(".")
+        said = (
+            error.format_message().rstrip(".").replace("Value error, ", "")
+        )  # what an Enum's refusal begins with
         return refuse(given, "UsageError", f"{said}. See `{_command_of(error)} --help`.", USAGE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> Request:
         parser.error(f"{', '.join(sorted(unknown))} given, of {', '.join(known)} is wanted")
     if unknown := set(given.columns or ()) - set(columns):
         parser.error(f"--columns {', '.join(sorted(unknown))} given, of {columns} is wanted")
-    return Request(beds, tuple(given.columns or ()), given.cache, given.threads, given.smoke)
+    return Request(beds, tuple(given.columns or ()), given.cache.resolve(), given.threads, given.smoke)
 
 
 def measure(request: Request, progress: Progress) -> dict[str, str]:

@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> Request:
     names = [EIGHT] if given.smoke else [letters()[letter] for letter in asked]
     return Request(
         tuple(needed(names)), 16 if given.smoke else given.images, "fast" if given.smoke else given.preset,
-        given.threads, given.cache, given.smoke,
+        given.threads, given.cache.resolve(), given.smoke,
     )  # fmt: skip
 
 
