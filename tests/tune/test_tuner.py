@@ -11,7 +11,7 @@ import pytest
 import tvmq
 from tests import tiny_transformer
 from tests.schedule.pool import pool_of
-from tests.tune.synthetic import CostBench
+from tests.tune.synthetic import CostBench, idle
 from tvmq import gpu
 from tvmq.device import Device, Machine
 from tvmq.errors import UsageError
@@ -123,7 +123,10 @@ def test_the_kernels_of_a_model_are_counted():
 
 @pytest.mark.slow
 @pytest.mark.isa("avx2")
-def test_a_tuned_model_has_the_same_bits_and_tells_how_it_was_made(tmp_path: Path):
+def test_a_tuned_model_has_the_same_bits_and_tells_how_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tuner, "Neighbours", idle)  # other tests take the cores
     with pool_of(1):
         options = {"calibration": tiny_transformer.inputs(), "target": "x86_avx2"}
         tuned = tiny_transformer.compiled(tune=tvmq.Tune(trials=3, database=tmp_path / "db"), **options)
