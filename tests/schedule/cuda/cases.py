@@ -10,7 +10,7 @@ import numpy as np
 from tests.schedule.random_epilogue import finished, rescaled
 from tvmq import numerics
 from tvmq.passes.conv_geometry import ConvGeometry
-from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
+from tvmq.schedule.cuda.packing import pack_channels, pack_nibbles, pack_product, pack_taps
 from tvmq.schedule.cuda.product import ProductSpec
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
 from tvmq.schedule.linear_spec import LinearSpec
@@ -27,17 +27,17 @@ EPILOGUES: dict[str, dict[str, Any]] = {
 Arrays = list[Any]
 
 
-def linear_spec(rows: int, inputs: int, outputs: int, epilogue: str, *, signed: bool = False) -> ProductSpec:
+def linear_spec(rows: int, inputs: int, outputs: int, epilogue: str, **fields: Any) -> ProductSpec:
     product = LinearSpec(rows=rows, inputs=inputs, outputs=outputs, **EPILOGUES[epilogue])
-    return ProductSpec(product=product, signed=signed)
+    return ProductSpec(product=product, **fields)
 
 
-def conv_spec(geometry: ConvGeometry, epilogue: str) -> ProductSpec | DepthwiseSpec:
+def conv_spec(geometry: ConvGeometry, epilogue: str, **fields: Any) -> ProductSpec | DepthwiseSpec:
     inputs = 1 if geometry.depthwise else geometry.group_inputs
     product = LinearSpec(rows=geometry.pixels, inputs=inputs, outputs=geometry.outputs, **EPILOGUES[epilogue])
     if geometry.depthwise:
         return DepthwiseSpec(geometry=geometry, product=product, pad_value=7)
-    return ProductSpec(product=product, geometry=geometry, pad_value=7)
+    return ProductSpec(product=product, geometry=geometry, pad_value=7, **fields)
 
 
 def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
@@ -55,6 +55,8 @@ def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
     window = (g.kernel_rows, g.kernel_columns, g.group_inputs) if g else (product.inputs,)
     weight = random.integers(-128, 128, (*window, product.outputs))
     weight[..., ::5], weight[..., 1::5] = 127, -128
+    if isinstance(spec, ProductSpec):
+        weight &= -1 << 8 - spec.weight_bits
     sums = x @ weight if g is None else _convolved(x, weight, g, spec.pad_value).reshape(-1, product.outputs)
     terms = int(np.prod(window))
     bias = random.integers(-5000, 5000, product.outputs)
@@ -67,7 +69,8 @@ def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
 
 
 def _packed(weight: Any, spec: ProductSpec) -> Any:
-    return pack_product(weight.astype("int8"), spec.groups, spec.run)
+    packed = pack_product(weight.astype("int8"), spec.groups, spec.run)
+    return packed if spec.weight_bits == 8 else pack_nibbles(packed)
 
 
 def _convolved(x: Any, weight: Any, g: ConvGeometry, pad_value: int) -> Any:

@@ -290,6 +290,26 @@ void mma(int* d, const u32* a, u32 b0, u32 b1) {
     }
 }
 
+inline int nibble_of(u64 word, int i, bool is_signed) {
+  const int value = static_cast<int>(word >> 4 * i & 15);
+  return is_signed && value > 7 ? value - 16 : value;
+}
+
+#if __CUDA_ARCH__ >= 750 && __CUDA_ARCH__ < 900
+template <bool SIGNED>
+void mma4(int* d, const u32* a, u32 b0, u32 b1) {
+  const unsigned long long words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const gpu::Exchange& all = gpu::exchange(words, 6);
+  const int lane = gpu::current % 32, row = lane / 4 * 4, column = lane % 4 * 8;
+  for (int k = 0; k < 64; ++k)
+    for (int i = 0; i < 4; ++i) {
+      const u64 left = all.values[row + k % 32 / 8][i / 2 + k / 32 * 2];
+      const u64 right = all.values[column + 4 * (i % 2) + k % 32 / 8][4 + k / 32];
+      d[i] += nibble_of(left, k % 8, SIGNED) * nibble_of(right, k % 8, true);
+    }
+}
+#endif
+
 inline void load_matrices(u32* found, const u8* row) {
   const unsigned long long place = reinterpret_cast<unsigned long long>(row);
   if (place % 16) std::fprintf(stderr, "gpu: ldmatrix of an address that is no multiple of 16\n"), std::abort();

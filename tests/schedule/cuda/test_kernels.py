@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tvmq.passes import composites
@@ -12,6 +13,7 @@ from tvmq.passes.composites import attributes
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.passes.epilogue import Epilogue
 from tvmq.schedule.kernels import find
+from tvmq.schedule.packing import unpack
 from tvmq.target import load_profile
 
 PLAIN = Epilogue(out_dtype="uint8", low=0, high=255)
@@ -47,6 +49,30 @@ def test_every_product_has_a_kernel_of_its_family(func: Any, name: str):
     assert len(kernel.packing) == len(func.params)
     assert len(kernel.function().params) == len(func.params) + 1
     assert kernel.space.default in kernel.space
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "suffix"),
+    [
+        ("t4", 4, "_w4"),
+        ("jetson-orin", 3, "_w4"),
+        ("rtx", 2, "_w4"),
+        ("a100", 5, ""),
+        ("h100", 4, ""),
+        ("jetson-xavier", 4, ""),
+        ("jetson-thor", 4, ""),
+    ],
+)
+def test_weights_of_four_bits_stay_so_where_tensor_cores_take_them(target: str, bits: int, suffix: str):
+    sizes = {"rows": 3, "inputs": 64, "outputs": 32, "in_dtype": "uint8", "weight_bits": bits}
+    kernel = kernel_of(composites.linear("a", PLAIN, **sizes), load_profile(target))
+    assert kernel.name == f"linear_3x64x32{suffix}"
+    weight = np.full((64, 32), -128, "int8")
+    packed = kernel.packing[1].pack(weight)
+    assert packed.nbytes == (1024 if suffix else 2048)
+    np.testing.assert_array_equal(unpack(packed, kernel.packing[1].layout, weight.shape), weight)
+    window = composites.conv2d("c", PLAIN, GEOMETRY, in_dtype="uint8", pad_value=0, weight_bits=bits)
+    assert kernel_of(window, load_profile(target)).name == f"conv2d_6x6x32x32{suffix}"
 
 
 def test_what_has_no_kernel_is_left_alone():

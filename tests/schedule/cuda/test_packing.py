@@ -7,6 +7,7 @@ import pytest
 
 from tvmq.schedule.cuda.packing import (
     pack_channels,
+    pack_nibbles,
     pack_product,
     pack_taps,
     unpack_product,
@@ -34,6 +35,23 @@ def test_what_lies_together_of_a_window_takes_a_multiple_of_8(layout: str, run: 
     assert packed.shape == (1, 32, -(-105 // run * pitch // 64) * 64)
     assert not packed[:, :, run:pitch].any()
     np.testing.assert_array_equal(unpack(packed, layout, weight.shape), weight)
+
+
+@pytest.mark.parametrize(
+    ("layout", "run"), [("cuda_product", None), ("cuda_product_rows", 21), ("cuda_product_taps", 3)]
+)
+def test_weights_of_four_bits_share_bytes_and_come_back(layout: str, run: int | None):
+    weight = np.random.default_rng(0).integers(-8, 8, (5, 7, 3, 20)).astype("int8") * np.int8(16)
+    bytes_each = pack_product(weight, run=run)
+    packed = pack_nibbles(bytes_each)
+    assert packed.nbytes * 2 == bytes_each.nbytes
+    # Nibbles 2 i and 2 i + 1 of a lane's word are 16 apart in the depth, as in the two words of x that it meets.
+    first = packed[0, 0, :16].view(np.uint8)
+    np.testing.assert_array_equal(first << 4, bytes_each[0, 0, :16].view(np.uint8))
+    np.testing.assert_array_equal(first & 0xF0, bytes_each[0, 0, 16:32].view(np.uint8))
+    np.testing.assert_array_equal(unpack(packed, f"{layout}_w4", weight.shape), weight)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        pack_nibbles(bytes_each + np.int8(8))
 
 
 def test_a_thread_comes_to_hold_neighbouring_outputs():

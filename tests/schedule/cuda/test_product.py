@@ -122,6 +122,41 @@ def test_windows_of_few_channels_equal_numerics():
     check(cases, (8, 0))
 
 
+@needs_emulator
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)], ids=str)
+def test_weights_of_four_bits_equal_numerics(capability: tuple[int, int]):
+    """Linears of odd sizes, signed and not; windows that lie together and that do not, of groups."""
+    sizes = [(37, 96, 80), (70, 147, 10), (33, 16, 40), (65, 192, 64), (5, 3, 7), (33, 200, 24)]
+    cases = {
+        f"linear{i}": (linear_spec(*size, epilogue, signed=i % 2 == 0, weight_bits=4), SMALL)
+        for i, (size, epilogue) in enumerate(zip(sizes, EPILOGUES, strict=False))
+    }
+    deep = replace(SMALL, columns=32, depth=128, warp_columns=32)
+    cases["deep"] = (linear_spec(33, 320, 40, "table", signed=True, weight_bits=4), deep)
+    image = {"batch": 2, "rows": 9, "columns": 7, "kernel_rows": 3, "kernel_columns": 3}
+    geometries = [
+        {"channels": 3, "outputs": 24, "top": 1, "left": 1},
+        {"channels": 48, "outputs": 72, "groups": 3, "left": 2, "stride_rows": 2},
+        {"channels": 36, "outputs": 24, "groups": 3, "dilation_columns": 2, "left": 7, "right": 8},
+    ]
+    for i, (fields, epilogue) in enumerate(zip(geometries, EPILOGUES, strict=False)):
+        spec = conv_spec(ConvGeometry(**image, **fields), epilogue, weight_bits=4)
+        assert isinstance(spec, ProductSpec)
+        cases[f"conv{i}"] = (spec, SMALL)
+    check(cases, capability)
+
+
+def test_weights_of_four_bits_take_half_the_memory_and_twice_the_sums():
+    gpu, wide = GpuModel((8, 7), 16, 2048), TileDecision(128, 128, 64, 64, 64, 3)
+    assert wide.shared_bytes(4) == wide.shared_bytes(8) * 3 // 4
+    assert fits(wide, gpu, 8)
+    assert not fits(wide, gpu, 4)
+    narrow = linear_spec(197, 768, 3072, "table", weight_bits=4)
+    tile = default_tile(narrow, gpu)
+    assert fits(tile, gpu, 4)
+    assert buffers(narrow)["weight"] == ((1, 3072, 384), "int8")
+
+
 def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
     fields = {"channels": 8, "outputs": 8, "kernel_rows": 1, "kernel_columns": 1, "groups": 2}
     spec = conv_spec(ConvGeometry(batch=1, rows=4, columns=4, **fields), "uint8")
@@ -137,7 +172,7 @@ def test_groups_whose_outputs_a_thread_cannot_store_together_have_no_kernel():
 def test_the_default_tile_fits_and_large_products_get_large_tiles(gpu: GpuModel, rows: int):
     spec = linear_spec(rows, 768, 3072, "table")
     tile = default_tile(spec, gpu)
-    assert fits(tile, gpu)
+    assert fits(tile, gpu, 8)
     assert asdict(tile) in product_space(spec, gpu)
     if rows == 1:
         assert tile.rows <= 32

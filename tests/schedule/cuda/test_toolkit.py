@@ -33,6 +33,7 @@ from tvmq.schedule.pool import PoolSpec
 
 ARCHITECTURES = ("sm_72", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120")
 WIDE_MMA, NARROW_MMA = "mma.sync.aligned.m16n8k32.row.col.s32", "mma.sync.aligned.m8n8k16.row.col.s32"
+WIDE_MMA4, NARROW_MMA4 = "mma.sync.aligned.m16n8k64.row.col.s32", "mma.sync.aligned.m8n8k32.row.col.s32"
 
 
 def marked(architecture: str) -> object:
@@ -61,9 +62,11 @@ def source(capability: tuple[int, int]) -> str:
     )
     assert isinstance(conv, ProductSpec)
     assert isinstance(depthwise, DepthwiseSpec)
+    few_bits = linear_spec(197, 192, 96, "int8", signed=True, weight_bits=min(gpu.weight_bits))
     largest = Pooling(operation="max", in_dtype="uint8", out_dtype="uint8")
     funcs = {
         "linear": product_prim_func(linear, default_tile(linear, gpu)),
+        "few_bits": product_prim_func(few_bits, default_tile(few_bits, gpu)),
         "conv": product_prim_func(conv, default_tile(conv, gpu)),
         "depthwise": depthwise_prim_func(depthwise, False, 128),
         "pool": pool_prim_func(PoolSpec(apart, largest), 128),
@@ -83,6 +86,8 @@ def test_every_family_compiles(architecture: str, tmp_path: Path):
     assert ("dp4a.u32.s32" in text) is True  # of depthwise convolutions, everywhere
     assert (f"{WIDE_MMA}.u8.s8.s32" in text and f"{WIDE_MMA}.s8.s8.s32" in text) == (capability >= (8, 0))
     assert (f"{NARROW_MMA}.u8.s8.s32" in text) == (capability == (7, 5))
+    for name, known in ((WIDE_MMA4, (8, 0) <= capability < (9, 0)), (NARROW_MMA4, capability == (7, 5))):
+        assert (f"{name}.u4.s4.s32" in text and f"{name}.s4.s4.s32" in text) == known
     assert ("cp.async.cg.shared.global" in text) == (capability >= (8, 0))
     assert ("ldmatrix.sync.aligned" in text) == (capability >= (7, 5))
     code = tool.cubin(source(capability), architecture)

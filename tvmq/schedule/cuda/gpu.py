@@ -25,6 +25,7 @@ SHARED_BYTES = {
 }
 LEAST_SHARED_BYTES = 48 << 10
 DOTS, TENSOR_CORES, ASYNC_COPIES = (6, 1), (7, 5), (8, 0)  # the first that have int8 ones
+NO_INT4 = (9, 0)  # tensor cores of Hopper and later multiply no 4 bits: H100 whitepaper, "H100 Tensor Core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class GpuModel:
     def tensor_cores(self) -> bool:
         """Whether it multiplies matrices of bytes."""
         return self.capability >= TENSOR_CORES
+
+    @property
+    def weight_bits(self) -> tuple[int, ...]:
+        """Return which weights it multiplies as they lie in memory, narrow ones first."""
+        return (4, 8) if TENSOR_CORES <= self.capability < NO_INT4 else (8,)
 
     @property
     def async_copies(self) -> bool:

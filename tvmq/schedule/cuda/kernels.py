@@ -9,14 +9,15 @@ from typing import Any
 
 from tvm import tirx
 
+from tvmq.bit_planes import BYTE
 from tvmq.passes.conv_geometry import ConvGeometry
 from tvmq.schedule import attention_spec, layer_norm
 from tvmq.schedule.cuda import product, rows, windows
 from tvmq.schedule.cuda.gpu import GpuModel
-from tvmq.schedule.cuda.packing import pack_channels, pack_product, pack_taps
+from tvmq.schedule.cuda.packing import pack_channels, pack_nibbles, pack_product, pack_taps
 from tvmq.schedule.cuda.product import ProductSpec, TileDecision
 from tvmq.schedule.depthwise_spec import DepthwiseSpec
-from tvmq.schedule.kernel import Kernel, Packing, Shape
+from tvmq.schedule.kernel import Array, Kernel, Packing, Shape
 from tvmq.schedule.linear_spec import LinearSpec
 from tvmq.schedule.specs import attention_spec_of, layer_norm_spec_of, pool_spec_of, product_spec_of
 from tvmq.target import TargetProfile
@@ -40,7 +41,8 @@ def _linear(
     # The weight of a convolution that is a product of every pixel is [1, 1, inputs, outputs].
     (count, inputs), outputs = shapes[0], shapes[1][-1]
     linear = product_spec_of(attrs, count, inputs, outputs)
-    spec = ProductSpec(product=linear, signed=OPERANDS[attrs["in_dtype"]])
+    bits = _bits_in_memory(attrs, gpu)
+    spec = ProductSpec(product=linear, signed=OPERANDS[attrs["in_dtype"]], weight_bits=bits)
     return _product(spec, f"linear_{count}x{inputs}x{outputs}", len(shapes), profile, gpu)
 
 
@@ -56,9 +58,15 @@ def _conv2d(
         return _linear(attrs, shapes, profile, gpu)
     linear = product_spec_of(attrs, g.pixels, g.group_inputs, g.outputs)
     signed, pad_value = OPERANDS[attrs["in_dtype"]], int(attrs["pad_value"])
-    spec = ProductSpec(product=linear, signed=signed, geometry=g, pad_value=pad_value)
+    bits = _bits_in_memory(attrs, gpu)
+    spec = ProductSpec(product=linear, signed=signed, weight_bits=bits, geometry=g, pad_value=pad_value)
     name = f"conv2d_{g.out_rows}x{g.out_columns}x{g.channels}x{g.outputs}"
     return _product(spec, name, len(shapes), profile, gpu)
+
+
+def _bits_in_memory(attrs: Attributes, gpu: GpuModel) -> int:
+    """Return the bits that each weight takes there."""
+    return next(bits for bits in gpu.weight_bits if bits >= int(attrs.get("weight_bits", BYTE)))
 
 
 def _product(
@@ -67,7 +75,11 @@ def _product(
     if product.supports(spec) is not None:
         return None
     layout = "cuda_product" + (("_rows" if spec.by_rows else "_taps") if spec.geometry else "")
-    weight = Packing(layout, functools.partial(pack_product, groups=spec.groups, run=spec.run))
+    pack: Callable[[Array], Array] = functools.partial(pack_product, groups=spec.groups, run=spec.run)
+    weight = Packing(layout, pack)
+    if spec.weight_bits < BYTE:
+        suffix = f"_w{spec.weight_bits}"
+        name, weight = name + suffix, Packing(layout + suffix, lambda values: pack_nibbles(pack(values)))
 
     def build(**decisions: Any) -> tirx.PrimFunc:
         return product.product_prim_func(spec, TileDecision(**decisions))

@@ -26,10 +26,11 @@ OUTPUTS_TOGETHER = 8  # of a group, that a thread stores; see packing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProductSpec:
-    """One kernel: uint8 or int8 times int8, and what happens to the sums."""
+    """One kernel: uint8 or int8 times int8 or the highest 4 bits of it, and what happens to the sums."""
 
     product: LinearSpec  # rows: of the result; inputs: that one output sees
     signed: bool = False
+    weight_bits: int = 8  # in memory; 4: of two weights the highest four bits share a byte
     geometry: ConvGeometry | None = None  # of a convolution; None: a product of matrices
     pad_value: int = 0
 
@@ -84,10 +85,9 @@ class TileDecision:
         """Return the threads of a block."""
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
 
-    @property
-    def shared_bytes(self) -> int:
+    def shared_bytes(self, weight_bits: int) -> int:
         """Return the shared memory of a block, without the table."""
-        return self.stages * (self.rows + self.columns) * self.depth
+        return self.stages * (self.rows * 8 + self.columns * weight_bits) * self.depth // 8
 
 
 CHOICES: dict[str, tuple[int, ...]] = {
@@ -122,16 +122,16 @@ def product_space(spec: ProductSpec, gpu: GpuModel) -> Space:
     """Return all tiles that the GPU has memory and threads for."""
 
     def valid(decisions: Decisions) -> bool:
-        return fits(TileDecision(**decisions), gpu)  # type: ignore[arg-type]
+        return fits(TileDecision(**decisions), gpu, spec.weight_bits)  # type: ignore[arg-type]
 
     return Space(CHOICES, asdict(default_tile(spec, gpu)), valid)
 
 
-def fits(tile: TileDecision, gpu: GpuModel) -> bool:
+def fits(tile: TileDecision, gpu: GpuModel, weight_bits: int) -> bool:
     """Tell whether a block of the GPU can compute the tile."""
     whole = tile.rows % tile.warp_rows == 0 and tile.columns % tile.warp_columns == 0
-    sums = tile.warp_rows * tile.warp_columns // WARP
-    memory = tile.shared_bytes + TABLE_SIZE <= gpu.shared_bytes
+    sums = tile.warp_rows * tile.warp_columns // WARP * (8 // weight_bits)
+    memory = tile.shared_bytes(weight_bits) + TABLE_SIZE <= gpu.shared_bytes
     stages = tile.stages == 2 or gpu.async_copies  # without them more than two only take memory
     return whole and memory and stages and tile.threads <= MOST_THREADS and sums <= MOST_SUMS
 
@@ -140,7 +140,8 @@ def default_tile(spec: ProductSpec, gpu: GpuModel) -> TileDecision:
     """Return the tile that should take the least time."""
     stages = {} if gpu.async_copies else {"stages": 2}
     tiles = [TileDecision(**{**asdict(tile), **stages}) for tile in DEFAULTS]
-    return min((tile for tile in tiles if fits(tile, gpu)), key=lambda tile: cycles(spec, tile, gpu))
+    fitting = (tile for tile in tiles if fits(tile, gpu, spec.weight_bits))
+    return min(fitting, key=lambda tile: cycles(spec, tile, gpu))
 
 
 def cycles(spec: ProductSpec, tile: TileDecision, gpu: GpuModel) -> float:
@@ -149,9 +150,10 @@ def cycles(spec: ProductSpec, tile: TileDecision, gpu: GpuModel) -> float:
     steps = ceil(spec.depth / tile.depth)
     warps = (tile.rows // tile.warp_rows) * (tile.columns // tile.warp_columns)
     products = tile.rows * tile.columns / gpu.macs_per_cycle
-    copied = (tile.rows + tile.columns) / BYTES_PER_CYCLE
+    byte = spec.weight_bits / 8  # of a weight
+    copied = (tile.rows + tile.columns * byte) / BYTES_PER_CYCLE
     if gpu.tensor_cores:
-        read = warps * (tile.warp_rows + tile.warp_columns) / SHARED_BYTES_PER_CYCLE
+        read = warps * (tile.warp_rows + tile.warp_columns * byte) / SHARED_BYTES_PER_CYCLE
     else:  # every lane reads the rows and columns of its own sums, 16 bytes in four cycles
         read = warps * (tile.warp_rows / 8 + tile.warp_columns / 4) / 4
     busy = spec.depth * (max(products, read) + copied / 4)
@@ -167,7 +169,7 @@ def product_prim_func(spec: ProductSpec, tile: TileDecision) -> tirx.PrimFunc:
     """Return the kernel, its parameters as buffers(spec) lists them."""
     product = spec.product
     parts = (tile.rows, tile.columns, tile.depth, tile.warp_rows, tile.warp_columns, tile.stages)
-    kind = [template("Tile", *parts), spec.signed]
+    kind = [template("Tile", *parts, spec.weight_bits), spec.signed]
     finish = epilogue(product)
     if spec.geometry is None:
         name = template("linear", *kind, product.rows, product.inputs, spec.outputs, spec.depth, finish)
@@ -179,7 +181,7 @@ def product_prim_func(spec: ProductSpec, tile: TileDecision) -> tirx.PrimFunc:
         "conv2d" if spec.geometry else "linear",
         kernel,
         results(product),
-        Launch(blocks_of(spec, tile), tile.threads, tile.shared_bytes),
+        Launch(blocks_of(spec, tile), tile.threads, tile.shared_bytes(spec.weight_bits)),
         Call(name, ("x", "weight", "shared", operands(kernel))),
     )
 
@@ -190,7 +192,7 @@ def buffers(spec: ProductSpec) -> Buffers:
     shape = (g.batch * g.rows * g.columns, g.channels) if g else (spec.product.rows, spec.product.inputs)
     return {
         "x": (shape, "int8" if spec.signed else "uint8"),
-        "weight": ((spec.groups, columns, spec.depth), "int8"),
+        "weight": ((spec.groups, columns, spec.depth * spec.weight_bits // 8), "int8"),
         **epilogue_buffers(spec.product),
     }
 

@@ -43,7 +43,48 @@ TVMQ_DEVICE void mma(int* d, const u32* a, u32 b0, u32 b1) {
   }
 }
 
+#if __CUDA_ARCH__ < 900
+
+// d += a b: 16 x 64 numbers of 4 bits times 64 x 8, laid out as PTX lays out mma.m16n8k64; those of b are signed.
+template <bool SIGNED>
+TVMQ_DEVICE void mma4(int* d, const u32* a, u32 b0, u32 b1) {
+  if (SIGNED) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k64.row.col.s32.u4.s4.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+#endif
+
 #elif __CUDA_ARCH__ >= 750
+
+template <bool SIGNED>
+TVMQ_DEVICE void mma_8x8x32(int* d, u32 a, u32 b) {
+  if (SIGNED) {
+    asm volatile("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                 : "+r"(d[0]), "+r"(d[1])
+                 : "r"(a), "r"(b));
+  } else {
+    asm volatile("mma.sync.aligned.m8n8k32.row.col.s32.u4.s4.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                 : "+r"(d[0]), "+r"(d[1])
+                 : "r"(a), "r"(b));
+  }
+}
+
+template <bool SIGNED>
+TVMQ_DEVICE void mma4(int* d, const u32* a, u32 b0, u32 b1) {
+  mma_8x8x32<SIGNED>(d, a[0], b0);
+  mma_8x8x32<SIGNED>(d + 2, a[1], b0);
+  mma_8x8x32<SIGNED>(d, a[2], b1);
+  mma_8x8x32<SIGNED>(d + 2, a[3], b1);
+}
 
 template <bool SIGNED>
 TVMQ_DEVICE void mma_8x8x16(int* d, u32 a, u32 b) {
