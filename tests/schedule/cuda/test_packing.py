@@ -45,7 +45,7 @@ def test_weights_of_four_bits_share_bytes_and_come_back(layout: str, run: int | 
     bytes_each = pack_product(weight, run=run)
     packed = pack_nibbles(bytes_each)
     assert packed.nbytes * 2 == bytes_each.nbytes
-    # Nibbles 2 i and 2 i + 1 of a lane's word are 16 apart in the depth, as in the two words of x that it meets.
+    # Nibbles 2 i and 2 i + 1 of a lane's word are 16 apart in the depth, as in two words of x.
     first = packed[0, 0, :16].view(np.uint8)
     np.testing.assert_array_equal(first << 4, bytes_each[0, 0, :16].view(np.uint8))
     np.testing.assert_array_equal(first & 0xF0, bytes_each[0, 0, 16:32].view(np.uint8))
