@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from tvmq.cli_devices import gpu_targets
 from tvmq.environment import cpu_features
 from tvmq.errors import EnvironmentMismatchError
 from tvmq.linker import require_linker
+from tvmq.machine import machine_features, this_machine
 from tvmq.target import load_profile
 
 ROOT = Path(__file__).parents[1]
@@ -32,14 +34,15 @@ def test_one_recipe_gives_the_same_bits_on_x86_and_on_emulated_boards(scripts: A
         require_linker("aarch64-linux-gnu")
     except EnvironmentMismatchError as error:
         pytest.skip(str(error))
-    models = scripts.compiled("tiny", [*X86, *scripts.CORES])
+    gpus = gpu_targets(this_machine(), machine_features())  # none, or those that this machine can run
+    models = scripts.compiled("tiny", [*X86, *scripts.CORES, *gpus])
     wanted = scripts.exact(models["rpi4"].manifest)  # the reference's: no such code runs here
     assert len(wanted) == 24
     ran = [name for name in X86 if not load_profile(name).missing(cpu_features())]
     assert {name: scripts.exact(model.manifest) for name, model in models.items()} == dict.fromkeys(
         models, wanted
     )
-    assert all(models[name].verify().mismatches == () for name in ran)
+    assert all(models[name].verify().mismatches == () for name in [*ran, *gpus])
     try:
         python = scripts.emulated_python()
     except EnvironmentMismatchError as error:

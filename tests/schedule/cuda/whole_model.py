@@ -24,7 +24,7 @@ from tvmq.compiled import CompiledModel
 from tvmq.errors import GpuError, InputError
 from tvmq.gpu import DRIVER
 from tvmq.schedule.cuda import toolkit
-from tvmq.schedule.cuda.gpu import SHARED_BYTES
+from tvmq.schedule.cuda.gpu import SHARED_BYTES, GpuModel
 from tvmq.target import load_profile
 
 
@@ -56,6 +56,7 @@ def main(target: str, name: str = "") -> None:
         np.testing.assert_array_equal(loaded(x), model(x))
         stays_on_the_gpu(loaded, x)
         failures_are_told(loaded, x)
+        few_bits_are_exact(target, x)
         measured = model.benchmark(repeat=2, warmup=0)
         assert measured.gpu_ms is not None
         assert measured.breakdown.peak_gmacs > 1e4  # of the GPU, not of this CPU's threads
@@ -72,6 +73,16 @@ def verify_real(name: str, target: str) -> None:
     verdict = model.verify()
     print(f"{name} for {target}: {verdict.sites} sites, {verdict.outputs} outputs; {verdict.mismatches=}")
     verdict.require()
+
+
+def few_bits_are_exact(target: str, x: np.ndarray) -> None:
+    """Compile the model with weights of 4 bits, which some tensor cores take as they lie in memory."""
+    model = tiny_transformer.compiled(target=target, preset="fast", bits="w4a8")
+    gpu = GpuModel.of(load_profile(target))
+    assert gpu is not None
+    kernels = [part.kernel for part in model.benchmark(repeat=1, warmup=0).breakdown.parts]
+    assert any("_w4" in name for name in kernels) == (4 in gpu.weight_bits)
+    model.verify(x).require()
 
 
 def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:
