@@ -121,13 +121,8 @@ def exact_scores(bed: Bed) -> np.ndarray:
 def made_from(case: Case, bed: Bed, rows: dict[str, Row], request: Request) -> str:
     """Return a name for all that a row depends on."""
     files = [ROOT / "tvmq" / name for name in SOURCES]
-    words = [
-        model_key(bed),
-        numbers_key(),
-        case.bits,
-        json.dumps(dict(case.budget)),
-        case.preset or request.preset,
-    ]
+    preset = case.preset or request.preset
+    words = [model_key(bed), numbers_key(), case.bits, json.dumps(dict(case.budget)), preset]
     return key(files, [*words, json.dumps(case.limits(rows)), str(request.images), str(request.threads)])
 
 
