@@ -108,14 +108,16 @@ def measured(case: Case, bed: Bed, made: str, rows: dict[str, Row], request: Req
 
 
 def exact_scores(bed: Bed) -> np.ndarray:
-    """Return the float model's scores; scripts/accuracy.sh keeps them."""
+    """Return the float model's scores, which are kept beside the bed."""
     path = float_scores(bed, cell_key(bed, FLOAT))
     if path.exists():
         return np.load(path)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(bed.model), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, batch)[0] for batch in bed.batches()])
+    found = np.concatenate([session.run(None, batch)[0] for batch in bed.batches()])
+    np.save(path, found)
+    return found
 
 
 def made_from(case: Case, bed: Bed, rows: dict[str, Row], request: Request) -> str:
