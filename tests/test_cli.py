@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,10 @@ from PIL import Image
 
 import tvmq
 from tests.stub_model import StubModel
+from tvmq import cli_devices
 from tvmq.calibrate.observers import OBSERVERS
 from tvmq.cli import Observer, main
-from tvmq.errors import ArtifactError, UnsupportedModelError
+from tvmq.errors import ArtifactError, LostBoardWarning, UnsupportedModelError
 from tvmq.tune.results import TuningInterrupted
 
 
@@ -181,6 +183,24 @@ def test_a_wrong_argument_is_refused_before_any_work(
     assert err.startswith("tvmq: ")
     assert message in err
     assert not compile_calls
+
+
+def test_a_warning_is_a_sentence_without_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def devices(*_: Any, **__: Any) -> int:
+        warnings.warn(LostBoardWarning("device: a board was lost"), stacklevel=1)
+        warnings.warn("another library's", FutureWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli_devices, "devices", devices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["devices"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("tvmq: warning: device: a board was lost\n")
+    assert "test_cli.py" in said.splitlines()[1]
+    assert "FutureWarning: another library's" in said
 
 
 def test_observers_of_the_command_line_and_of_the_readme_are_those_of_the_table():

@@ -55,7 +55,7 @@ from tvmq.cli_options import (
     options_of,
     quantizer_of,
 )
-from tvmq.cli_process import keep_stdout, leave, noted, refuse
+from tvmq.cli_process import keep_stdout, leave, noted, refuse, told_warnings
 from tvmq.errors import TvmqError
 
 USAGE, BUG, INTERRUPTED = 2, 70, 130
@@ -356,14 +356,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = {"tune": TRIALS_KEPT, "cost": COSTS_KEPT}.get(given[0], NOTHING_WRITTEN)
     interrupts: list[int] = []
     try:
-        with noted(interrupts):
+        with noted(interrupts), told_warnings():
             code = typer.main.get_command(app).main(given, prog_name="tvmq", standalone_mode=False)
     except TvmqError as error:
         return refuse(given, type(error).__name__, str(error), error.exit_code)
     except typer.TyperException as error:
-        said = (
-            error.format_message().rstrip(".").replace("Value error, ", "")
-        )  # what an Enum's refusal begins with
+        said = error.format_message().rstrip(".").replace("Value error, ", "")  # as Enums begin
         return refuse(given, "UsageError", f"{said}. See `{_command_of(error)} --help`.", USAGE)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

@@ -8,9 +8,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tvmq.errors import TvmqWarning
 
 
 @contextmanager
@@ -30,6 +33,22 @@ def noted(interrupts: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Say our warnings as sentences, without the line of code that gave them; others pass as usual."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def told(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, TvmqWarning):
+                print(f"tvmq: warning: {message}", file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = told
+        yield
 
 
 def keep_stdout() -> None:
