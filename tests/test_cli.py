@@ -194,13 +194,9 @@ def test_a_warning_is_a_sentence_without_code(
         return 0
 
     monkeypatch.setattr(cli_devices, "devices", devices)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
+    with pytest.warns(FutureWarning, match="another library's"):
         assert main(["devices"]) == 0
-    said = capsys.readouterr().err
-    assert said.startswith("tvmq: warning: device: a board was lost\n")
-    assert "test_cli.py" in said.splitlines()[1]
-    assert "FutureWarning: another library's" in said
+    assert capsys.readouterr().err == "tvmq: warning: device: a board was lost\n"
 
 
 def test_observers_of_the_command_line_and_of_the_readme_are_those_of_the_table():
