@@ -76,6 +76,13 @@ def test_a_cpu_without_a_name_is_told_by_its_numbers(cpuinfo, monkeypatch):
     assert environment.cpu_name() == "aarch64 implementer 0x41 part 0xd0c"
 
 
+def test_cpus_of_one_name_are_told_apart_by_their_numbers(cpuinfo):
+    environment.cpu_identity.cache_clear()
+    cpuinfo.write_text("model name : A CPU\ncpu family : 25\nmodel : 17\nstepping : 1\n")
+    assert environment.cpu_identity() == "A CPU, family 25 model 17 stepping 1"
+    environment.cpu_identity.cache_clear()
+
+
 def test_macos_features_get_linux_names(cpuinfo, monkeypatch):
     answers = {"hw.optional.arm.FEAT_DotProd": "1", "hw.optional.arm.FEAT_I8MM": "0"}
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -1,9 +1,16 @@
+import io
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tvmq import board_worker
 from tvmq.own_process import answer
+
+ROOT = Path(__file__).parents[1]
 
 
 def asked(**request):
@@ -36,6 +43,24 @@ def test_a_program_that_does_not_end_is_ended(monkeypatch, tmp_path):
     (tmp_path / "endless").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "endless"))
     assert asked(do="machine", limit=0.3) == {"crash": "no end within 0.3 s"}
+
+
+def test_it_ends_though_whoever_asked_is_gone(monkeypatch, capsys):
+    alarms = []
+    monkeypatch.setattr(board_worker.signal, "alarm", alarms.append)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"do": "dance", "limit": 7.2}'))
+    board_worker.main()
+    assert alarms == [8 + board_worker.GRACE]
+    assert "unknown" in capsys.readouterr().out
+
+
+def test_paths_of_the_caller_lead_to_the_same_places(tmp_path):
+    code = "from tvmq.own_process import PATHS; print(PATHS)"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(["vendor", str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path / "vendor") in done.stdout
 
 
 def test_the_folder_is_where_a_request_finds_its_files(tmp_path):

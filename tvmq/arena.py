@@ -50,13 +50,10 @@ def pack_constants(constants: Sequence[Constant]) -> tuple[tuple[ConstantEntry, 
 
 def _stored(array: Array) -> tuple[int, Array]:
     """Return how many bits of each element a file stores, and these: int8 may have zeros in the lowest."""
-    if array.dtype == np.int8:
-        used = int(np.bitwise_or.reduce(array.view(np.uint8), axis=None))
-        bits = max(2, BYTE + 1 - (used & -used).bit_length()) if used else 2
-        rows = -(-array.size // ALIGNMENT)
-        if bits < BYTE and bit_planes.registers(bits, rows) * ALIGNMENT < array.size:
-            flat = np.pad(array.ravel(), (0, rows * ALIGNMENT - array.size))
-            return bits, bit_planes.pack(flat.reshape(rows, ALIGNMENT), bits)
+    bits = bit_planes.bits_worth_storing(array, ALIGNMENT) if array.dtype == np.int8 else BYTE
+    if bits < BYTE:
+        flat = np.pad(array.ravel(), (0, -array.size % ALIGNMENT))
+        return bits, bit_planes.pack(flat.reshape(-1, ALIGNMENT), bits)
     return BYTE * array.itemsize, array
 
 

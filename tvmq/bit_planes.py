@@ -66,6 +66,18 @@ def block_steps(bits: int) -> int:
     return max(plane.per_byte for plane in planes(bits))
 
 
+def bits_worth_storing(weights: Int8s, row: int) -> int:
+    """Return how many of the highest bits of weights to store, in rows of so many; 8 where that is best."""
+    used = int(np.bitwise_or.reduce(np.ascontiguousarray(weights).view(np.uint8), axis=None))
+    bits = max(2, BYTE + 1 - (used & -used).bit_length()) if used else 2
+    return bits if bits < BYTE and stored_size(bits, weights.size, row) < weights.size else BYTE
+
+
+def stored_size(bits: int, count: int, row: int) -> int:
+    """Return the bytes that so many weights take as rows of planes, the last one filled up."""
+    return registers(bits, -(-count // row)) * row
+
+
 def pack(weights: Int8s, bits: int) -> Int8s:
     """Return int8 [..., steps, n] as [..., registers, n]; ValueError where one has more than `bits` bits."""
     if bits == BYTE:

@@ -112,6 +112,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
+def cpu_identity() -> str:
+    """Return what tells CPUs apart whose times differ: a virtual machine may call several by one name."""
+    fields = _cpuinfo_fields(CPUINFO.read_text("utf-8", "replace")) if CPUINFO.is_file() else {}
+    numbers = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+    told = [f"{word} {fields[key]}" for word, key in numbers if key in fields]
+    return ", ".join([cpu_name(), " ".join(told)]) if told else cpu_name()
+
+
 def allowed_cpus() -> tuple[int, ...]:
     """Return the numbers of the CPUs that this process might run on when this module was imported.
 

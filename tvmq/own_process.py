@@ -11,7 +11,8 @@ from pathlib import Path
 
 LIMIT = 600.0  # seconds, where a request says nothing
 # A request is done in a folder of its own: paths from here would lead nowhere.
-PATHS = [str(Path(__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+GIVEN = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+PATHS = [str(Path(__file__).parents[1]), *map(os.path.abspath, GIVEN)]
 
 
 def answer(request: str, folder: str | None = None) -> str:

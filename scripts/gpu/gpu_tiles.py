@@ -84,7 +84,8 @@ def of_shape(title: str, shape: Any, batch: int, profile: Any) -> list[tuple[Ker
     chosen = product.default_tile(spec, gpu)
     tiles = [*product.DEFAULTS, *(product.TileDecision(*tile) for tile in MORE_TILES)]
     found = []
-    for tile in dict.fromkeys([chosen, *(tile for tile in tiles if product.fits(tile, gpu))]):
+    fitting = (tile for tile in tiles if product.fits(tile, gpu, spec.weight_bits))
+    for tile in dict.fromkeys([chosen, *fitting]):
         name = "_".join(map(str, ("p", *shape[:3], batch, *asdict(tile).values())))
         kernel = Kernel(
             function=name,

@@ -3,6 +3,7 @@ from tvmq.cost.model_works import Collector
 from tvmq.cost.works import Parts
 from tvmq.plan.assign import assign_precisions
 from tvmq.spec import W8A8, Precision
+from tvmq.target import load_profile
 
 SITES = ["norm1", "fc1", "gelu.0", "fc2", "norm2", "head"]
 
@@ -30,3 +31,13 @@ def test_a_model_is_taken_apart_in_every_precision_that_its_sites_have():
         "add.2": (("fc2",), ("norm2",)), "norm2": (("norm2",), ("head",)), "head.bias": (("head",), ("",)),
     }  # fmt: skip
     assert all(each.to_integer and each.to_float[0] for each in found.conversions)
+
+
+def test_weights_that_a_kernel_takes_as_bytes_count_as_the_file_stores_them():
+    profile = load_profile("x86_amx")
+    collector = Collector(asked(), Parts(profile, 1), profile)
+    collector.add(W8A8)
+    collector.add(Precision(4, 8))
+    collector.add_float(SITES)
+    found = collector.finish()
+    assert found.weight_bytes["fc2", "w4a8"] < 0.75 * found.weight_bytes["fc2", "w8a8"]

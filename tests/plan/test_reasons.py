@@ -26,6 +26,16 @@ def test_a_site_that_integers_make_slower_stays_float_and_says_so():
     assert why["fc2"] == "w8a8: saves 0.13 ms against float, conversions included (measured)"
 
 
+def test_groups_that_are_slower_together_are_float_though_no_one_is_alone():
+    rows = {name: {"w8a8": (0.1, 0.95, 10), "float": (0.0, 1.0, 40)} for name in "ab"}
+    of = problem(rows, [("", "a", 0.05, 0.0), ("a", "b", 0.1, 0.1), ("b", "", 0.0, 0.1)])
+    integers = of.assignment(dict.fromkeys("ab", "w8a8"))
+    floats = of.assignment(dict.fromkeys("ab", "float"))
+    assert floats.ms < integers.ms < min(of.assignment({**integers.precisions, g: "float"}).ms for g in "ab")
+    assert no_slower(of, integers, Limits()) == floats
+    assert no_slower(of, integers, Limits(size=50)) == integers
+
+
 def test_a_budget_that_float_does_not_fit_is_named_as_the_reason():
     plan = OF.assignment({"norm": "float", "fc1": "w8a8", "fc2": "w4a8"})
     limits = Limits(size=200)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.plan.cost_tables import problem
-from tvmq.errors import UsageError
+from tvmq.errors import SolverTooSlowError, UsageError
+from tvmq.plan import search as plan_search
 from tvmq.plan.problem import Assignment, Limits, within
 from tvmq.plan.program import solve
 from tvmq.plan.search import Goal, Log, Outcome, neighbours, pareto_set, search, uniform
@@ -135,6 +136,14 @@ def test_kill_9_and_resume_gives_the_same_result(tmp_path: Path):
     assert len((tmp_path / "log").read_text().splitlines()) == 4
     assert found(tmp_path / "log") == found()
     assert all(json.loads(line)["search"] == "a" for line in (tmp_path / "log").read_text().splitlines())
+
+
+def test_a_solver_that_is_too_slow_for_the_pareto_set_ends_no_search(monkeypatch):
+    def slow(*_):
+        raise SolverTooSlowError("20 seconds were not enough")
+
+    monkeypatch.setattr(plan_search, "sweep", slow)
+    assert found().best.metric >= found(evaluations=1).best.metric
 
 
 def test_neighbours_keep_to_the_limits_and_are_others():

@@ -55,6 +55,9 @@ class CostBench:
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
         return [cost(self.kernel, d) for d in (SPACE.default, *finalists)]
 
+    def close(self) -> None:
+        pass
+
 
 def idle() -> Neighbours:
     """Return a watch that sees nobody."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,38 @@ def test_expected_trials_have_begun_when_they_are_asked_for(
     assert [future.result()["digests"] != [] for future in bench._begun.values()] == [True]
     monkeypatch.setattr(bench, "_built", lambda _: pytest.fail("built twice"))
     assert min(bench.trial({"way": "slow"})) > 0
+
+
+def test_trials_that_have_not_begun_do_not_delay_the_last_comparison(bench: BoardBench):
+    began = threading.Event()
+    ends = threading.Event()
+    bench._pool.submit(lambda: (began.set(), ends.wait()))
+    began.wait()
+    bench.expect([{"way": "slow"}])
+    (waiting,) = bench._begun.values()
+    assert min(bench.final([{"way": "right"}])) > 0
+    ends.set()
+    assert waiting.cancelled()
+
+
+def test_a_full_disk_is_no_fault_of_the_kernel(
+    bench: BoardBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def full(*_: Any) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench, "_library", full)
+    with pytest.raises(OSError, match="No space left"):
+        bench.trial({"way": "right"})
+
+    class Full(CostBench):
+        def trial(self, decisions: Any) -> tuple[float, float]:
+            full()
+            raise AssertionError
+
+    with pytest.raises(OSError, match="No space left"):
+        tuned(tmp_path / "db", trials=8, benches=Full)
+    assert '"event": "failed"' not in (tmp_path / "db").read_text()
 
 
 @pytest.mark.parametrize(

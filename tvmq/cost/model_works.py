@@ -100,7 +100,7 @@ class Collector:
                 continue
             at = site.site, precision_name(precision)
             self._options[at] = works.sites.get(site.site, ())
-            self._bytes[at] = sum(w.constant_bytes for w in self._options[at]) or constants.get(site.site, 0)
+            self._bytes[at] = sum(w.stored_bytes for w in self._options[at]) or constants.get(site.site, 0)
         self._activations[precision_name(precision)] = peak_bytes(mod["main"])
         if precision == W8A8:
             self._formats, self._rest = formats, works

@@ -13,14 +13,18 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tvm
 import tvm_ffi
 from tvm import relax
 from tvm.relax import op
 
+from tvmq import bit_planes
+from tvmq.bit_planes import BYTE
 from tvmq.build import loop_passes
 from tvmq.passes.composites import attributes
 from tvmq.passes.rebuild import bindings, op_name, operands, sequence, substitute
+from tvmq.runtime import ALIGNMENT
 from tvmq.schedule.dispatch import DispatchKernels
 from tvmq.schedule.float_dispatch import DispatchFloats
 from tvmq.schedule.kernel import Kernel
@@ -65,6 +69,11 @@ class Work:
     def constant_bytes(self) -> int:
         """Return the size of the constants it reads."""
         return sum(array.nbytes for array in self.use.arguments if array is not None)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the size of its constants in the artifact, where few bits are few, whatever memory holds."""
+        return sum(_stored_bytes(array) for array in self.use.arguments if array is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ class Parts:
         rest = self._lowered(rest_mod, kernels)
         found = {site: _with_macs(works, macs.get(site, 0)) for site, works in sites.items()}
         calls = sum(map(len, sites.values())) + len(rest)
-        return Works(found, rest, calls, sum(work.constant_bytes for work in rest))
+        return Works(found, rest, calls, sum(work.stored_bytes for work in rest))
 
     def floats(self, mod: tvm.IRModule, names: Sequence[str], macs: int) -> tuple[Work, ...]:
         """Return the works of bindings of a canonical module, in graph order, as float operations."""
@@ -211,6 +220,13 @@ def without(mod: tvm.IRModule, names: AbstractSet[str]) -> tvm.IRModule:
     body = sequence([relax.DataflowBlock(kept)], result)
     func = relax.Function(parameters, body, result.ty, main.is_pure, main.attrs)
     return relax.transform.DeadCodeElimination(["main"])(tvm.IRModule({**mod.functions, _main(mod): func}))
+
+
+def _stored_bytes(array: npt.NDArray[Any]) -> int:
+    if array.dtype != np.int8:
+        return int(array.nbytes)
+    bits = bit_planes.bits_worth_storing(array, ALIGNMENT)
+    return array.size if bits == BYTE else bit_planes.stored_size(bits, array.size, ALIGNMENT)
 
 
 def peak_bytes(main: relax.Function) -> int:

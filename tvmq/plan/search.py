@@ -8,6 +8,7 @@ ends with what it would have ended with.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,7 +189,8 @@ def _proposals(
     names = sorted({name for choices in problem.choices.values() for name in choices} - {FLOAT})
     plans = [plan for name in names if (plan := uniform(problem, name)) and within(plan, limits)]
     yield from new(_outwards(plans, goal))
-    yield from new(_outwards(sweep(problem, limits), goal))
+    with contextlib.suppress(SolverTooSlowError):  # neighbours are still to be had
+        yield from new(_outwards(sweep(problem, limits), goal))
     misses = 0
     while misses < len(SPREADS):
         best = min(found.values(), key=goal.rank)

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tvmq.environment import cpu_name, versions
+from tvmq.environment import cpu_identity, versions
 from tvmq.gpu import fitting, these_gpus
 from tvmq.line_file import LineFile
 from tvmq.record import Record
@@ -183,7 +183,9 @@ def setting_of(profile: TargetProfile, threads: int, cpu: str | None = None) -> 
     }
     sources, compiler = _sources(), ""
     if profile.capability is not None:
-        code["processors"] = profile.machine.processors  # the default tile hangs on these
+        # The default tile hangs on these.
+        code["processors"] = profile.machine.processors
+        code["macs_per_cycle"] = [kernel.macs_per_cycle for kernel in profile.kernels]
         sources += _gpu_sources()
         compiler = f"nvrtc {compiler_version(str(profile.tvm_target['arch']))}, "
         threads, cpu = 1, cpu or _gpu_name(profile)
@@ -191,7 +193,7 @@ def setting_of(profile: TargetProfile, threads: int, cpu: str | None = None) -> 
     found = "".join(f"{name} {version}, " for name, version in versions().items())
     return Setting(
         f"{profile.name} {target}",
-        cpu or cpu_name(),
+        cpu or cpu_identity(),
         threads,
         f"{found}{compiler}kernels {digest_of(sources)}",
     )

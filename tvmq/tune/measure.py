@@ -45,6 +45,9 @@ class Bench(Protocol):
         Raise BrokenCandidateError for the first one that no longer works.
         """
 
+    def close(self) -> None:
+        """Begin nothing more of what `expect` heard of."""
+
 
 class KernelBench:
     """The Bench of a kernel on this machine. The calling thread's pool runs it: see runtime.use_threads."""
@@ -90,6 +93,9 @@ class KernelBench:
 
     def expect(self, several: Sequence[Decisions]) -> None:
         """Do nothing: here, one trial runs after the other."""
+
+    def close(self) -> None:
+        """Do nothing: no trial is under way."""
 
 
 def compiled(func: Any, target: Any) -> Callable[..., None]:

@@ -18,7 +18,7 @@ import numpy as np
 import tvm
 
 from tvmq.device import Device, Files
-from tvmq.errors import GpuError, ProgramCrashError
+from tvmq.errors import EnvironmentMismatchError, GpuError, ProgramCrashError
 from tvmq.gpu import CUDA, is_gpu_feature
 from tvmq.linker import require_linker
 from tvmq.schedule.cuda.toolkit import compiling
@@ -87,16 +87,25 @@ class BoardBench:
 
     def final(self, finalists: Sequence[Decisions]) -> list[float]:
         """Return the seconds of the default, then of the finalists, from a longer comparison on one board."""
+        self._forget()
         libraries = [self._default, *(self._built(decisions) for decisions in finalists)]
         try:
             answer = self._ask(libraries, BLOCKS * SECONDS)
-        except (
-            ProgramCrashError,
-            GpuError,
-        ) as error:  # any of them: the last may be tried again without the others
+        except (ProgramCrashError, GpuError) as error:
+            # Any of them; the last may be tried again without the others.
             raise BrokenCandidateError(finalists[-1], str(error)) from error
         self._check(answer, finalists)
         return list(answer["settled"])
+
+    def close(self) -> None:
+        """Begin none of the trials that wait for a board; those under way end unheard."""
+        self._forget()
+        self._pool.shutdown(wait=False)
+
+    def _forget(self) -> None:
+        for begun in self._begun.values():
+            begun.cancel()
+        self._begun.clear()
 
     def _ask(self, libraries: Sequence[bytes], seconds: float) -> Any:
         names = [f"{number}.so" for number in range(len(libraries))]
@@ -111,6 +120,8 @@ class BoardBench:
     def _built(self, decisions: Decisions) -> bytes:
         try:
             return self._library(self._kernel.function(decisions))
+        except (OSError, EnvironmentMismatchError):  # no room for files, no linker: no fault of the kernel
+            raise
         except Exception as error:  # TVM and LLVM have no common class for what they refuse
             said = " ".join(str(error).split())
             raise BrokenCandidateError(decisions, f"{type(error).__name__}: {said[-200:]}") from error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvmq.errors import BusyMachineWarning, DeviceError
+from tvmq.errors import BusyMachineWarning, DeviceError, EnvironmentMismatchError
 from tvmq.neighbours import Neighbours
 from tvmq.progress import Progress, silent
 from tvmq.schedule.kernel_table import Use
@@ -103,6 +103,10 @@ class Session:
                         self._choose(task)
         except KeyboardInterrupt as cut:
             raise TuningInterrupted(self._kept()) from cut
+        finally:
+            for task in self._tasks:
+                if task.bench is not None:
+                    task.bench.close()
         if self._interrupts.asked:
             raise TuningInterrupted(self._kept())
         if self._disturbed:
@@ -163,7 +167,8 @@ class Session:
             append(Event.BEGAN, name, decisions)
             event, facts = self._measured(task, decisions)
             append(event, name, decisions, **facts)
-        except (KeyboardInterrupt, DeviceError):  # a lost board says nothing of the kernel, either
+        except (KeyboardInterrupt, DeviceError, EnvironmentMismatchError, OSError):
+            # Neither a lost board nor a full disk says anything of the kernel.
             append(Event.INTERRUPTED, name, decisions)
             raise
         ratio_found = facts["us"] / facts["default_us"] if event is Event.MEASURED else float("inf")

@@ -55,8 +55,9 @@ def test_every_product_has_a_kernel_of_its_family(func: Any, name: str):
     ("target", "bits", "suffix"),
     [
         ("t4", 4, "_w4"),
-        ("jetson-orin", 3, "_w4"),
-        ("rtx", 2, "_w4"),
+        ("jetson-orin", 4, "_w4"),
+        ("rtx", 4, "_w4"),
+        ("t4", 3, ""),
         ("a100", 5, ""),
         ("h100", 4, ""),
         ("jetson-xavier", 4, ""),

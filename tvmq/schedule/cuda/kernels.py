@@ -65,8 +65,9 @@ def _conv2d(
 
 
 def _bits_in_memory(attrs: Attributes, gpu: GpuModel) -> int:
-    """Return the bits that each weight takes there."""
-    return next(bits for bits in gpu.weight_bits if bits >= int(attrs.get("weight_bits", BYTE)))
+    """Return the bits that each weight takes there; fewer than 4 would make the file larger."""
+    bits = int(attrs.get("weight_bits", BYTE))
+    return bits if bits in gpu.weight_bits else BYTE
 
 
 def _product(

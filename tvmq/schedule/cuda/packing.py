@@ -5,7 +5,7 @@ convolution, what lies together of a window, a row or a tap, is padded to 8 befo
 8 j + 2 t + e is output 8 t + 2 j + e: tensor cores give a thread two neighbouring columns of each tile of 8,
 so it comes to hold 8 neighbouring outputs of four tiles.
 
-Weights of up to 4 bits, which are the highest of their bytes (tvmq.bit_planes), can lie two to a byte: of 32
+Weights of 4 bits, which are the highest of their bytes (tvmq.bit_planes), can lie two to a byte: of 32
 along the depth, byte i holds number i in its lower and number 16 + i in its higher four bits.
 """
 

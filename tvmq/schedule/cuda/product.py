@@ -18,6 +18,7 @@ from tvmq.schedule.space import Decisions, Space
 
 WARP, MOST_THREADS = 32, 512
 MOST_SUMS = 128  # of a thread: with more, registers go to memory
+BLOCK_SUMS = 1 << 15  # half of the registers that a block can have
 OPERANDS = ("bias", "scale", "multiplier", "residual", "table", "out", "copy")
 # What the default tile is chosen by, in cycles; modelled, not measured.
 BYTES_PER_CYCLE, SHARED_BYTES_PER_CYCLE, LATENCY, START = 64, 128, 500, 1500
@@ -133,7 +134,8 @@ def fits(tile: TileDecision, gpu: GpuModel, weight_bits: int) -> bool:
     sums = tile.warp_rows * tile.warp_columns // WARP * (8 // weight_bits)
     memory = tile.shared_bytes(weight_bits) + TABLE_SIZE <= gpu.shared_bytes
     stages = tile.stages == 2 or gpu.async_copies  # without them more than two only take memory
-    return whole and memory and stages and tile.threads <= MOST_THREADS and sums <= MOST_SUMS
+    registers = sums <= MOST_SUMS and sums * tile.threads <= BLOCK_SUMS
+    return whole and memory and stages and tile.threads <= MOST_THREADS and registers
 
 
 def default_tile(spec: ProductSpec, gpu: GpuModel) -> TileDecision:
