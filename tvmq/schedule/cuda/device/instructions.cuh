@@ -206,6 +206,9 @@ TVMQ_DEVICE void wait_for_copies() {}
 #endif
 #endif  // TVMQ_EMULATED
 
+// The bits of a where the mask has ones, else those of b: one instruction.
+TVMQ_DEVICE u32 merged(u32 a, u32 b, u32 mask) { return (a & mask) | (b & ~mask); }
+
 TVMQ_DEVICE int clip(int x, int low, int high) { return min(max(x, low), high); }
 
 TVMQ_DEVICE s64 clip(s64 x, s64 low, s64 high) { return x < low ? low : x > high ? high : x; }

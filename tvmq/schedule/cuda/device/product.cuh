@@ -194,8 +194,8 @@ TVMQ_DEVICE void multiply4(const u8* slot, int row, int column, Sums<T> (&sums)[
         load_matrices(a, slot + place_of<T::A_CHUNKS>(row + 16 * i + lane % 16, chunk));
 #pragma unroll
         for (int line = 0; line < 2; ++line) {
-          low[i][2 * half + line] = (a[line] & LOWER) | (a[2 + line] & LOWER) << 4;
-          high[i][2 * half + line] = (a[line] >> 4 & LOWER) | (a[2 + line] & ~LOWER);
+          low[i][2 * half + line] = merged(a[line], a[2 + line] << 4, LOWER);
+          high[i][2 * half + line] = merged(a[line] >> 4, a[2 + line], LOWER);
         }
       }
     load_columns<T>(b, weights, column, k);
@@ -203,9 +203,9 @@ TVMQ_DEVICE void multiply4(const u8* slot, int row, int column, Sums<T> (&sums)[
     for (int i = 0; i < T::M; ++i)
 #pragma unroll
       for (int j = 0; j < T::N; ++j) {
-        const u32 *own = b[j / 2] + j % 2 * 2;
-        mma4<false>(sums[0][i][j], low[i], own[0], own[1]);
-        mma4<SIGNED>(sums[1][i][j], high[i], own[0], own[1]);
+        const u32 first = b[j / 2][j % 2 * 2], second = b[j / 2][j % 2 * 2 + 1];
+        mma4<false>(sums[0][i][j], low[i], first, second);
+        mma4<SIGNED>(sums[1][i][j], high[i], first, second);
       }
   }
 }
