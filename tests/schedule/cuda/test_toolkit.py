@@ -115,6 +115,7 @@ def _check_machine_code(code: bytes, capability: tuple[int, int], folder: Path) 
         [tool, "-c", folder / "code.cubin"], capture_output=True, text=True, check=True
     ).stdout
     assert "IMMA" in text
+    assert (".U4.S4" in text) == (capability < (9, 0))  # in one instruction, not by unpacking
     assert "LDSM" in text
     assert ("LDGSTS" in text) == (capability >= (8, 0))
     assert "IDP" in text
