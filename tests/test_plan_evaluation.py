@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests import hand_made_costs, tiny_transformer
 from tvmq.calibrate.batches import as_batches, input_specs
@@ -8,7 +9,7 @@ from tvmq.plan.assign import assign_precisions
 from tvmq.plan.groups import SiteGroup, site_groups
 from tvmq.plan.problem import Problem
 from tvmq.plan.search import Log, uniform
-from tvmq.plan_evaluation import Evaluation, log_key
+from tvmq.plan_evaluation import Evaluation, log_key, outputs_of
 from tvmq.prepared import Prepared, Settings, prepare, uniform_numbers
 
 SETTINGS = Settings(ignored=(), requantize="pot", observer="mse", seed=0, strict=False)
@@ -49,3 +50,12 @@ def test_plans_are_judged_by_agreement_of_which_kind_is_said_or_by_the_users_fun
     assert (judged.metric, judged.of_plan(plan)) == ("validation", 0.25)
     assert judged.of_made(prepared.mod, "compiled") == 0.25
     assert given[-1] == "compiled"
+
+
+def test_workers_change_no_bit_and_leave_torchs_threads_alone(prepared: Prepared):
+    before = torch.get_num_threads()
+    one, many = (outputs_of(prepared.mod, prepared.held * 5, workers) for workers in (1, 3))
+    assert len(one) == 5 * len(prepared.held)
+    assert all(torch.equal(a, b) for x, y in zip(one, many, strict=True) for a, b in zip(x, y, strict=True))
+    assert not torch.equal(one[0][0], one[1][0])
+    assert torch.get_num_threads() == before

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 import tvm
 
 from tvmq import reference
-from tvmq.calibrate.batches import samples_in
-from tvmq.environment import versions
+from tvmq.calibrate.batches import Batch, samples_in
+from tvmq.environment import default_threads, versions
 from tvmq.formats import Quantization
+from tvmq.one_thread import one_thread
 from tvmq.passes.insert_qdq import InsertQdq
 from tvmq.plan.assign import assign_precisions
 from tvmq.plan.cost_table import FLOAT, precision_of
@@ -68,7 +70,7 @@ class Evaluation:
 
     @cached_property
     def _wanted(self) -> list[tuple[torch.Tensor, ...]]:
-        return [_floats(reference.run(self._prepared.mod, batch)) for batch in self._prepared.held]
+        return outputs_of(self._prepared.mod, self._prepared.held)
 
     def of_float(self, log: Log) -> float:
         """Return the metric of the float model."""
@@ -120,9 +122,9 @@ class Evaluation:
         }
 
     def _agreement(self, mod: tvm.IRModule) -> float:
-        pairs = list(zip(self._wanted, self._prepared.held, strict=True))
-        total = sum(agreement(wanted, _floats(reference.run(mod, batch))) for wanted, batch in pairs)
-        found = total / sum(samples_in(wanted) for wanted, _ in pairs)
+        pairs = zip(self._wanted, outputs_of(mod, self._prepared.held), strict=True)
+        total = sum(agreement(wanted, found) for wanted, found in pairs)
+        found = total / sum(map(samples_in, self._wanted))
         return found if math.isfinite(found) else WORST
 
     def _composed(self, plan: Assignment, formats: Formats) -> Quantization:
@@ -137,6 +139,18 @@ class Evaluation:
             if source in formats.integer and name in self._numbers[at[source]].biases:
                 biases[name] = self._numbers[at[source]].biases[name]
         return replace(stored, weights=weights, biases=biases)
+
+
+def outputs_of(
+    mod: tvm.IRModule, batches: Sequence[Batch], workers: int | None = None
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return the outputs of batches by the reference, in order; workers, by default one per core, share them.
+
+    Each computes with one of torch's threads, so that their number changes no bit.
+    """
+    several = workers or min(len(batches), default_threads())
+    with one_thread(), ThreadPoolExecutor(several, "tvmq.reference", torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(lambda batch: _floats(reference.run(mod, batch)), batches))
 
 
 def log_key(prepared: Prepared, groups: Sequence[SiteGroup], metric: str) -> str:
