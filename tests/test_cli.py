@@ -166,6 +166,7 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
         ("--mean 1,2", "one positive std per mean is wanted"),
         ("--mean blue", "--mean: 'blue' is not a list of numbers"),
         ("--bits w9a8", "bits='w9a8': no widths are called that; pass 3 to 8"),
+        ("--bits w4a8 --max-size-mb 3", "--max-size-mb: limits what --bits auto chooses; add that"),
         ("--requantize dyadic", "Invalid value for '--requantize': 'dyadic' is not one of 'pot', "),
         ("--no-such-option", "No such option: --no-such-option. See `tvmq compile --help`."),
     ],

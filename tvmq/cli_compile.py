@@ -89,6 +89,13 @@ def planning(
     return given if min_coverage is None else given | {"min_coverage": min_coverage}
 
 
+def require_search(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for limits of a search where there is none: now, not after seconds of imports."""
+    limits = [f"--{name.replace('_', '-')}" for name in LIMITS if name in options]
+    if limits and options["bits"] != "auto":
+        raise UsageError(f"{', '.join(limits)}: limits what --bits auto chooses; add that, or leave it out")
+
+
 def compile_model(
     path: Path,
     data: Data,
@@ -102,6 +109,7 @@ def compile_model(
     output = output or path.with_suffix(".tvmq")
     check_paths(path, output)
     beside.check(options["bits"])
+    require_search(options)
     profile = load_profile(options["target"])
     preprocessing = data.preprocessing()
     with StageDisplay() as display, calibration_warnings(display) as said:
