@@ -21,7 +21,8 @@ from tvmq.frontend import import_model
 from tvmq.passes.canonicalize import canonicalize
 from tvmq.pipeline import warn_of_size
 from tvmq.plan.options import Budget
-from tvmq.plan.search import search
+from tvmq.plan.problem import Assignment, Limits, within
+from tvmq.plan.search import search, uniform
 from tvmq.prepared import Settings
 from tvmq.reference_model import ReferenceModel
 from tvmq.spec import W8A8
@@ -110,6 +111,27 @@ def test_a_larger_budget_has_six_bits_where_these_pay():
     limit = 0.85 * plain().report.chosen.size / 1e6
     found = chosen(Budget(max_size_mb=limit, evaluations=1))
     assert {6, 8} <= {p.weight_bits for p in found.bits.values() if p}
+
+
+def test_a_plan_of_one_width_whose_file_just_fits_is_tried(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[Assignment, Limits]] = []
+
+    def searched(problem, goal, *arguments, **options):
+        six = uniform(problem, "w6a8")
+        assert six is not None
+        seen.append((six, goal.limits))
+        return search(problem, goal, *arguments, **options)
+
+    def with_code(self, problem, plan, size_of):
+        code = 20_000 if "w6a8" in plan.precisions.values() else 21_000  # beside 6 bits, and beside others
+        return replace(problem, costs=replace(problem.costs, fixed_bytes=code))
+
+    monkeypatch.setattr("tvmq.automatic.search", searched)
+    monkeypatch.setattr("tvmq.automatic.Evaluation.with_code", with_code)
+    plans(Budget(max_size_mb=1, evaluations=1))
+    without_code = seen[0][0].size - 1000  # what hand_made_costs has
+    plans(Budget(max_size_mb=(without_code + 20_000) / 1e6, evaluations=1), size_of=lambda *_: 0)
+    assert within(*seen[1])
 
 
 def test_the_time_is_shared_by_all_rounds_of_a_search(monkeypatch: pytest.MonkeyPatch):

@@ -217,7 +217,7 @@ def _of_files(
 ) -> tuple[Problem, Outcome]:
     """Return what searches end with whose best plan's file has this many bytes at most, if any has."""
     without_code = problem
-    problem = evaluation.with_code(problem, uniform(problem, EIGHT) or solve(problem, Limits()), size_of)
+    problem = evaluation.with_code(problem, _of_like_size(problem, most), size_of)
     outcome = run(problem)
     for _ in range(SIZE_ROUNDS - 1):
         corrected = evaluation.with_code(problem, outcome.best.plan, size_of)
@@ -233,6 +233,13 @@ def _of_files(
             problem = evaluation.with_code(few_kinds, solve(few_kinds, Limits(), "size"), size_of)
             outcome = run(problem)
     return problem, outcome
+
+
+def _of_like_size(problem: Problem, size: float) -> Assignment:
+    """Return the plan of one width nearest to so many bytes: what just fits is not to be found too large."""
+    names = {name for choices in problem.choices.values() for name in choices} - {FLOAT}
+    plans = [plan for name in sorted(names) if (plan := uniform(problem, name)) is not None]
+    return min(plans or [solve(problem, Limits())], key=lambda plan: abs(plan.size - size))
 
 
 def of_two_widths(problem: Problem, plan: Assignment) -> Problem:
