@@ -123,14 +123,14 @@ def test_a_plan_of_one_width_whose_file_just_fits_is_tried(monkeypatch: pytest.M
         return search(problem, goal, *arguments, **options)
 
     def with_code(self, problem, plan, size_of):
-        code = 20_000 if "w6a8" in plan.precisions.values() else 21_000  # beside 6 bits, and beside others
+        code = 2_000 if "w6a8" in plan.precisions.values() else 3_000  # beside 6 bits, and beside others
         return replace(problem, costs=replace(problem.costs, fixed_bytes=code))
 
     monkeypatch.setattr("tvmq.automatic.search", searched)
     monkeypatch.setattr("tvmq.automatic.Evaluation.with_code", with_code)
     plans(Budget(max_size_mb=1, evaluations=1))
     without_code = seen[0][0].size - 1000  # what hand_made_costs has
-    plans(Budget(max_size_mb=(without_code + 20_000) / 1e6, evaluations=1), size_of=lambda *_: 0)
+    plans(Budget(max_size_mb=(without_code + 2_000) / 1e6, evaluations=1), size_of=lambda *_: 0)
     assert within(*seen[1])
 
 
