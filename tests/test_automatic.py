@@ -113,6 +113,7 @@ def test_a_larger_budget_has_six_bits_where_these_pay():
     assert {6, 8} <= {p.weight_bits for p in found.bits.values() if p}
 
 
+@pytest.mark.slow
 def test_a_plan_of_one_width_whose_file_just_fits_is_tried(monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[Assignment, Limits]] = []
 
