@@ -243,8 +243,18 @@ class _Job:
 
 
 def float_bindings(nodes: Nodes, coverage: Coverage) -> list[str]:
-    """Return the names of the bindings that stay in float: of a chain, all."""
-    return [name for row in coverage.rows if not row.integer for name in nodes.by_name[row.site].bindings]
+    """Return the names of the bindings that stay in float: of a chain, all; sums of what is made in floats.
+
+    Such a sum may read what an integer site wanted stored, too.
+    """
+    integer = {row.site for row in coverage.rows if row.integer}
+    left = [name for row in coverage.rows if not row.integer for name in nodes.by_name[row.site].bindings]
+    for name, node in nodes.by_name.items():
+        if node.kind in ("add", "bias", "view") and not integer.isdisjoint(node.inputs):
+            integer.add(name)
+        elif node.kind == "add":
+            left.append(name)
+    return left
 
 
 def lower(mod: tvm.IRModule, numbers: Quantization, *, progress: Progress = silent) -> tvm.IRModule:
