@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tvmq
 from tests import tiny_transformer
@@ -57,6 +58,7 @@ def main(target: str, name: str = "") -> None:
         stays_on_the_gpu(loaded, x)
         failures_are_told(loaded, x)
         few_bits_are_exact(target, x)
+        floats_take_part(target)
         measured = model.benchmark(repeat=2, warmup=0)
         assert measured.gpu_ms is not None
         assert measured.breakdown.peak_gmacs > 1e4  # of the GPU, not of this CPU's threads
@@ -83,6 +85,19 @@ def few_bits_are_exact(target: str, x: np.ndarray) -> None:
     kernels = [part.kernel for part in model.benchmark(repeat=1, warmup=0).breakdown.parts]
     assert any("_w4" in name for name in kernels) == (4 in gpu.weight_bits)
     model.verify(x).require()
+
+
+def floats_take_part(target: str) -> None:
+    """Leave a convolution in float, which is loops that TVM made: two kernels with the chain behind it."""
+    torch.manual_seed(0)
+    conv, head = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 1)
+    x = torch.randn(4, 1, 3, 9, 9)
+    model = tvmq.compile(
+        torch.nn.Sequential(conv, torch.nn.ReLU(), head).eval(), example_inputs=(x[0],),
+        calibration=[(each,) for each in x], target=target, preset="fast", ignored=["0"],
+    )  # fmt: skip
+    assert [row.site for row in model.coverage.rows if row.integer] == ["2"]
+    model.verify(x[0].numpy()).require()
 
 
 def stays_on_the_gpu(model: CompiledModel, x: np.ndarray) -> None:

@@ -1,7 +1,8 @@
-"""Threads for what no kernel claims: element-wise chains, layout changes, small reductions.
+"""Threads for what no kernel claims: element-wise chains, layout changes, small reductions, float layers.
 
 Every element of a result is one thread's, and reductions keep their order, so integers and floats have the
 bits of the unscheduled function. Rounding is to nearest, ties to even, as on CPUs: CUDA's round() is not.
+TVM's DefaultGPUSchedule takes no function of two blocks, as float convolutions are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import ir, tirx
-from tvm.s_tir import SBlockRealize, Schedule
+from tvm.s_tir import SBlockRealize, Schedule, dlight
 
 from tvmq.schedule.cuda.launch import SCHEDULED
 
@@ -25,7 +26,7 @@ def schedule_gpu_leftovers(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.
         return mod
     prepared = tvm.IRModule({gvar: _ties_to_even(_inlined(func)) for gvar, func in left.items()})
     with target:
-        bound = tvm.s_tir.transform.DefaultGPUSchedule()(prepared)
+        bound = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(prepared)
     done = {gvar.name_hint: func.with_attr(SCHEDULED, True) for gvar, func in bound.functions.items()}
     functions = {
         gvar: done.get(gvar.name_hint, func) if gvar in left else func for gvar, func in mod.functions.items()
