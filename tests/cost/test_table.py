@@ -7,6 +7,7 @@ import pytest
 from tests.cost.tiny import NATIVE, asked, store_in
 from tvmq.cost import table as module
 from tvmq.cost.measure import Times
+from tvmq.cost.roofline import features, roofline_us
 from tvmq.cost.store import Store
 from tvmq.cost.table import cost_table, fingerprint
 from tvmq.errors import BusyMachineWarning, UsageError
@@ -89,6 +90,18 @@ def test_a_disturbed_time_that_cannot_be_true_is_not_taken(
     assert {cost.source for cost in found.sites if cost.ms} == {"roofline"}
     alone = of(store_in(tmp_path, measure=True))
     assert {cost.source for cost in alone.sites if cost.ms} == {"measured"}
+
+
+def test_a_disturbed_time_of_loops_is_believed_for_longer(
+    tmp_path: Path, clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+):
+    def slow(_self: Clock, works: Any) -> list[Times]:
+        return [Times(60 * roofline_us(features(work, 1), NATIVE, "l3"), 0.1, 9) for work in works]
+
+    monkeypatch.setattr(Clock, "times", slow)
+    with pytest.warns(BusyMachineWarning):
+        found = of(store_in(tmp_path, measure=True), neighbours=Crowd).of
+    assert (found["gelu.0", "float"].source, found["fc1", "w8a8"].source) == ("measured", "roofline")
 
 
 def test_only_what_was_measured_by_the_same_code_on_the_same_machine_counts(
