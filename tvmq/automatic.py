@@ -271,6 +271,7 @@ class _About:
             device=problem.costs.device,
             threads=problem.costs.threads,
             limits=self.budget.limits,
+            max_drop=self.budget.max_drop,
             measure=self.measure,
             metric=self.evaluation.metric if outcome else "",
             float_metric=self.evaluation.float_metric,

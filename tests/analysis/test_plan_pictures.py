@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -70,3 +71,16 @@ def test_the_page_and_the_terminal_tell_the_same(full: PlanReport, tmp_path: Pat
     for text in ("blocks.0.<fc1>", "w4a8", "saves 2.5 ms against float", "chosen", "top-1", "89, float 90.5"):
         assert text in out.getvalue()
     assert PlanReport.from_json(full.to_json()) == full
+
+
+def test_what_limits_the_plan_is_all_said(full: PlanReport):
+    def said(of: PlanReport) -> str:
+        out = StringIO()
+        Console(file=out, width=160).print(tables(of))
+        return out.getvalue()
+
+    assert "2e-05 MB and a drop of 0.01" in said(replace(full, max_drop=0.01))
+    assert "without code" not in said(full)
+    free = said(replace(full, max_drop=0.01, limits=Limits()))
+    assert "MB without code" in free
+    assert "│ a drop of 0.01 " in free

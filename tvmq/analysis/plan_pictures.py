@@ -14,6 +14,7 @@ from rich.text import Text
 from tvmq.analysis.drawing import FAINT, Bar, Dot, Drawing, Label, Line
 from tvmq.new_file import write_atomically
 from tvmq.plan.cost_table import FLOAT, precision_of
+from tvmq.plan.problem import Limits
 from tvmq.plan.records import GroupChoice, PlanReport
 from tvmq.plan.search import Evaluated
 from tvmq.report import bar, facts
@@ -132,8 +133,8 @@ def tables(report: PlanReport) -> RenderableType:
         shown.append(_evaluated(report.pareto, report))
     plan = report.chosen
     lines = {
-        "predicted": str(plan),
-        "limits": str(report.limits),
+        "predicted": f"{plan}{'' if report.limits.size else '; the size is without code'}",
+        "limits": _limits(report),
         "costs": f"{_sources(report.groups)}; {report.threads} threads, {report.device or report.target}",
     }
     if report.chosen_metric is not None:
@@ -168,12 +169,24 @@ def _groups(groups: Sequence[GroupChoice]) -> Table:
 
 def _evaluated(pareto: Sequence[Evaluated], report: PlanReport) -> Table:
     table = Table(title="What no other plan beats", title_justify="left")
-    for name in ("ms", "MB", report.metric, ""):
+    for name in ("ms", _megabytes(report), report.metric, ""):
         table.add_column(name, justify="right")
     for each in pareto:
         mark = "chosen" if each.plan.key == report.chosen.key else ""
         table.add_row(f"{each.plan.ms:.4g}", f"{each.plan.size / 1e6:.4g}", f"{each.metric:.5g}", mark)
     return table
+
+
+def _megabytes(report: PlanReport) -> str:
+    """Return what sizes are of: the code's is found out where the file's is limited."""
+    return "MB" if report.limits.size is not None else "MB without code"
+
+
+def _limits(report: PlanReport) -> str:
+    if report.max_drop is None:
+        return str(report.limits)
+    drop = f"a drop of {report.max_drop:g}"
+    return drop if report.limits == Limits() else f"{report.limits} and {drop}"
 
 
 def _sources(groups: Sequence[GroupChoice]) -> str:

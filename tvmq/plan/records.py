@@ -42,6 +42,7 @@ class PlanReport(Record):
     evaluated: tuple[Evaluated, ...]
     groups: tuple[GroupChoice, ...]
     ended: str
+    max_drop: float | None = None  # of the metric, where that was limited
     final_metric: float | None = None  # of what was made of the plan, its numbers chosen with the preset
 
     @property
