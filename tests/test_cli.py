@@ -155,6 +155,9 @@ def test_ctrl_c_during_compile_leaves_nothing_behind(
     assert capsys.readouterr().err.endswith("\ntvmq: interrupted; nothing was written\n")
     assert main(["tune", str(model_file), "--calibration", str(model_file.parent)]) == 130
     assert "no artifact was written, what was measured is kept" in capsys.readouterr().err
+    log = ["--bits", "auto", "--search-log", "plans.jsonl"]
+    assert main(["compile", str(model_file), "--calibration", str(model_file.parent), *log]) == 130
+    assert "what was evaluated is in the search log" in capsys.readouterr().err
     assert set(model_file.parent.iterdir()) == before
 
 

@@ -62,6 +62,9 @@ USAGE, BUG, INTERRUPTED = 2, 70, 130
 NOTHING_WRITTEN = "interrupted; nothing was written"
 COSTS_KEPT = "interrupted; what was measured is kept, the same command goes on from there"
 TRIALS_KEPT = "interrupted; no artifact was written, what was measured is kept in the tuning database"
+PLANS_KEPT = "interrupted; no artifact was written, what was evaluated is in the search log, to go on from"
+STOPPED = "interrupted; it no longer serves"
+KEPT = {"tune": TRIALS_KEPT, "cost": COSTS_KEPT, "serve": STOPPED, "tracker": STOPPED}
 
 app = typer.Typer(
     name="tvmq",
@@ -353,7 +356,9 @@ def doctor(as_json: Json = False) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong becomes one sentence on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    kept = {"tune": TRIALS_KEPT, "cost": COSTS_KEPT}.get(given[0], NOTHING_WRITTEN)
+    kept = KEPT.get(given[0], NOTHING_WRITTEN)
+    if any(word.startswith("--search-log") for word in given):
+        kept = PLANS_KEPT
     interrupts: list[int] = []
     try:
         with noted(interrupts), told_warnings():
