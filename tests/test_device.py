@@ -79,6 +79,12 @@ def test_a_lost_board_is_given_up_and_another_one_asked(answers):
         HERE.ask({"do": "machine"})
 
 
+def test_a_board_that_is_lent_by_a_tracker_says_how_to_name_it(answers):
+    answers.append(OSError("cannot find server that matches key=client: -timeout=620.0"))
+    with pytest.raises(DeviceError, match=r"rpc:here:9 is lent by its tracker alone; name it as tracker:"):
+        Device("here", 9, "").ask({"do": "machine"})
+
+
 def test_a_board_that_never_answers_is_a_lost_one(answers, monkeypatch):
     monkeypatch.setattr(device, "GRACE", 0.05)
     never = threading.Event()

@@ -28,6 +28,7 @@ from tvmq.tracker import DEFAULT_PORT as TRACKER_PORT
 FUNCTION = "tvmq.board"  # what a board registers
 ARTIFACT = "model.tvmq"  # a file there
 BOARD_PORT = 9090  # that `tvmq serve` listens on
+OTHER_KEY = "matches key"  # what TVM says of a server that wants its tracker's
 ATTEMPTS = 3  # boards to ask
 BACK_OFF = 2.0  # seconds before another one is asked; four times as many before the next
 PATIENCE = 600.0  # seconds for a free board, and for its answer
@@ -148,6 +149,10 @@ class Device:
                 return answered(json.loads(answer))
             except _LostError as error:
                 reason = str(error)
+            if not self.key and OTHER_KEY in reason:
+                raise DeviceError(
+                    f"device: {self} is lent by its tracker alone; name it as tracker:HOST:PORT/KEY"
+                )
             if attempt < ATTEMPTS:
                 said = f"device: {self} was lost ({reason}); attempt {attempt + 1} of {ATTEMPTS} follows"
                 warnings.warn(LostBoardWarning(said), stacklevel=2)
