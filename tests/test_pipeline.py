@@ -383,27 +383,3 @@ def test_what_stages_hand_on_survives_being_written(tmp_path: Path):
     qdq = tiny_transformer.qdq_module()
     again = tvm.ir.load_json(tvm.ir.save_json(qdq))
     tvm.ir.assert_structural_equal(qdq, again)
-
-
-def test_a_sum_of_what_is_made_in_floats_may_read_what_is_stored_for_others():
-    class Embedded(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            n = torch.nn
-            self.embed, self.norm, self.norm2 = n.Linear(16, 32), n.LayerNorm(32), n.LayerNorm(32)
-            self.up, self.down, self.head = n.Linear(32, 64), n.Linear(64, 32), n.Linear(32, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.embed(x)
-            x = x + self.down(torch.relu(self.up(self.norm(x))))
-            return self.head(self.norm2(x))
-
-    torch.manual_seed(0)
-    x = torch.randn(4, 5, 16)
-    model = tvmq.compile(
-        Embedded().eval(), example_inputs=(x,), calibration=[(x,), (x / 2,)], target="x86_baseline",
-        preset="fast", bits={"embed": "float", "down": "float"},
-    )  # fmt: skip
-    integer = {row.site for row in model.coverage.rows if row.integer}
-    assert {"norm", "up", "norm2", "head"} <= integer
-    assert integer.isdisjoint({"embed", "down"})

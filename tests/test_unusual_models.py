@@ -174,3 +174,27 @@ def test_a_text_model_is_integer_from_its_ids_on_and_holds_no_float_table():
     assert F.cosine_similarity(compiled(*given).flatten(), wanted.flatten(), 0) > 0.99
     tables = [c for c in compiled._built.constants if c.logical_shape == (5000, WIDTH)]
     assert [str(c.array.dtype) for c in tables] == ["int16"]
+
+
+def test_a_sum_of_what_is_made_in_floats_may_read_what_is_stored_for_others():
+    class Embedded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            n = torch.nn
+            self.embed, self.norm, self.norm2 = n.Linear(16, 32), n.LayerNorm(32), n.LayerNorm(32)
+            self.up, self.down, self.head = n.Linear(32, 64), n.Linear(64, 32), n.Linear(32, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            x = x + self.down(torch.relu(self.up(self.norm(x))))
+            return self.head(self.norm2(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 16)
+    model = tvmq.compile(
+        Embedded().eval(), example_inputs=(x,), calibration=[(x,), (x / 2,)], target="x86_baseline",
+        preset="fast", bits={"embed": "float", "down": "float"},
+    )  # fmt: skip
+    integer = {row.site for row in model.coverage.rows if row.integer}
+    assert {"norm", "up", "norm2", "head"} <= integer
+    assert integer.isdisjoint({"embed", "down"})

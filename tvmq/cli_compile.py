@@ -14,6 +14,7 @@ from rich.console import RenderableType
 import tvmq
 from tvmq import report
 from tvmq.cli_output import StageDisplay, show
+from tvmq.cli_process import told_warnings
 from tvmq.errors import InterruptedRunError, TvmqWarning, UsageError
 from tvmq.images import Preprocessing, load_calibration, preprocessing_from_text
 from tvmq.model_file import ModelFile, open_model
@@ -182,18 +183,13 @@ def opened_model(path: Path, batch: int | None, display: StageDisplay) -> ModelF
 def calibration_warnings(display: StageDisplay) -> Iterator[list[str]]:
     """Say our warnings while stages run, and give their texts; others pass as usual."""
     said: list[str] = []
-    with warnings.catch_warnings():
+
+    def say(message: str) -> None:
+        said.append(message)
+        display.say(f"warning: {message}")
+
+    with told_warnings(say):
         warnings.simplefilter("always", TvmqWarning)
-        usual = warnings.showwarning
-
-        def showwarning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if not issubclass(category, TvmqWarning):
-                usual(message, category, *rest, **more)
-                return
-            said.append(str(message))
-            display.say(f"warning: {message}")
-
-        warnings.showwarning = showwarning
         yield said
 
 

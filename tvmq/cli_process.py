@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -35,15 +35,19 @@ def noted(interrupts: list[int]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _to_stderr(message: str) -> None:
+    print(f"tvmq: warning: {message}", file=sys.stderr, flush=True)
+
+
 @contextmanager
-def told_warnings() -> Iterator[None]:
+def told_warnings(say: Callable[[str], None] = _to_stderr) -> Iterator[None]:
     """Say our warnings as sentences, without the line of code that gave them; others pass as usual."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
         def told(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, TvmqWarning):
-                print(f"tvmq: warning: {message}", file=sys.stderr, flush=True)
+                say(str(message))
             else:
                 usual(message, category, *rest, **more)
 
