@@ -67,6 +67,22 @@ def test_a_power_of_two_is_known_through_float32_noise_alone(k, off):
     assert found == (k if abs(off) < 1e-6 else None)
 
 
+@given(st.integers(1, numerics.MOST_GAIN), st.integers(-20, 40), st.sampled_from([-1e-4, -5e-7, 0.0, 5e-7, 1e-4]))
+def test_a_gain_is_known_through_float32_noise_alone(gain, k, off):
+    found = numerics.gain_and_shift(np.array([gain * 2.0**-k * (1 + off)]))
+    if abs(off) > 1e-5:
+        assert found is None
+        return
+    gains, shifts = found
+    assert gains[0] % 2 == 1
+    assert gains[0] * 2.0 ** -float(shifts[0]) == gain * 2.0**-k
+
+
+def test_gains_past_the_most_have_no_form():
+    assert numerics.gain_and_shift(np.array([1.0, 17 / 32])) is None
+    assert numerics.gain_and_shift(np.array([1.0, 15 / 32])) is not None
+
+
 @pytest.mark.parametrize("name", sorted(UNARY_FUNCTIONS))
 @given(st.floats(1e-3, 1.0), st.integers(0, 255), st.floats(1e-3, 1.0), st.integers(0, 255))
 def test_a_table_holds_the_nearest_code_of_every_input(name, scale_in, zero_in, scale_out, zero_out):

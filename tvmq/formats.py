@@ -105,7 +105,7 @@ class QuantizedWeight(Record):
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
-    bits: int = 8  # no value is larger than 2**(bits - 1) - 1
+    bits: int = 8  # what the two's complement of every value fits
 
 
 def bits_of(values: npt.NDArray[np.int8]) -> int:

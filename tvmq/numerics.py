@@ -38,6 +38,10 @@ NEWTON_STEPS = 5
 SQRT_POWERS = tuple(4**i for i in range(26))  # v < 4**25 for every int16 input
 LAYER_NORM_MAX_CHANNELS = 8191
 
+# Weights of few bits may count several times: by a whole number, which int32 sums have room for.
+GAIN_BITS = 4
+MOST_GAIN = 2**GAIN_BITS - 1
+
 # Integer softmax: a logit counts 1/14 octave, so that the last of 128 table entries, which stands for every
 # greater distance from the row's largest, is 9 octaves down: below half a unit of uint8, that is, zero.
 STEPS_PER_OCTAVE = 14
@@ -179,6 +183,21 @@ def _windows(
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
     seen = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
     return seen[:, :: strides[0], :: strides[1]]
+
+
+def gain_and_shift(ratio: FloatArray, tolerance: float = 1e-6) -> tuple[Int32Array, Int32Array] | None:
+    """Return odd gains below MOST_GAIN + 1 and shifts with ratio = gain / 2**shift; None if one has no such.
+
+    Ratios are positive. What they rescale stays in int32: a sum times its gain, then shifted to the right.
+    """
+    mantissa, exponent = np.frexp(np.asarray(ratio, np.float64))
+    scaled = mantissa * (MOST_GAIN + 1)
+    gain = np.rint(scaled).astype(np.int64)
+    if (np.abs(scaled - gain) > tolerance * gain).any():
+        return None
+    shift = GAIN_BITS - exponent.astype(np.int64)
+    even = np.log2((gain & -gain).astype(np.float64)).astype(np.int64)
+    return (gain >> even).astype(np.int32), (shift - even).astype(np.int32)
 
 
 def power_of_two_exponent(ratio: float, tolerance: float = 1e-6) -> int | None:

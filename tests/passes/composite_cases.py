@@ -32,6 +32,7 @@ def linear(
     low: int | None = None,
     zero_point: int = 0,
     fixed_point: bool = False,
+    gain: bool = False,
     residual: bool = False,
     table: bool = False,
 ) -> Case:
@@ -52,6 +53,9 @@ def linear(
         multiplier, shift = numerics.fixed_point_multiplier(rng.random(6) * 0.01 + 0.001)
         y = numerics.requantize_fixed_point(acc, multiplier, shift, zero_point, "int32").astype(np.int64)
         args += [multiplier, shift]
+    elif gain:
+        args += [np.array([1, 3, 7, 9, 11, 15], np.int32), np.array([0, 4, 9, 10, 11, 12], np.int32)]
+        y = (acc - bias) * args[-2] + bias >> args[-1]
     else:
         shift = np.array([0, 3, 6, 7, 8, 9], np.int32)
         y = acc >> shift
@@ -71,6 +75,7 @@ def linear(
         high=top,
         zero_point=zero_point,
         fixed_point=fixed_point,
+        gain=gain,
         residual=residual,
         table=table,
     )
@@ -212,6 +217,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "linear and table": lambda: linear("uint8", table=True),
     "linear to float": lambda: linear("float32"),
     "fixed point": lambda: linear("uint8", fixed_point=True, zero_point=128),
+    "gain": lambda: linear("uint8", gain=True),
+    "gain and residual": lambda: linear("int16", gain=True, residual=True),
     "fixed point and residual": lambda: linear("int16", fixed_point=True, residual=True),
     "fixed point and table": lambda: linear("uint8", fixed_point=True, zero_point=3, table=True),
     "convolution": lambda: conv2d(top=1, left=2, right=1),

@@ -60,6 +60,7 @@ def test_a_linear_is_a_product_a_shift_and_a_clip():
                 "tvmq.high": 255,
                 "tvmq.zero_point": 0,
                 "tvmq.fixed_point": 0,
+                "tvmq.gain": 0,
                 "tvmq.residual": 0,
                 "tvmq.table": 0,
                 "tvmq.weight_bits": 8,

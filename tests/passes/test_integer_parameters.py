@@ -96,6 +96,38 @@ def test_the_limits_of_the_input_prove_longer_sums():
     assert linear_parameters("fc", x.limited(0, 15), weight, None, None).bias.tolist() == [0]
 
 
+@given(
+    seeds,
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.lists(st.tuples(st.integers(1, 15), st.integers(4, 20)), min_size=5, max_size=5),
+)
+def test_a_whole_number_of_times_a_power_of_two_takes_a_gain(seed, zero_in, zero_out, ratios):
+    params, out = QuantParams(2.0**-5, zero_in, "uint8"), QuantParams(2.0**-3, zero_out, "uint8")
+    gains, shifts = np.array(ratios).T
+    gains[0] = 13  # of powers of two alone, shifts are enough
+    x, weight, bias = a_linear(seed, gains * 2.0 ** (2.0 - shifts))
+    found = linear_parameters("fc", params, weight, bias, out)
+    assert found.gain
+    assert not found.fixed_point
+    gain, shift = (values.astype(np.int64) for values in found.rescale)
+    assert (gain * 2.0**-shift == gains * 2.0**-shifts).all()
+    wide = (x @ weight.values.astype(np.int64)) * gain + found.bias
+    finer = QuantizedWeight((weight.values.astype(np.int64) * gain), weight.scale / gain)
+    exact = numerics.requantize(plain_accumulator(x, params, finer, bias), shift, zero_out, "uint8")
+    np.testing.assert_array_equal(numerics.saturate(wide >> shift, "uint8"), exact)
+
+
+def test_gains_that_sums_have_no_room_for_are_multipliers():
+    x, out = QuantParams(1.0, 0, "uint8"), QuantParams(2.0**10, 0, "uint8")
+    values = np.full((2**15, 2), 127, np.int8)
+    weight = QuantizedWeight(values, np.array([1.0, 3.0], np.float32))
+    found = linear_parameters("fc", x, weight, None, out)
+    assert (found.gain, found.fixed_point) == (False, True)
+    short = QuantizedWeight(values[: 2**13], weight.scale)
+    assert linear_parameters("fc", x, short, None, out).gain
+
+
 @given(seeds, st.integers(0, 255), st.integers(0, 255), st.floats(1e-4, 0.1))
 def test_other_ratios_take_the_fixed_point_form(seed, zero_in, zero_out, scale):
     params, out = QuantParams(0.03, zero_in, "uint8"), QuantParams(0.1, zero_out, "uint8")

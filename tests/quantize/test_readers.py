@@ -15,7 +15,7 @@ from tvmq.plan.formats import final, swallowed, value_formats
 from tvmq.plan.nodes import index
 from tvmq.quantize.readers import Readers
 from tvmq.quantize.site_weights import input_params, matrix_of
-from tvmq.quantize.weights import largest_value, scale_candidates
+from tvmq.quantize.weights import scale_candidates
 from tvmq.spec import Precision
 
 SITES = ("blocks.0.fc1", "blocks.0.fc2", "blocks.0.proj")
@@ -48,7 +48,7 @@ def test_a_value_may_be_as_coarse_as_a_shift_reaches(site: str, bits: int):
         values = {**numbers.values, source: tried}
         x = input_params(nodes, node, values, numbers.also_uint8)
         ratio = values[out].scale / x.scale
-        turns = np.log2(scale_candidates(matrix_of(node), ratio, 0.0, largest_value(bits))[0] / ratio)
+        turns = np.log2(scale_candidates(matrix_of(node), ratio, 0.0, bits, gained=False)[0] / ratio)
         shifts = bool(np.allclose(turns, np.round(turns), atol=1e-6))
         answers.append(readers.by_a_shift(source, tried, numbers.values, numbers.also_uint8))
         assert answers[-1] == shifts

@@ -29,7 +29,7 @@ def mlp() -> tuple[Task, dict[str, Rounding]]:
     roundings = {}
     for name in ("blocks.0.fc1", "blocks.0.fc2"):
         weight = torch.from_numpy(tiny.nodes().by_name[name].call.args[1].value.numpy().copy())
-        roundings[name] = Rounding(weight, weight.abs().amax(0) / 3, 3)
+        roundings[name] = Rounding(weight, weight.abs().amax(0) / 3, (-3, 3))
     weights = (token_weights(target, image=False),)
     task = Task(unit, BATCHES, None, (), (target,), weights, {}, lambda name: False, {})
     return task, roundings

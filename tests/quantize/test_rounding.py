@@ -30,7 +30,7 @@ def test_descent_is_never_worse_and_stays_in_range(seed):
     weight, scale, metric = case(seed, groups=2, inputs=9, outputs=4)
     scale = scale * 0.6  # the largest weights are clipped
     start = nearest(weight, scale, 7)
-    found = descended(weight, scale, metric, start, 7)
+    found = descended(weight, scale, metric, start, (-7, 7))
     before, after = (output_error(weight, scale, metric, values) for values in (start, found))
     assert (after <= before * 1.0001 + 1e-6).all()
     assert found.abs().max() <= 7
@@ -39,7 +39,7 @@ def test_descent_is_never_worse_and_stays_in_range(seed):
 
 def test_close_to_the_best_of_all_whole_numbers():
     weight, scale, metric = case(0, groups=1, inputs=3, outputs=40)
-    values = descended(weight, scale, metric, rounded_with_feedback(weight, scale, metric, 7), 7)
+    values = descended(weight, scale, metric, rounded_with_feedback(weight, scale, metric, (-7, 7)), (-7, 7))
     found = output_error(weight, scale, metric, values)[0]
     every = torch.tensor(list(itertools.product(range(-7, 8), repeat=3)), dtype=torch.float32).T[None]
     best = torch.stack(
@@ -58,10 +58,10 @@ def test_close_to_the_best_of_all_whole_numbers():
 def test_correlated_inputs_leave_a_fraction_of_the_error():
     inputs = BLOCK + 20  # errors pass from block to block
     weight, scale, metric = case(0, groups=1, inputs=inputs, outputs=6, rank=inputs // 4)
-    fed = rounded_with_feedback(weight, scale, metric, 7)
+    fed = rounded_with_feedback(weight, scale, metric, (-7, 7))
     before = output_error(weight, scale, metric, nearest(weight, scale, 7)).sum()
     after = output_error(weight, scale, metric, fed).sum()
-    last = output_error(weight, scale, metric, descended(weight, scale, metric, fed, 7)).sum()
+    last = output_error(weight, scale, metric, descended(weight, scale, metric, fed, (-7, 7))).sum()
     assert after < 0.3 * before
     assert last <= after
 
@@ -71,7 +71,7 @@ def test_correlated_inputs_leave_a_fraction_of_the_error():
 def test_equals_the_published_recursion(seed, groups):
     """GPTQ's definition: after each row, the inverse loses it by one step of Gaussian elimination."""
     weight, scale, metric = case(seed, groups=groups, inputs=7, outputs=1)
-    found = rounded_with_feedback(weight, scale, metric, 7)
+    found = rounded_with_feedback(weight, scale, metric, (-7, 7))
     for g in range(groups):
         inverse, left = torch.linalg.inv(metric[g].double()), weight[g, :, 0].double()
         for i in torch.argsort(-metric[g].diagonal(), stable=True):
@@ -89,7 +89,7 @@ def test_channels_that_never_vary_are_rounded_too():
     metric = torch.diag_embed(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [1e-7, -1e-8, 1e-7]]))
     weight, scale = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)), torch.full((3, 4), 0.1)
     raised = damped(metric, 100)
-    values = rounded_with_feedback(weight, scale, raised, 127)
+    values = rounded_with_feedback(weight, scale, raised, (-127, 127))
     assert torch.isfinite(values).all()
     torch.testing.assert_close(values[0, 1], torch.floor(weight[0, 1] / 0.1 + 0.5))
     factor = factored(metric)

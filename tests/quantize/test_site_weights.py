@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.quantize.test_moments import CASES, site
-from tvmq.quantize.site_weights import matrix_of, shaped
+from tvmq.quantize.site_weights import kept_apart, limits_of, matrix_of, shaped
 
 
 @pytest.mark.parametrize("kind", sorted(CASES))
@@ -15,3 +15,22 @@ def test_a_matrix_goes_back_into_the_weights_shape(kind):
     assert back.shape == tuple(weight.shape)
     column = back[:, 1] if kind == "linear" else back[1].ravel()
     np.testing.assert_array_equal(column, whole[:, 1])
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_few_bits_take_all_their_values_and_no_two_neighbours_the_least(kind, bits):
+    node, _, _, weight = site(kind)
+    low, high = limits_of(node, bits)
+    assert high == 2 ** (bits - 1) - 1
+    whole = bits < 8 and (kind == "linear" or (kind == "conv" and weight.shape[1] % 2 == 0))
+    assert low == (-high - 1 if whole else -high)
+    least = np.full(tuple(weight.shape), low, np.int8)
+    apart = kept_apart(node, least, bits)
+    assert (apart >= least).all()
+    assert (apart - least <= 1).all()
+    pairs_stay = {"linear": lambda v: v[0:-1:2] + v[1::2], "conv": lambda v: v[:, 0:-1:2] + v[:, 1::2]}
+    if whole:
+        assert (pairs_stay[kind](apart.astype(int)) == 2 * low + 1).all()
+    else:
+        np.testing.assert_array_equal(apart, least)

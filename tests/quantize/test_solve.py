@@ -61,7 +61,7 @@ def test_outputs_come_nearer_to_the_float_ones_than_by_rounding():
     for seed in range(20):
         x, q, weight = case(seed)
         top = weight.abs().amax(1) / 7
-        solved = solve(weight, halves_of(x, q), [top, top / 2], 7)
+        solved = solve(weight, halves_of(x, q), [top, top / 2], (-7, 7))
         plain = torch.floor(weight / top[:, None] + 0.5).clamp(-7, 7) * top[:, None]
         errors += torch.stack([((x @ weight - q @ w) ** 2).sum() for w in (solved.weight, plain)])
     assert errors[0] < 0.85 * errors[1]
@@ -75,8 +75,8 @@ def test_each_column_takes_its_best_scale(seed):
     top = weight.abs().amax(1) / 7
     moments = pooled(*halves)
     metric = damped(moments.gram, moments.rows)
-    alone = [solve(weight, halves, [scale], 7) for scale in (top, top / 4)]
-    both = solve(weight, halves, [top, top / 4], 7)
+    alone = [solve(weight, halves, [scale], (-7, 7)) for scale in (top, top / 4)]
+    both = solve(weight, halves, [top, top / 4], (-7, 7))
     errors = [output_error(each.wanted, each.scale, metric, each.values) for each in (*alone, both)]
     torch.testing.assert_close(errors[2], torch.minimum(errors[0], errors[1]))
 
@@ -86,6 +86,6 @@ def test_more_bits_leave_less_error():
     errors = []
     for largest in (1, 3, 7, 15, 31, 127):
         top = weight.abs().amax(1) / largest
-        solved = solve(weight, halves_of(x, q), [top * f for f in (1.0, 0.8, 0.6)], largest)
+        solved = solve(weight, halves_of(x, q), [top * f for f in (1.0, 0.8, 0.6)], (-largest, largest))
         errors.append(float(((x @ weight - q @ solved.weight) ** 2).sum()))
     assert errors == sorted(errors, reverse=True)

@@ -4,9 +4,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.strategies import seeds
+from tvmq import numerics
 from tvmq.formats import QuantParams
 from tvmq.passes.integer_parameters import linear_parameters
-from tvmq.quantize.weights import QMAX, corrected_bias, largest_value, quantize_weight, smallest_scales
+from tvmq.quantize.weights import (
+    QMAX,
+    corrected_bias,
+    largest_value,
+    quantize_weight,
+    scale_candidates,
+    smallest_scales,
+)
 
 exponents = st.integers(-20, 20)
 
@@ -45,6 +53,21 @@ def test_power_of_two_scales_and_none_better_beside_them(seed: int, ratio: float
         assert (error <= beside * 1.001 + 1e-12)[allowed].all()
 
 
+@given(seeds, st.integers(2, 7), st.floats(1.0, 100))
+def test_few_bits_take_scales_with_gains_from_what_clips_nothing_on(seed: int, bits: int, coarseness: float):
+    weight, _ = layer(seed)
+    widest = np.abs(weight).max(0) / largest_value(bits)
+    ratio = float(widest.max()) * coarseness
+    candidates = np.stack(scale_candidates(weight, ratio, 0.0, bits))
+    assert numerics.gain_and_shift(candidates / ratio) is not None
+    assert (candidates[0] >= widest * (1 - 1e-9)).all()
+    assert (candidates[0] <= widest * 9 / 8 * (1 + 1e-9)).all()
+    assert (np.diff(candidates, axis=0) < 0).all()
+    assert (candidates[-1] < 0.67 * widest).all()
+    powers = np.stack(scale_candidates(weight, ratio, 0.0, bits, gained=False)) / ratio
+    assert (np.log2(powers) % 1 == 0).all()
+
+
 @given(seeds)
 def test_values_are_the_nearest_of_their_scale(seed: int):
     weight, gram = layer(seed)
@@ -76,7 +99,8 @@ def test_more_bits_never_give_a_larger_error(seed: int):
         own = quantize_weight(weight, gram, float(np.abs(weight).max()), bits=bits)
         delta = own.values * own.scale.astype(np.float64) - weight
         outputs.append(float((delta * (gram @ delta)).sum()))
-    assert (np.diff(plain, axis=0) <= 1e-9).all()
+    # What scales are tried differs from bits to bits, and of 8 bits they are powers of two alone.
+    assert all((more <= less + 1e-9).all() for less, more in zip(plain, plain[2:], strict=False))
     # Rounding each weight to the nearest makes no promise of a sum of them: two bits more do in practice.
     assert all(more < less for less, more in zip(outputs, outputs[2:], strict=False))
 

@@ -35,6 +35,7 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "few bits": {"out_dtype": "uint8", "low": 0, "high": 15, "table": True},
     "trunk and few bits": {"out_dtype": "int16", "low": -9000, "copy": (3, 5, 2, 15)},
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 9},
+    "gain": {"out_dtype": "uint8", "gain": True},
     "float32": {"out_dtype": "float32"},
 }
 Spec = ConvSpec | DepthwiseSpec
@@ -105,7 +106,7 @@ def random_case(spec: Spec, isa: str) -> tuple[list[Any], list[Any]]:
     bias = random.integers(-5000, 5000, g.outputs, "int32")
     taps = g.kernel_rows * g.kernel_columns * g.group_inputs
     bias[::10], bias[1::10] = 2**31 - 1 - 255 * 127 * taps, 255 * 128 * taps - 2**31
-    rescale, y = rescaled(product, sums.reshape(g.pixels, -1) + bias, random)
+    rescale, y = rescaled(product, sums.reshape(g.pixels, -1), bias, random)
     rest, expected = finished(product, y, random)
     packed, per_channel = _packed(spec, weight.astype("int8"), [bias, *rescale], ISA[isa])
     return [x, packed, *per_channel, *rest], expected

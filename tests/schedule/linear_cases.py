@@ -24,6 +24,8 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "few bits": {"out_dtype": "uint8", "low": 1, "high": 15},
     "trunk": {"out_dtype": "int16", "residual": True},
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 128},
+    "gain": {"out_dtype": "uint8", "gain": True},
+    "gain in the trunk": {"out_dtype": "int16", "gain": True, "residual": True},
     "float32": {"out_dtype": "float32"},
 }
 Pack = Callable[[Any], Any]
@@ -58,6 +60,10 @@ def random_case(
         per_channel.append(random.integers(34, 46, spec.outputs, "int32"))
         values = numerics.round_shift_wide(acc * per_channel[1].astype("int64"), per_channel[2])
         values = values + spec.zero_point
+    elif spec.gain:
+        per_channel.append(random.integers(1, numerics.MOST_GAIN + 1, spec.outputs).astype("int32"))
+        per_channel.append(random.integers(0, 18, spec.outputs, "int32"))
+        values = (acc - bias) * per_channel[1].astype("int64") + bias >> per_channel[2]
     else:
         per_channel.append(random.integers(0, 14, spec.outputs, "int32"))
         values = acc >> per_channel[1]

@@ -12,8 +12,9 @@ from tvmq.schedule.linear_spec import LinearSpec
 Arrays = list[Any]
 
 
-def rescaled(product: LinearSpec, acc: Any, random: Any) -> tuple[Arrays, Any]:
-    """Return random scales of a product's channels, and the int32 sums [rows, channels] rescaled by them."""
+def rescaled(product: LinearSpec, sums: Any, bias: Any, random: Any) -> tuple[Arrays, Any]:
+    """Return random scales of a product's channels, and its int32 sums [rows, channels] with a bias rescaled."""
+    acc = sums + bias
     outputs = product.outputs
     if product.out_dtype == "float32":
         factor = random.random(outputs, "float32")
@@ -24,6 +25,11 @@ def rescaled(product: LinearSpec, acc: Any, random: Any) -> tuple[Arrays, Any]:
         moved = numerics.round_shift_wide(acc * multiplier.astype("int64"), shift)
         return [multiplier, shift], moved + product.zero_point
     shift = random.integers(4, 12, outputs, "int32")
+    if product.gain:
+        # Of the largest sums, gains are 1: what a multiplication by more gives is not proved to fit.
+        room = (2**31 - 1 - np.abs(bias.astype("int64"))) // np.maximum(np.abs(sums).max(0), 1)
+        gain = np.minimum(random.integers(1, numerics.MOST_GAIN + 1, outputs), np.maximum(room, 1))
+        return [gain.astype("int32"), shift], sums * gain + bias >> shift
     return [shift], acc >> shift
 
 

@@ -54,7 +54,7 @@ def test_artifacts_for_older_cpus_run_there_with_the_same_bits() -> None:
 
 LINEAR = {
     "kernel": "linear", "in_dtype": "uint8", "out_dtype": "uint8", "residual": False, "table": True,
-    "fixed_point": False, "zero_point": 0, "low": 0, "high": 255,
+    "fixed_point": False, "gain": False, "zero_point": 0, "low": 0, "high": 255,
 }  # fmt: skip
 # Instruction of the products, and what no CPU of the kind has: wider registers, other encodings.
 CODE = [

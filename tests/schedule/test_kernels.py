@@ -15,7 +15,7 @@ from tvmq.target import load_profile
 
 LINEAR = {
     "kernel": "linear", "in_dtype": "uint8", "out_dtype": "uint8", "residual": False, "table": False,
-    "fixed_point": False, "zero_point": 0, "low": 0, "high": 255,
+    "fixed_point": False, "gain": False, "zero_point": 0, "low": 0, "high": 255,
 }  # fmt: skip
 SHAPES = [(5, 8), (8, 20), (20,), (20,)]
 

@@ -38,7 +38,8 @@ def linear(
     x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs]. Of each weight only the highest
     weight_bits are used, the others are zero: a kernel may want them packed.
     rescale: one float32 factor [outputs] where out_dtype is float32. Otherwise int32 shifts [outputs], and
-    bias holds the rounding half and the output's zero point already; fixed_point: int32 multipliers, shifts.
+    bias holds the rounding half and the output's zero point already; gain: int32 gains, which the
+    products' sum is multiplied by before the bias is added, then shifts; fixed_point: int32 multipliers, shifts.
     residual: int16 [rows, outputs], in units of the result. The sum is clipped to [low, high]; a table
     (uint8 [256]) then maps uint8 to uint8. With copy the result is a tuple: int16, and uint8 made of it.
     """
@@ -47,8 +48,7 @@ def linear(
     bias = relax.Var("bias", tensor_type((outputs,), "int32"))
     params = [x, weight, bias]
     body = Body()
-    acc = body(op.add(body(op.matmul(x, weight, out_dtype="int32")), bias))
-    y = epilogue.emit(body, params, acc)
+    y = epilogue.emit(body, params, body(op.matmul(x, weight, out_dtype="int32")))
     attrs = {"in_dtype": in_dtype, "weight_bits": weight_bits, **epilogue.attrs()}
     return body.finish(params, y, "linear", site, attrs)
 
@@ -88,8 +88,7 @@ def conv2d(
         kernel_layout="HWIO",
         out_dtype="int32",
     )
-    acc = body(op.reshape(body(sums), (g.pixels, g.outputs)))
-    y = epilogue.emit(body, params, body(op.add(acc, bias)))
+    y = epilogue.emit(body, params, body(op.reshape(body(sums), (g.pixels, g.outputs))))
     attrs = {"in_dtype": in_dtype, "weight_bits": weight_bits, "pad_value": pad_value}
     attrs |= {**g.attrs(), **epilogue.attrs()}
     return body.finish(params, y, "conv2d", site, attrs)

@@ -30,6 +30,7 @@ class Epilogue:
     high: int = 0
     zero_point: int = 0
     fixed_point: bool = False
+    gain: bool = False
     residual: bool = False
     table: bool = False
     copy: Copy | None = None
@@ -42,18 +43,21 @@ class Epilogue:
             "high": self.high,
             "zero_point": self.zero_point,
             "fixed_point": int(self.fixed_point),
+            "gain": int(self.gain),
             "residual": int(self.residual),
             "table": int(self.table),
             **copy_attrs(self.copy),
         }
 
-    def emit(self, body: Body, params: list[relax.Var], acc: relax.Var) -> Any:
-        """Emit the result of sums acc, int32 [rows, outputs], and add the parameters that it takes."""
-        rows, outputs = (int(d) for d in acc.ty.shape)
+    def emit(self, body: Body, params: list[relax.Var], sums: relax.Var) -> Any:
+        """Emit the result of sums, int32 [rows, outputs]; params ends with the bias, what else it takes is added.
+        """
+        rows, outputs = (int(d) for d in sums.ty.shape)
         if self.out_dtype == "float32":
+            total = body(op.add(sums, params[-1]))
             params.append(relax.Var("factor", tensor_type((outputs,), "float32")))
-            return body(op.multiply(body(op.astype(acc, "float32")), params[-1]))
-        y = rescaled(body, params, acc, self.zero_point if self.fixed_point else None)
+            return body(op.multiply(body(op.astype(total, "float32")), params[-1]))
+        y = self._rescaled(body, params, sums)
         if self.residual:
             params.append(relax.Var("residual", tensor_type((rows, outputs), "int16")))
             y = body(op.add(y, body(op.astype(params[-1], "int32"))))
@@ -66,6 +70,17 @@ class Epilogue:
             return y
         return body(relax.Tuple([y, requantized(body, clipped, self.copy)]))
 
+    def _rescaled(self, body: Body, params: list[relax.Var], sums: relax.Var) -> relax.Var:
+        """Emit the requantized sums as int32."""
+        bias, vector = params[-1], tensor_type((int(sums.ty.shape[1]),), "int32")
+        names = (*(["gain"] if self.gain else ["multiplier"] if self.fixed_point else []), "shift")
+        params += [relax.Var(name, vector) for name in names]
+        gained = body(op.multiply(sums, params[-2])) if self.gain else sums
+        total = body(op.add(gained, bias))
+        if self.fixed_point:
+            return _fixed_point(body, total, params[-2], params[-1], self.zero_point)
+        return body(op.right_shift(total, params[-1]))
+
 
 def copy_attrs(copy: Copy | None) -> dict[str, int]:
     """Return the attributes that say how a composite's second output is made."""
@@ -77,16 +92,6 @@ def requantized(body: Body, wide: relax.Expr, copy: Copy) -> relax.Var:
     half = (1 << copy.shift >> 1) + (copy.zero_point << copy.shift)
     moved = body(op.right_shift(body(op.add(wide, integer(half))), integer(copy.shift)))
     return body(op.astype(body(op.clip(moved, copy.low, copy.high)), "uint8"))
-
-
-def rescaled(body: Body, params: list[relax.Var], acc: relax.Var, zero_point: int | None) -> relax.Var:
-    """Emit the requantized accumulator as int32 and add its parameters; a zero point means fixed point."""
-    vector = (int(acc.ty.shape[1]),)
-    if zero_point is None:
-        params.append(relax.Var("shift", tensor_type(vector, "int32")))
-        return body(op.right_shift(acc, params[-1]))
-    params += [relax.Var(name, tensor_type(vector, "int32")) for name in ("multiplier", "shift")]
-    return _fixed_point(body, acc, params[-2], params[-1], zero_point)
 
 
 def _fixed_point(

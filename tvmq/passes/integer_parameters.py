@@ -30,20 +30,21 @@ def widened(x: QuantParams, weight: QuantizedWeight, out: QuantParams) -> Quanti
     if any(exponent is None for exponent in exponents):
         return weight
     left = np.maximum(-np.array(exponents, np.int64), 0)
-    sizes = np.abs(weight.values.astype(np.int64)).max(axis=0, initial=0)
-    if not left.any() or (sizes > numerics.INTEGER_RANGE["int8"][1] >> np.minimum(left, 8)).any():
+    values = weight.values.astype(np.int64) << np.minimum(left, 8)
+    low, high = numerics.INTEGER_RANGE["int8"]
+    if not left.any() or (values < low).any() or (values > high).any():
         return weight
-    values = weight.values.astype(np.int64) << left
     return QuantizedWeight(values.astype(np.int8), (weight.scale / np.exp2(left)).astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class LinearParameters:
-    """bias int32 [N]; rescale: (shift,), (multiplier, shift) or (float factor,), each [N]."""
+    """bias int32 [N]; rescale: (shift,), (gain, shift), (multiplier, shift) or (float factor,), each [N]."""
 
     bias: Int32s
     rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.float32], ...]
-    fixed_point: bool
+    fixed_point: bool = False  # a multiplier
+    gain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,37 +83,78 @@ def linear_parameters(
 ) -> LinearParameters:
     """Fold zero points, the bias and the rounding half of weight [K, N] into int32; out None means float32.
 
-    Shifts are used where every ratio x.scale * weight.scale / out.scale is a power of two, else a 31-bit
-    fixed-point multiplier. Proves that no accumulator reaches 2**31.
+    Shifts are used where every ratio x.scale * weight.scale / out.scale is a power of two, gains and shifts
+    where it is one times a whole number (numerics.gain_and_shift), else a 31-bit fixed-point multiplier.
+    Proves that no accumulator reaches 2**31.
     """
-    product_scale = float(np.float32(x.scale)) * weight.scale.astype(np.float64)
-    column_sums = weight.values.astype(np.int64).sum(axis=0)
-    folded = -x.zero_point * column_sums
-    if bias is not None:
-        steps = np.floor(bias / product_scale + 0.5)
-        folded = folded + np.clip(steps, -(2.0**40), 2.0**40).astype(np.int64)  # refused below, not wrapped
-    # Padding is the zero point, wherever the limits are.
-    largest = max(-x.low, x.high, abs(x.zero_point))
-    reach = np.abs(weight.values.astype(np.int64)).sum(axis=0) * largest
+    sums = _Sums.of(x, weight, bias)
     if out is None:
-        _prove(site, reach + np.abs(folded))
-        return LinearParameters(folded.astype(np.int32), (product_scale.astype(np.float32),), False)
-    ratio = product_scale / float(np.float32(out.scale))
+        _prove(site, sums.reach + np.abs(sums.folded))
+        return LinearParameters(sums.folded.astype(np.int32), (sums.scale.astype(np.float32),))
+    ratio = sums.scale / float(np.float32(out.scale))
     shifts = [numerics.power_of_two_exponent(r) for r in ratio]
     if all(k is not None and 0 <= k <= 31 for k in shifts):
         shift = np.array(shifts, np.int64)
-        half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
-        folded = folded + half + (np.int64(out.zero_point) << shift)
-        _prove(site, reach + np.abs(folded))
-        return LinearParameters(folded.astype(np.int32), (shift.astype(np.int32),), False)
-    bound = reach + np.abs(folded)
+        folded = sums.folded + _after(shift, out.zero_point)
+        _prove(site, sums.reach + np.abs(folded))
+        return LinearParameters(folded.astype(np.int32), (shift.astype(np.int32),))
+    gained = _with_gains(x, weight, bias, out)
+    if gained is not None:
+        return gained
+    bound = sums.reach + np.abs(sums.folded)
     _prove(site, np.maximum(bound, np.ceil(bound * ratio).astype(np.int64)))
     if ratio.min() < SMALLEST_RATIO:
         raise UnsupportedModelError(
             f"{site}: an output channel's scale is {float(ratio.min()):.3g} of its storage's, below what a "
             f"31-bit multiplier reaches; leave the site in float with ignored=[{site!r}]"
         )
-    return LinearParameters(folded.astype(np.int32), numerics.fixed_point_multiplier(ratio), True)
+    multipliers = numerics.fixed_point_multiplier(ratio)
+    return LinearParameters(sums.folded.astype(np.int32), multipliers, fixed_point=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What each output channel adds up: [N] each."""
+
+    scale: Floats  # of the sums
+    folded: npt.NDArray[np.int64]  # the bias and the input's zero point, in units of them
+    reach: npt.NDArray[np.int64]  # how large the products can get together
+
+    @classmethod
+    def of(
+        cls, x: QuantParams, weight: QuantizedWeight, bias: Floats | None, gain: Int32s | int = 1
+    ) -> _Sums:
+        """Return what sums of products, each gain times, are."""
+        scale = float(np.float32(x.scale)) * weight.scale.astype(np.float64) / gain
+        values = weight.values.astype(np.int64) * gain
+        folded = -x.zero_point * values.sum(axis=0)
+        if bias is not None:
+            steps = np.floor(bias / scale + 0.5)
+            folded = folded + np.clip(steps, -(2.0**40), 2.0**40).astype(np.int64)  # refused, not wrapped
+        # Padding is the zero point, wherever the limits are.
+        largest = max(-x.low, x.high, abs(x.zero_point))
+        return cls(scale, folded, np.abs(values).sum(axis=0) * largest)
+
+
+def _after(shift: npt.NDArray[np.int64], zero_point: int) -> npt.NDArray[np.int64]:
+    """Return what is added before a shift: the rounding half, and the zero point of the result."""
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+    return half + (np.int64(zero_point) << shift)
+
+
+def _with_gains(
+    x: QuantParams, weight: QuantizedWeight, bias: Floats | None, out: QuantParams
+) -> LinearParameters | None:
+    """Return gains and shifts; None where ratios have none, or sums times their gains no room."""
+    product_scale = float(np.float32(x.scale)) * weight.scale.astype(np.float64)
+    found = numerics.gain_and_shift(product_scale / float(np.float32(out.scale)))
+    if found is None or (found[1] < 0).any() or (found[1] > 31).any():
+        return None
+    sums = _Sums.of(x, weight, bias, found[0])
+    folded = sums.folded + _after(found[1].astype(np.int64), out.zero_point)
+    if (sums.reach + np.abs(folded)).max(initial=0) >= LIMIT - HEADROOM:
+        return None
+    return LinearParameters(folded.astype(np.int32), found, gain=True)
 
 
 def _prove(site: str, bound: npt.NDArray[np.int64]) -> None:

@@ -163,6 +163,7 @@ def emit_linear(
         high=high,
         zero_point=out.zero_point if out is not None and numbers.fixed_point else 0,
         fixed_point=numbers.fixed_point,
+        gain=numbers.gain,
         residual=residual is not None,
         table=table is not None,
         copy=copy,

@@ -25,11 +25,11 @@ STORED = ("uint8", "int8", "int16")
 KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "linear": (
         (STORED, ("int8",), ("int32",)),
-        ("out_dtype", "low", "high", "fixed_point", "residual", "table"),
+        ("out_dtype", "low", "high", "fixed_point", "gain", "residual", "table"),
     ),
     "conv2d": (
         (STORED, ("int8",), ("int32",)),
-        ("kernel_rows", "kernel_columns", "groups", "out_dtype", "low", "high", "fixed_point", "pad_value"),
+        ("kernel_rows", "kernel_columns", "groups", "out_dtype", "low", "high", "fixed_point", "gain", "pad_value"),
     ),
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
     "attention": (

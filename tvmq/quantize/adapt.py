@@ -16,6 +16,7 @@ from tvmq.plan.nodes import Node
 from tvmq.quantize.lockstep import Lockstep, batched
 from tvmq.quantize.reconstruct import Rounding, Task, reconstruct, row_weights, token_weights
 from tvmq.quantize.sequential import Sequential, scale_like
+from tvmq.quantize.site_weights import kept_apart, limits_of
 from tvmq.quantize.units import Unit
 
 Tensor = torch.Tensor
@@ -70,6 +71,7 @@ class Adapt:
         for name, rounding in roundings.items():
             solved = self.weights[name]
             values = rounding.values().to(torch.int8).numpy()
+            values = kept_apart(self._solved.node(name), values, solved.bits)
             self.weights[name] = QuantizedWeight(values, solved.scale, solved.bits)
 
     def _task(self, unit: Unit, streams: Lockstep) -> Task:
@@ -114,8 +116,8 @@ class Adapt:
 
     def _rounding(self, name: str) -> Rounding:
         weight = self._solved.weights[name]
-        scale = scale_like(self._solved.node(name), weight)
-        return Rounding(self._solved.wanted[name], scale, (1 << weight.bits - 1) - 1)
+        node = self._solved.node(name)
+        return Rounding(self._solved.wanted[name], scale_like(node, weight), limits_of(node, weight.bits))
 
 
 def _float_results(unit: Unit, streams: Lockstep) -> tuple[Tensor, ...]:

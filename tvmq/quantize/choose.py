@@ -19,8 +19,17 @@ from tvmq.progress import Progress, silent
 from tvmq.quantize.moments import WIDEST, as_covariances, as_moments
 from tvmq.quantize.rounding import damped, output_error, rounded_with_feedback
 from tvmq.quantize.scales import choose_scales
-from tvmq.quantize.site_weights import bias_of, constant_of, input_params, matrix_of, shaped
-from tvmq.quantize.weights import corrected_bias, largest_value, quantize_weight, smallest_scales
+from tvmq.quantize.site_weights import (
+    bias_of,
+    constant_of,
+    input_params,
+    kept_apart,
+    limits_of,
+    matrix_of,
+    packs,
+    shaped,
+)
+from tvmq.quantize.weights import corrected_bias, quantize_weight, smallest_scales
 
 
 def gram_inputs(nodes: Nodes, formats: Formats) -> dict[str, str]:
@@ -75,10 +84,12 @@ def choose(
             kept = kept + moments.mean.astype(np.float64) @ (matrix - calm)
         smallest = smallest_scales(calm, kept, x, out)
         bits = formats.weight_bits.get(node.name, 8)
-        chosen = quantize_weight(calm, moments.gram if moments else None, ratio, smallest, bits)
+        limits = limits_of(node, bits)
+        gram = moments.gram if moments else None
+        chosen = quantize_weight(calm, gram, ratio, smallest, bits, gained=packs(node), limits=limits)
         if moments is not None:
-            chosen = _fed_back(calm, chosen, moments, centred=bias is not None)
-        weights[node.name] = replace(chosen, values=shaped(node, chosen.values))
+            chosen = _fed_back(calm, chosen, moments, limits, centred=bias is not None)
+        weights[node.name] = replace(chosen, values=kept_apart(node, shaped(node, chosen.values), bits))
         if bias is not None and moments is not None:
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
             biases[bias.name] = corrected.reshape(addends.shape)
@@ -97,7 +108,12 @@ def _calm(matrix: npt.NDArray[np.float64], seen: ValueStats | None, step: float)
 
 
 def _fed_back(
-    matrix: npt.NDArray[np.float64], nearest: QuantizedWeight, moments: InputMoments, *, centred: bool
+    matrix: npt.NDArray[np.float64],
+    nearest: QuantizedWeight,
+    moments: InputMoments,
+    limits: tuple[int, int],
+    *,
+    centred: bool,
 ) -> QuantizedWeight:
     """Return matrix [K, N] rounded with error feedback at the scales of nearest, where that is less error.
 
@@ -107,7 +123,7 @@ def _fed_back(
     metric = found.gram
     exact, scale = torch.from_numpy(matrix.astype(np.float32))[None], torch.from_numpy(nearest.scale)[None]
     before = torch.from_numpy(nearest.values.astype(np.float32))[None]
-    after = rounded_with_feedback(exact, scale, damped(metric, found.rows), largest_value(nearest.bits))
+    after = rounded_with_feedback(exact, scale, damped(metric, found.rows), limits)
     errors = [output_error(exact, scale, metric, values) for values in (before, after)]
     values = torch.where(errors[1] < errors[0], after, before)[0]
     return replace(nearest, values=values.to(torch.int8).numpy())

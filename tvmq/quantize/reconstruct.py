@@ -19,6 +19,7 @@ from tvm import relax
 from tvmq.formats import QuantParams
 from tvmq.numerics import nearest_codes
 from tvmq.quantize.lockstep import batched
+from tvmq.quantize.rounding import Limits
 from tvmq.quantize.units import Unit
 from tvmq.reference import Interpreter
 
@@ -38,13 +39,14 @@ class Rounding:
 
     wanted: Tensor  # float, as the site's weight is shaped
     scale: Tensor  # broadcasts to it
-    largest: int
+    limits: Limits
     logits: Tensor = field(init=False)
     floor: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         steps = self.wanted / self.scale
-        self.floor = torch.floor(steps).clamp_(-self.largest, self.largest - 1)
+        low, high = self.limits
+        self.floor = torch.floor(steps).clamp_(low, high - 1)
         self.logits = torch.logit((steps - self.floor).clamp(EDGE, 1 - EDGE)).requires_grad_()
 
     def soft(self, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 Tensor = torch.Tensor
+Limits = tuple[int, int]  # the least and the greatest value
 
 BLOCK = 64  # rows whose errors are passed on together
 DESCENTS = 3  # passes of coordinate descent; a fourth changes hardly a number
@@ -52,8 +53,8 @@ def factored(metric: Tensor) -> Tensor:
     return found
 
 
-def rounded_with_feedback(weight: Tensor, scale: Tensor, metric: Tensor, largest: int) -> Tensor:
-    """Return whole numbers [G, K, N] in [-largest, largest] for weight [G, K, N] in steps of scale [G, N].
+def rounded_with_feedback(weight: Tensor, scale: Tensor, metric: Tensor, limits: Limits) -> Tensor:
+    """Return whole numbers [G, K, N] within limits for weight [G, K, N] in steps of scale [G, N].
 
     metric: positive definite [G, K, K], as damped gives it.
     """
@@ -67,7 +68,7 @@ def rounded_with_feedback(weight: Tensor, scale: Tensor, metric: Tensor, largest
         end = min(start + BLOCK, rows)
         errors = torch.empty_like(steps[:, start:end])
         for i in range(start, end):
-            values[:, i] = _whole(steps[:, i], largest)
+            values[:, i] = _whole(steps[:, i], limits)
             errors[:, i - start] = (steps[:, i] - values[:, i]) / factor[:, i, i, None]
             later = factor[:, i, i + 1 : end, None]
             steps[:, i + 1 : end] -= later * errors[:, i - start, None, :]
@@ -75,7 +76,7 @@ def rounded_with_feedback(weight: Tensor, scale: Tensor, metric: Tensor, largest
     return torch.empty_like(values).scatter_(1, index, values)
 
 
-def descended(weight: Tensor, scale: Tensor, metric: Tensor, values: Tensor, largest: int) -> Tensor:
+def descended(weight: Tensor, scale: Tensor, metric: Tensor, values: Tensor, limits: Limits) -> Tensor:
     """Return whole numbers of no larger error than values, each row in turn the best given the others."""
     values = values.clone()
     step = scale[:, None, :]
@@ -89,7 +90,7 @@ def descended(weight: Tensor, scale: Tensor, metric: Tensor, values: Tensor, lar
             before = values[:, start:end].clone()
             for i in range(start, end):
                 wanted = values[:, i] - own[:, i - start] / (diagonal[:, i, None] * scale)
-                best = _whole(wanted, largest)
+                best = _whole(wanted, limits)
                 moved = (best - values[:, i]) * scale
                 own += block[:, :, i - start, None] * moved[:, None, :]
                 values[:, i] = best
@@ -103,8 +104,8 @@ def output_error(weight: Tensor, scale: Tensor, metric: Tensor, values: Tensor) 
     return (delta * (metric @ delta)).sum(1)
 
 
-def _whole(steps: Tensor, largest: int) -> Tensor:
-    return torch.floor(steps + 0.5).clamp_(-largest, largest)
+def _whole(steps: Tensor, limits: Limits) -> Tensor:
+    return torch.floor(steps + 0.5).clamp_(*limits)
 
 
 def _ordered(metric: Tensor, order: Tensor) -> Tensor:

@@ -21,9 +21,19 @@ from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import Node, Nodes
 from tvmq.quantize.lockstep import Lockstep
 from tvmq.quantize.moments import Moments, as_matrices, from_matrices, moments_of
-from tvmq.quantize.site_weights import OUTPUT_AXIS, bias_of, constant_of, input_params, matrix_of, shaped
+from tvmq.quantize.site_weights import (
+    OUTPUT_AXIS,
+    bias_of,
+    constant_of,
+    input_params,
+    kept_apart,
+    limits_of,
+    matrix_of,
+    packs,
+    shaped,
+)
 from tvmq.quantize.solve import solve
-from tvmq.quantize.weights import largest_value, nearest_of, scale_candidates, smallest_scales
+from tvmq.quantize.weights import nearest_of, scale_candidates, smallest_scales
 
 Tensor = torch.Tensor
 Floats = npt.NDArray[np.float64]
@@ -71,11 +81,12 @@ class Sequential:
         bias = bias_of(self._nodes, node)
         bits = self._formats.weight_bits.get(node.name, 8)
         matrix, addends = self._calm(node, bias, exact)
-        candidates = self._candidates(node, matrix, addends, largest_value(bits))
+        candidates = self._candidates(node, matrix, addends, bits)
+        limits = limits_of(node, bits)
         halves = self._halves(node, exact, quantized, centred=bias is not None)
         if halves is None:
-            nearest = nearest_of(matrix, None, candidates, bits)
-            values = shaped(node, nearest.values)
+            nearest = nearest_of(matrix, None, candidates, bits, limits)
+            values = kept_apart(node, shaped(node, nearest.values), bits)
             self.weights[node.name] = weight = replace(nearest, values=values)
             return torch.from_numpy(values) * scale_like(node, weight)
         # Of one batch there is no second half to choose the ridge by.
@@ -83,18 +94,20 @@ class Sequential:
         matrices = as_matrices(node, torch.from_numpy(shaped(node, matrix.astype(np.float32))))
         groups, _, columns = matrices.shape
         scales = [torch.from_numpy(c.astype(np.float32)).reshape(groups, columns) for c in candidates]
-        solved = solve(matrices, halves, scales, largest_value(bits), compensate=compensate)
+        solved = solve(matrices, halves, scales, limits, compensate=compensate)
         values = from_matrices(node, solved.values).contiguous().to(torch.int8).numpy()
-        self.weights[node.name] = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
+        values = kept_apart(node, values, bits)
+        self.weights[node.name] = weight = QuantizedWeight(values, solved.scale.ravel().numpy(), bits)
         self.wanted[node.name] = from_matrices(node, solved.wanted).contiguous()
-        return from_matrices(node, solved.weight).contiguous()
+        return torch.from_numpy(values) * scale_like(node, weight)
 
-    def _candidates(self, node: Node, matrix: Floats, addends: Floats, largest: int) -> list[Floats]:
+    def _candidates(self, node: Node, matrix: Floats, addends: Floats, bits: int) -> list[Floats]:
         """Return the scales [outputs] to choose from, for a weight [K, outputs] and a bias [outputs]."""
         x = input_params(self._nodes, node, self._values, self._copies)
         out = self._values.get(final(node.name, self._fused))
         ratio = out.scale / x.scale if out is not None and self._power_of_two else None
-        return scale_candidates(matrix, ratio, smallest_scales(matrix, addends, x, out), largest)
+        smallest = smallest_scales(matrix, addends, x, out)
+        return scale_candidates(matrix, ratio, smallest, bits, gained=packs(node))
 
     def _calm(self, node: Node, bias: Node | None, exact: Tensor) -> tuple[Floats, Floats]:
         """Return the weight [K, N] to round for these inputs, and the bias [N] that goes with it."""

@@ -11,6 +11,7 @@ import tvm
 
 from tvmq.formats import QuantParams
 from tvmq.plan.nodes import Node, Nodes
+from tvmq.quantize.weights import largest_value
 
 OUTPUT_AXIS = {"linear": 1, "conv2d": 0, "depthwise": 0, "conv2d_transpose": 1}
 
@@ -31,6 +32,39 @@ def matrix_of(node: Node) -> npt.NDArray[np.float64]:
     axis = OUTPUT_AXIS[node.kind]
     matrix: npt.NDArray[np.float64] = np.moveaxis(weight, axis, -1).reshape(-1, weight.shape[axis])
     return matrix
+
+
+def packs(node: Node) -> bool:
+    """Tell whether a kernel unpacks a site's weights where they have few bits, and takes gains for them."""
+    return node.kind != "depthwise"
+
+
+INPUT_AXIS = {"linear": 0, "conv2d": 1}  # of sites whose weights have all values that so many bits hold
+
+
+def limits_of(node: Node, bits: int) -> tuple[int, int]:
+    """Return the least and the greatest value of a site's weights of so many bits."""
+    axis = INPUT_AXIS.get(node.kind)
+    # Neighbours are kept apart by pairs of inputs, which an odd number of inputs would not keep beside another.
+    whole = bits < 8 and axis is not None and (axis == 0 or int(node.call.args[1].ty.shape[axis]) % 2 == 0)
+    largest = largest_value(bits)
+    return (-largest - 1 if whole else -largest), largest
+
+
+def kept_apart(node: Node, values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int8]:
+    """Return a site's values, shaped, with no two neighbours among its inputs that are both the least.
+
+    Of these, as the highest bits of a byte, the sum of two products with -128 would leave int16, in which
+    Arm's kernels without dot products add two (arm_intrinsics.pairs_stay_in_words).
+    """
+    axis, least = INPUT_AXIS.get(node.kind), -(1 << bits - 1)
+    if axis is None or bits == 8:
+        return values
+    found = values.copy()
+    pairs = np.moveaxis(found, axis, 0)
+    even, odd = pairs[0 : len(pairs) // 2 * 2 : 2], pairs[1::2]
+    odd[(even == least) & (odd == least)] += 1
+    return found
 
 
 Numbers = TypeVar("Numbers", np.int8, np.float32)

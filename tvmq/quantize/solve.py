@@ -14,6 +14,7 @@ import torch
 
 from tvmq.quantize.moments import Moments, pooled
 from tvmq.quantize.rounding import (
+    Limits,
     damped,
     descended,
     factored,
@@ -45,11 +46,11 @@ def solve(
     weight: Tensor,
     halves: tuple[Moments, Moments],
     candidates: Sequence[Tensor],
-    largest: int,
+    limits: Limits,
     *,
     compensate: bool = True,
 ) -> Solved:
-    """Return the best whole numbers in [-largest, largest] for weight [G, K, N].
+    """Return the best whole numbers within limits for weight [G, K, N].
 
     halves: the moments of two halves of the data, centred where a bias follows. candidates: scales [G, N];
     each column takes the best of them.
@@ -60,8 +61,8 @@ def solve(
     groups, width, columns = weight.shape
     many = wanted.repeat(1, 1, len(candidates))
     scales = torch.cat(list(candidates), 1)
-    values = rounded_with_feedback(many, scales, metric, largest)
-    values = descended(many, scales, metric, values, largest)
+    values = rounded_with_feedback(many, scales, metric, limits)
+    values = descended(many, scales, metric, values, limits)
     errors = output_error(many, scales, metric, values).reshape(groups, len(candidates), columns)
     best = errors.argmin(1)  # [G, N]
     scale = _picked(scales.reshape(groups, len(candidates), columns), best)

@@ -51,7 +51,7 @@ class DepthwiseSpec:
     def short(self) -> bool:
         """Whether shifts and saturation to bytes are all that follows the sums, but for a table."""
         product = self.product
-        plain = not (product.fixed_point or product.residual or product.copy)
+        plain = not (product.rescaled or product.residual or product.copy)
         return plain and product.out_dtype in ("uint8", "int8")
 
 

@@ -17,7 +17,7 @@ from tvmq.schedule.linear_spec import DEPTH, LANES, TABLE_SIZE, LinearSpec
 from tvmq.schedule.vectors import prefetch, shuffle
 from tvmq.schedule.x86_intrinsics import PACK_BYTES, concat
 
-PER_CHANNEL = ("bias", "scale", "multiplier", "shift")
+PER_CHANNEL = ("bias", "scale", "gain", "multiplier", "shift")
 MOST_LINES = 1  # of weights that a row prefetches; where more are due, the loop over depths asks for them
 PACK_BITS = 512  # where packing four registers to one beats what LLVM does, a saturating move for each
 
@@ -207,7 +207,8 @@ def read_residual(
 def shifted(arguments: dict[str, Any], first: Any, sums: Any) -> Any:
     """Return 16 requantized sums, of the channels from first on, int32, before they are clipped."""
     lanes = T.ramp(first, 1, LANES)
-    return T.shift_right(sums + arguments["bias"][lanes], arguments["shift"][lanes])
+    gained = sums * arguments["gain"][lanes] if "gain" in arguments else sums
+    return T.shift_right(gained + arguments["bias"][lanes], arguments["shift"][lanes])
 
 
 def requantized(spec: LinearSpec, arguments: dict[str, Any], first: Any, sums: Any, residual: Any) -> Any:

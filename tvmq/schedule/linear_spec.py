@@ -32,6 +32,7 @@ class LinearSpec:
     residual: bool = False  # add int16 [rows, outputs] before the clip
     table: bool = False  # replace the clipped uint8 by table[it]
     fixed_point: bool = False  # requantize by multiplier and shift, not by shift alone
+    gain: bool = False  # multiply sums by a small number, in int32, before they are shifted
     zero_point: int = 0  # of the output, only with fixed_point
     low: int | None = None  # where to clip, inside out_dtype's own range; None: at its end
     high: int | None = None
@@ -45,14 +46,21 @@ class LinearSpec:
             raise ValueError(f"LinearSpec: out_dtype is {self.out_dtype!r}, not one of {OUT_DTYPES}")
         if self.table and self.out_dtype != "uint8":
             raise ValueError(f"LinearSpec: a table takes uint8, out_dtype is {self.out_dtype!r}")
-        if self.out_dtype == "float32" and (self.residual or self.fixed_point):
-            raise ValueError("LinearSpec: float32 out is acc * scale, without residual or fixed point")
+        if self.out_dtype == "float32" and (self.residual or self.rescaled):
+            raise ValueError("LinearSpec: float32 out is acc * scale, without residual, gain or fixed point")
         if self.out_dtype == "float32" and (self.low, self.high) != (None, None):
             raise ValueError("LinearSpec: float32 out is not clipped")
         if self.copy is not None and self.out_dtype != "int16":
             raise ValueError(f"LinearSpec: a copy is made of int16, out_dtype is {self.out_dtype!r}")
+        if self.fixed_point and self.gain:
+            raise ValueError("LinearSpec: sums have a multiplier or a gain, not both")
         if self.zero_point and not self.fixed_point:
             raise ValueError("LinearSpec: the zero point is in the bias unless fixed_point is set")
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether sums are multiplied by something before they are shifted."""
+        return self.fixed_point or self.gain
 
     @property
     def clip(self) -> tuple[int, int]:
@@ -89,8 +97,8 @@ def epilogue_buffers(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]
     if spec.out_dtype == "float32":
         found["scale"] = (channels, "float32")
     else:
-        if spec.fixed_point:
-            found["multiplier"] = (channels, "int32")
+        if spec.rescaled:
+            found["multiplier" if spec.fixed_point else "gain"] = (channels, "int32")
         found["shift"] = (channels, "int32")
     if spec.residual:
         found["residual"] = ((spec.rows, spec.outputs), "int16")

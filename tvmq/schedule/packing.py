@@ -65,7 +65,7 @@ def unpack(array: Array, layout: str, logical_shape: Shape) -> Array:
 def of_arguments(product: LinearSpec, weight: Packing, arguments: int) -> Packings:
     """Return how x, weight, bias, rescale... and the rest are packed."""
     channels = Packing("channels16", lambda v: pad_channels(v, -(-len(v) // LANES) * LANES))
-    packing = (None, weight, *[channels] * (3 if product.fixed_point else 2))
+    packing = (None, weight, *[channels] * (3 if product.rescaled else 2))
     return packing + (None,) * (arguments - len(packing))
 
 

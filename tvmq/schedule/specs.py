@@ -30,6 +30,7 @@ def product_spec_of(attrs: Attributes, rows: int, inputs: int, outputs: int) -> 
         residual=bool(attrs["residual"]),
         table=bool(attrs["table"]),
         fixed_point=bool(attrs["fixed_point"]),
+        gain=bool(attrs["gain"]),
         zero_point=int(attrs["zero_point"]),
         copy=_copy(attrs),
         **_clip(attrs, out_dtype),

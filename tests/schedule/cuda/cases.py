@@ -22,6 +22,8 @@ EPILOGUES: dict[str, dict[str, Any]] = {
     "trunk": {"out_dtype": "int16", "residual": True},
     "copy": {"out_dtype": "int16", "residual": True, "low": -9000, "copy": (3, 5, 2, 15)},
     "fixed point": {"out_dtype": "uint8", "fixed_point": True, "zero_point": 128},
+    "gain": {"out_dtype": "uint8", "gain": True},
+    "gain in the trunk": {"out_dtype": "int16", "gain": True, "residual": True},
     "float32": {"out_dtype": "float32"},
 }
 Arrays = list[Any]
@@ -61,7 +63,7 @@ def random_case(spec: ProductSpec | DepthwiseSpec) -> tuple[Arrays, Arrays]:
     terms = int(np.prod(window))
     bias = random.integers(-5000, 5000, product.outputs)
     bias[::10], bias[1::10] = 2**31 - 1 - high * 127 * terms, high * 128 * terms - 2**31
-    rescale, y = rescaled(product, sums + bias, random)
+    rescale, y = rescaled(product, sums, bias, random)
     rest, expected = finished(product, y, random)
     packed = pack_taps(weight.astype("int8")) if isinstance(spec, DepthwiseSpec) else _packed(weight, spec)
     channels = [pack_channels(bias.astype("int32")), *(pack_channels(values) for values in rescale)]

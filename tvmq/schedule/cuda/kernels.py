@@ -102,7 +102,7 @@ def _depthwise(attrs: Attributes, g: ConvGeometry, arguments: int, profile: Targ
 
 def _packing(linear: LinearSpec, weight: Packing, arguments: int) -> tuple[Packing | None, ...]:
     """Return how x, weight, bias, rescale... and the rest are packed."""
-    packing = (None, weight, *[CHANNELS] * (3 if linear.fixed_point else 2))
+    packing = (None, weight, *[CHANNELS] * (3 if linear.rescaled else 2))
     return packing + (None,) * (arguments - len(packing))
 
 

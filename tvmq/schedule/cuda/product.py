@@ -205,7 +205,7 @@ def epilogue_buffers(product: LinearSpec) -> dict[str, tuple[tuple[int, ...], st
     is_float = product.out_dtype == "float32"
     optional = {
         "bias": (True, channels, "int32"),
-        "multiplier": (product.fixed_point, channels, "int32"),
+        "multiplier": (product.rescaled, channels, "int32"),
         "scale": (True, channels, "float32" if is_float else "int32"),
         "residual": (product.residual, shape, "int16"),
         "table": (product.table, (TABLE_SIZE,), "uint8"),
@@ -238,6 +238,7 @@ def epilogue(product: LinearSpec) -> str:
         product.residual,
         product.table,
         product.fixed_point,
+        product.gain,
         product.zero_point,
         product.copy is not None,
         shift,

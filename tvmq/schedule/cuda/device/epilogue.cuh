@@ -6,7 +6,7 @@ namespace tvmq {
 struct Operands {
   const int* bias;
   const void* scale;  // int32 shifts; float32 factors where the result is float32
-  const int* multiplier;
+  const int* multiplier;  // or gains
   const short* residual;
   const u8* table;
   void* out;
@@ -57,8 +57,8 @@ TVMQ_DEVICE float as_float(int bits) {
 }
 
 // OUTPUTS: channels of a row of the result.
-template <class Out, int OUTPUTS, int LOW, int HIGH, bool RESIDUAL, bool TABLE, bool FIXED_POINT, int ZERO_POINT,
-          bool COPY, int COPY_SHIFT, int COPY_ZERO_POINT, int COPY_LOW, int COPY_HIGH>
+template <class Out, int OUTPUTS, int LOW, int HIGH, bool RESIDUAL, bool TABLE, bool FIXED_POINT, bool GAIN,
+          int ZERO_POINT, bool COPY, int COPY_SHIFT, int COPY_ZERO_POINT, int COPY_LOW, int COPY_HIGH>
 struct Epilogue {
   static constexpr bool FLOAT = sizeof(Out) == 4;
   Operands with;
@@ -69,7 +69,7 @@ struct Epilogue {
     Channels<COUNT> found;
     copy_values<int, COUNT, true>(found.bias, with.bias + channel, COUNT);
     copy_values<int, COUNT, true>(found.scale, static_cast<const int*>(with.scale) + channel, COUNT);
-    if (FIXED_POINT) copy_values<int, COUNT, true>(found.multiplier, with.multiplier + channel, COUNT);
+    if (FIXED_POINT || GAIN) copy_values<int, COUNT, true>(found.multiplier, with.multiplier + channel, COUNT);
     return found;
   }
 
@@ -86,7 +86,7 @@ struct Epilogue {
     if (RESIDUAL) copy_values<short, COUNT, WHOLE>(residual, with.residual + place, most);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-      const int total = sums[i] + own.bias[i];
+      const int total = (GAIN ? sums[i] * own.multiplier[i] : sums[i]) + own.bias[i];
       if constexpr (FLOAT) {
         values[i] = static_cast<float>(total) * as_float(own.scale[i]);
       } else {
