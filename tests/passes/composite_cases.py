@@ -54,7 +54,7 @@ def linear(
         y = numerics.requantize_fixed_point(acc, multiplier, shift, zero_point, "int32").astype(np.int64)
         args += [multiplier, shift]
     elif gain:
-        args += [np.array([1, 3, 7, 9, 11, 15], np.int32), np.array([0, 4, 9, 10, 11, 12], np.int32)]
+        args += [np.array([1, 3, 7, 9, 11, 15], np.int8), np.array([0, 4, 9, 10, 11, 12], np.int8)]
         y = (acc - bias) * args[-2] + bias >> args[-1]
     else:
         shift = np.array([0, 3, 6, 7, 8, 9], np.int32)

@@ -61,8 +61,8 @@ def random_case(
         values = numerics.round_shift_wide(acc * per_channel[1].astype("int64"), per_channel[2])
         values = values + spec.zero_point
     elif spec.gain:
-        per_channel.append(random.integers(1, numerics.MOST_GAIN + 1, spec.outputs).astype("int32"))
-        per_channel.append(random.integers(0, 18, spec.outputs, "int32"))
+        per_channel.append(random.integers(1, numerics.MOST_GAIN + 1, spec.outputs).astype("int8"))
+        per_channel.append(random.integers(0, 18, spec.outputs, "int8"))
         values = (acc - bias) * per_channel[1].astype("int64") + bias >> per_channel[2]
     else:
         per_channel.append(random.integers(0, 14, spec.outputs, "int32"))

@@ -29,7 +29,7 @@ def rescaled(product: LinearSpec, sums: Any, bias: Any, random: Any) -> tuple[Ar
         # Of the largest sums, gains are 1: what a multiplication by more gives is not proved to fit.
         room = (2**31 - 1 - np.abs(bias.astype("int64"))) // np.maximum(np.abs(sums).max(0), 1)
         gain = np.minimum(random.integers(1, numerics.MOST_GAIN + 1, outputs), np.maximum(room, 1))
-        return [gain.astype("int32"), shift], sums * gain + bias >> shift
+        return [gain.astype("int8"), shift.astype("int8")], sums * gain + bias >> shift
     return [shift], acc >> shift
 
 

@@ -72,14 +72,17 @@ class Epilogue:
 
     def _rescaled(self, body: Body, params: list[relax.Var], sums: relax.Var) -> relax.Var:
         """Emit the requantized sums as int32."""
-        bias, vector = params[-1], tensor_type((int(sums.ty.shape[1]),), "int32")
+        bias, channels = params[-1], (int(sums.ty.shape[1]),)
         names = (*(["gain"] if self.gain else ["multiplier"] if self.fixed_point else []), "shift")
-        params += [relax.Var(name, vector) for name in names]
-        gained = body(op.multiply(sums, params[-2])) if self.gain else sums
-        total = body(op.add(gained, bias))
+        vector = tensor_type(channels, "int8" if self.gain else "int32")
+        numbers = [relax.Var(name, vector) for name in names]
+        params += numbers
         if self.fixed_point:
-            return _fixed_point(body, total, params[-2], params[-1], self.zero_point)
-        return body(op.right_shift(total, params[-1]))
+            return _fixed_point(body, body(op.add(sums, bias)), *numbers, self.zero_point)
+        if not self.gain:
+            return body(op.right_shift(body(op.add(sums, bias)), *numbers))
+        gain, shift = (body(op.astype(number, "int32")) for number in numbers)
+        return body(op.right_shift(body(op.add(body(op.multiply(sums, gain)), bias)), shift))
 
 
 def copy_attrs(copy: Copy | None) -> dict[str, int]:

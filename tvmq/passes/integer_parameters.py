@@ -39,10 +39,10 @@ def widened(x: QuantParams, weight: QuantizedWeight, out: QuantParams) -> Quanti
 
 @dataclass(frozen=True, slots=True)
 class LinearParameters:
-    """bias int32 [N]; rescale: (shift,), (gain, shift), (multiplier, shift) or (float factor,), each [N]."""
+    """bias int32 [N]; rescale: (shift,), (multiplier, shift) or (float factor,), or int8 (gain, shift), each [N]."""
 
     bias: Int32s
-    rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.float32], ...]
+    rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.int8] | npt.NDArray[np.float32], ...]
     fixed_point: bool = False  # a multiplier
     gain: bool = False
 
@@ -154,7 +154,8 @@ def _with_gains(
     folded = sums.folded + _after(found[1].astype(np.int64), out.zero_point)
     if (sums.reach + np.abs(folded)).max(initial=0) >= LIMIT - HEADROOM:
         return None
-    return LinearParameters(folded.astype(np.int32), found, gain=True)
+    gain, shift = (numbers.astype(np.int8) for numbers in found)
+    return LinearParameters(folded.astype(np.int32), (gain, shift), gain=True)
 
 
 def _prove(site: str, bound: npt.NDArray[np.int64]) -> None:

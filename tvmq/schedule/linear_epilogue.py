@@ -207,8 +207,11 @@ def read_residual(
 def shifted(arguments: dict[str, Any], first: Any, sums: Any) -> Any:
     """Return 16 requantized sums, of the channels from first on, int32, before they are clipped."""
     lanes = T.ramp(first, 1, LANES)
-    gained = sums * arguments["gain"][lanes] if "gain" in arguments else sums
-    return T.shift_right(gained + arguments["bias"][lanes], arguments["shift"][lanes])
+    bias, shift = arguments["bias"][lanes], arguments["shift"][lanes]
+    if "gain" not in arguments:
+        return T.shift_right(sums + bias, shift)
+    gain, shift = (T.cast(numbers, f"int32x{LANES}") for numbers in (arguments["gain"][lanes], shift))
+    return T.shift_right(sums * gain + bias, shift)
 
 
 def requantized(spec: LinearSpec, arguments: dict[str, Any], first: Any, sums: Any, residual: Any) -> Any:

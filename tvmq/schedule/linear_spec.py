@@ -97,9 +97,11 @@ def epilogue_buffers(spec: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]
     if spec.out_dtype == "float32":
         found["scale"] = (channels, "float32")
     else:
-        if spec.rescaled:
-            found["multiplier" if spec.fixed_point else "gain"] = (channels, "int32")
-        found["shift"] = (channels, "int32")
+        if spec.fixed_point:
+            found["multiplier"] = (channels, "int32")
+        if spec.gain:
+            found["gain"] = (channels, "int8")
+        found["shift"] = (channels, "int8" if spec.gain else "int32")
     if spec.residual:
         found["residual"] = ((spec.rows, spec.outputs), "int16")
     if spec.table:

@@ -202,11 +202,12 @@ def buffers(spec: ProductSpec) -> Buffers:
 def epilogue_buffers(product: LinearSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return the parameters after the weight, results last."""
     channels, shape = (padded(product.outputs, OUTPUT_BLOCK),), (product.rows, product.outputs)
-    is_float = product.out_dtype == "float32"
+    numbers = "int8" if product.gain else "int32"
+    scales = "float32" if product.out_dtype == "float32" else numbers
     optional = {
         "bias": (True, channels, "int32"),
-        "multiplier": (product.rescaled, channels, "int32"),
-        "scale": (True, channels, "float32" if is_float else "int32"),
+        "multiplier": (product.rescaled, channels, numbers),
+        "scale": (True, channels, scales),
         "residual": (product.residual, shape, "int16"),
         "table": (product.table, (TABLE_SIZE,), "uint8"),
         "out": (True, shape, product.out_dtype),

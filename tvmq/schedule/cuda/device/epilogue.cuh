@@ -5,8 +5,8 @@ namespace tvmq {
 
 struct Operands {
   const int* bias;
-  const void* scale;  // int32 shifts; float32 factors where the result is float32
-  const int* multiplier;  // or gains
+  const void* scale;  // int32 shifts, int8 ones beside gains; float32 factors where the result is float32
+  const void* multiplier;  // int32; int8 gains
   const short* residual;
   const u8* table;
   void* out;
@@ -15,8 +15,8 @@ struct Operands {
 
 TVMQ_DEVICE Operands operands(const void* bias, const void* scale, const void* multiplier, const void* residual,
                               const void* table, void* out, void* copy) {
-  return {static_cast<const int*>(bias), scale, static_cast<const int*>(multiplier),
-          static_cast<const short*>(residual), static_cast<const u8*>(table), out, static_cast<u8*>(copy)};
+  return {static_cast<const int*>(bias), scale, multiplier, static_cast<const short*>(residual),
+          static_cast<const u8*>(table), out, static_cast<u8*>(copy)};
 }
 
 template <int BYTES>
@@ -68,9 +68,21 @@ struct Epilogue {
   TVMQ_DEVICE Channels<COUNT> channels(int channel) const {
     Channels<COUNT> found;
     copy_values<int, COUNT, true>(found.bias, with.bias + channel, COUNT);
-    copy_values<int, COUNT, true>(found.scale, static_cast<const int*>(with.scale) + channel, COUNT);
-    if (FIXED_POINT || GAIN) copy_values<int, COUNT, true>(found.multiplier, with.multiplier + channel, COUNT);
+    numbers<COUNT>(found.scale, with.scale, channel);
+    if (FIXED_POINT || GAIN) numbers<COUNT>(found.multiplier, with.multiplier, channel);
     return found;
+  }
+
+  template <int COUNT>
+  TVMQ_DEVICE static void numbers(int* to, const void* from, int channel) {
+    if constexpr (GAIN) {
+      alignas(16) s8 narrow[COUNT];
+      copy_values<s8, COUNT, true>(narrow, static_cast<const s8*>(from) + channel, COUNT);
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) to[i] = narrow[i];
+    } else {
+      copy_values<int, COUNT, true>(to, static_cast<const int*>(from) + channel, COUNT);
+    }
   }
 
   // table: the 256 bytes in shared memory.
