@@ -64,6 +64,8 @@ def test_linears_of_odd_sizes_equal_numerics_for_every_epilogue(capability: tupl
         (65, 192, 64),
         (5, 3, 7),
         (33, 200, 24),
+        (34, 72, 90),
+        (9, 48, 33),
     ]
     cases = {
         f"case{i}": (linear_spec(*size, epilogue, signed=i == 0), SMALL)
