@@ -22,6 +22,8 @@ from tvmq.plan.nodes import SITE_KINDS, Nodes, index
 from tvmq.plan.values import Value, values_of
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.quantize.importance import row_importance
+from tvmq.quantize.model import Model
 from tvmq.quantizer import balancing, formats_of, planned
 
 FLOAT32 = "float32"
@@ -96,8 +98,15 @@ def prepare(
     specs = zip(nodes.parameters, input_specs(mod), strict=True)
     wanted = made | {name for name, spec in specs if spec.dtype == FLOAT32} | formats.values.keys()
     grams = gram_inputs(nodes, formats)
+    sites = Model(mod, nodes, formats, fitted).sites()
     seen = collect(
-        mod, fitted, values=wanted.__contains__, gram_inputs=grams, groups=GROUPS, progress=progress
+        mod,
+        fitted,
+        values=wanted.__contains__,
+        gram_inputs=grams,
+        importance=row_importance(mod, sites, fitted, settings.seed, progress),
+        groups=GROUPS,
+        progress=progress,
     )
     return Prepared(mod, nodes, formats, seen, fitted, few(held, HELD_SAMPLES), judged_on, settings)
 

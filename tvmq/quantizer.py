@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import tvm
 
 from tvmq.calibrate.balancing import balance_factors
@@ -16,7 +17,7 @@ from tvmq.calibrate.batches import GOOD_SAMPLES, Batch, as_batches, input_specs,
 from tvmq.calibrate.calibration import Calibration, module_hash
 from tvmq.calibrate.centring import key_biases
 from tvmq.calibrate.check_inputs import data_findings
-from tvmq.calibrate.collect import collect, images
+from tvmq.calibrate.collect import NONE_COUNTED, collect, images
 from tvmq.calibrate.findings import Finding, announce
 from tvmq.calibrate.observers import OBSERVERS
 from tvmq.calibrate.rows import Rows
@@ -35,6 +36,7 @@ from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs, ranges
+from tvmq.quantize.importance import row_importance
 from tvmq.quantize.model import Model
 from tvmq.quantize.output_steps import CRITERIA
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
@@ -116,7 +118,8 @@ def quantized(
     subject = Model(mod, nodes, formats, batches)
     effort = preset_of(preset)
     grams = {} if effort.sequential else gram_inputs(nodes, formats)
-    seen = observe(mod, formats, batches, grams, progress=progress)
+    importance = row_importance(mod, subject.sites(), batches, seed, progress) if grams else {}
+    seen = observe(mod, formats, batches, grams, importance, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)
     unsteady = stable.findings()
@@ -265,15 +268,23 @@ def observe(
     formats: Formats,
     batches: Sequence[Sequence[Any]],
     grams: Mapping[str, str],
+    importance: Mapping[str, torch.Tensor] = NONE_COUNTED,
     *,
     progress: Progress = silent,
 ) -> Calibration:
     """Run a canonical module on the batches; return what its stored values look like.
 
-    grams: the inputs of linear sites whose second moments are wanted, by site.
+    grams: the inputs of linear sites whose second moments are wanted, by site; importance: see collect.
     """
-    stored = formats.values.__contains__
-    return collect(mod, batches, values=stored, gram_inputs=grams, groups=GROUPS, progress=progress)
+    return collect(
+        mod,
+        batches,
+        values=formats.values.__contains__,
+        gram_inputs=grams,
+        importance=importance,
+        groups=GROUPS,
+        progress=progress,
+    )
 
 
 def check_quantization(bits: Any, requantize: str, observer: str, preset: str | Preset) -> Bits:

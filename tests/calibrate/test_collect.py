@@ -54,6 +54,23 @@ def test_moments_equal_those_of_all_rows_at_once(block, batches):
     assert calibration.linear_inputs["attn.q"] is calibration.linear_inputs["attn.k"]
 
 
+def test_rows_may_count_differently_about_the_mean_of_all_of_them(block, batches):
+    plain = collect(block, batches, gram_inputs=BLOCK_INPUTS).linear_inputs
+    counts = torch.arange(observed(block, batches[:1], BLOCK_INPUTS["attn.q"]).shape[-2], dtype=torch.float32)
+    found = collect(block, batches, gram_inputs=BLOCK_INPUTS, importance={"attn.q": counts}).linear_inputs
+    rows = observed(block, batches, BLOCK_INPUTS["attn.q"])
+    rows = rows.reshape(-1, rows.shape[-1]).double() - torch.from_numpy(plain["attn.q"].mean)
+    every = counts.repeat(len(rows) // len(counts)).double()
+    own = found["attn.q"]
+    np.testing.assert_allclose(
+        own.covariance, (rows * every[:, None]).T @ rows / every.sum(), rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_array_equal(own.mean, plain["attn.q"].mean)
+    assert own.rows == pytest.approx(float(every.sum() ** 2 / every.square().sum()))
+    np.testing.assert_array_equal(found["attn.k"].covariance, plain["attn.k"].covariance)
+    assert found["attn.k"] is found["attn.v"]
+
+
 def test_order_of_batches_changes_no_histogram(block, batches):
     first, second = collect(block, batches), collect(block, batches[::-1])
     assert first.data_hash != second.data_hash

@@ -54,11 +54,15 @@ class ValueStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputMoments:
-    """The moments of a linear site's input x over all rows: its covariance [K, K] and mean [K]."""
+    """The moments of a linear site's input x over all rows: its covariance [K, K] and mean [K].
+
+    The covariance is about the mean, that of all rows alike, even where some count more in it: the mean is what
+    a bias makes up for.
+    """
 
     covariance: Float32
     mean: Float32
-    rows: int
+    rows: float  # that count alike and would say as much
 
     @property
     def gram(self) -> Float32:

@@ -1,7 +1,8 @@
 """Run a module over calibration data and keep what scales, balancing and weight rounding need.
 
 Memory does not grow with the number of samples: a histogram (or one for each of a few groups of samples) and
-three numbers per channel for each value, one second-moment matrix for each distinct input of linear sites.
+three numbers per channel for each value, one second-moment matrix for each distinct input of linear sites (for
+each such site, where rows are to count differently).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tvmq.calibrate.histogram import Histogram
 from tvmq.errors import CalibrationError
 from tvmq.progress import Progress, silent
 
+NONE_COUNTED: Mapping[str, torch.Tensor] = MappingProxyType({})
+
 # Operators after which axis 1 of a 4-D value need not be its channels any more.
 REARRANGING = ("reshape", "permute_dims", "expand_dims", "matmul", "attention", "attention_bias")
 
@@ -33,6 +36,7 @@ def collect(
     *,
     values: Callable[[str], bool] | None = None,
     gram_inputs: Mapping[str, str] | None = None,
+    importance: Mapping[str, torch.Tensor] = NONE_COUNTED,
     also: reference.Observer | None = None,
     groups: int = 1,
     progress: Progress = silent,
@@ -41,10 +45,11 @@ def collect(
 
     values: which parameters and bindings of main to keep, by name; all float ones when None.
     gram_inputs: the name of the input value [..., K] of every linear site whose moments are wanted.
+    importance: what each row of such a site's input counts in its covariance, [rows of a batch], by site.
     also: is shown every value too.
     groups: into how many groups the batches are dealt, each with a histogram of its own (ValueStats.groups).
     """
-    collector = _Collector(values, frozenset((gram_inputs or {}).values()), images(mod), groups)
+    collector = _Collector(values, gram_inputs or {}, importance, images(mod), groups)
     digest = hashlib.sha256()
     total = max(len(batches), 1) if isinstance(batches, Sized) else None
     progress("calibrate", 0, total or 1)
@@ -66,7 +71,7 @@ def collect(
         data_hash=digest.hexdigest(),
         samples=samples,
         values=MappingProxyType({name: acc.result() for name, acc in collector.values.items()}),
-        linear_inputs=MappingProxyType(collector.moments(gram_inputs or {})),
+        linear_inputs=MappingProxyType(collector.moments()),
     )
 
 
@@ -81,7 +86,8 @@ class _Collector:
     def __init__(
         self,
         wanted: Callable[[str], bool] | None,
-        moments_of: frozenset[str],
+        gram_inputs: Mapping[str, str],
+        importance: Mapping[str, torch.Tensor],
         images: frozenset[str],
         groups: int,
     ) -> None:
@@ -89,9 +95,13 @@ class _Collector:
         self.groups = groups
         self.group = 0
         self.images = images
-        self.moments_of = moments_of
         self.values: dict[str, _ValueAccumulator] = {}
-        self.inputs: dict[str, _MomentAccumulator] = {}
+        self.input_of = gram_inputs
+        self.importance = importance
+        # By input: those of the sites whose rows count alike, and of each of the others.
+        self.inputs: dict[str, dict[str, _MomentAccumulator | None]] = {}
+        for site, name in gram_inputs.items():
+            self.inputs.setdefault(name, {})[self._own(site)] = None
         self.seen: set[str] = set()
 
     def start(self, batch: int) -> None:
@@ -118,16 +128,27 @@ class _Collector:
                 raise CalibrationError(
                     f"calibration: the float model computes NaN at {name!r}; mend the model or its inputs"
                 ) from error
-        if name in self.moments_of:
-            self.inputs.setdefault(name, _MomentAccumulator(value.shape[-1])).update(value)
+        for site, accumulator in self.inputs.get(name, {}).items():
+            if accumulator is None:
+                accumulator = _MomentAccumulator(value.shape[-1], self.importance.get(site))
+                self.inputs[name][site] = accumulator
+            accumulator.update(value)
 
-    def moments(self, gram_inputs: Mapping[str, str]) -> dict[str, InputMoments]:
-        """Return the moments by site; sites with one input share one object."""
-        absent = sorted(set(gram_inputs.values()) - set(self.inputs))
+    def moments(self) -> dict[str, InputMoments]:
+        """Return the moments by site; sites with one input whose rows count alike share one object."""
+        results = {
+            (name, site): accumulator.result()
+            for name, own in self.inputs.items()
+            for site, accumulator in own.items()
+            if accumulator is not None
+        }
+        absent = sorted(set(self.input_of.values()) - {name for name, _ in results})
         if absent:
             raise ValueError(f"no float value of the module has the name {absent[0]!r}")
-        results = {name: accumulator.result() for name, accumulator in self.inputs.items()}
-        return {site: results[name] for site, name in gram_inputs.items()}
+        return {site: results[name, self._own(site)] for site, name in self.input_of.items()}
+
+    def _own(self, site: str) -> str:
+        return site if site in self.importance else ""
 
 
 class _ValueAccumulator:
@@ -180,11 +201,14 @@ class _MomentAccumulator:
     They are about the first batch's mean; about zero, those of a channel that hardly varies say nothing.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, importance: torch.Tensor | None = None) -> None:
+        self.importance = importance
         self.products = torch.zeros(channels, channels)
         self.total = torch.zeros(channels, dtype=torch.float64)
+        self.counted = torch.zeros(channels, dtype=torch.float64)
         self.about: torch.Tensor | None = None
         self.rows = 0
+        self.weight = self.squares = 0.0
 
     def update(self, value: torch.Tensor) -> None:
         """Add a batch of an input [..., K]."""
@@ -192,16 +216,24 @@ class _MomentAccumulator:
         if self.about is None:
             self.about = rows.mean(0)
         rows = rows - self.about
-        self.products.addmm_(rows.T, rows)
+        known = self.importance is not None and len(self.importance) == len(rows)
+        counts = self.importance if known and self.importance is not None else torch.ones(len(rows))
+        counted = rows * counts[:, None]
+        self.products.addmm_(counted.T, rows)
         self.total += rows.sum(0)
+        self.counted += counted.sum(0)
         self.rows += rows.shape[0]
+        self.weight += float(counts.sum())
+        self.squares += float(counts.square().sum())
 
     def result(self) -> InputMoments:
         """Return the frozen means."""
         about = torch.zeros(()) if self.about is None else self.about
-        mean = (self.total / self.rows).float()
-        covariance = self.products / self.rows - torch.outer(mean, mean)
-        return InputMoments(covariance.numpy(), (mean + about).numpy(), self.rows)
+        mean, counted = (self.total / self.rows).float(), (self.counted / self.weight).float()
+        both = torch.outer(counted, mean)
+        covariance = self.products / self.weight - both - both.T + torch.outer(mean, mean)
+        rows = self.rows if self.importance is None else self.weight**2 / self.squares
+        return InputMoments(covariance.numpy(), (mean + about).numpy(), rows)
 
 
 def images(mod: tvm.IRModule) -> frozenset[str]:
