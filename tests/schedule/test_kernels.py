@@ -4,9 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.quantize.test_moments import site
 from tests.schedule.conv_cases import geometry_of
 from tests.schedule.test_attention import DEIT
 from tvmq.formats import PACKED_BITS
+from tvmq.passes.conv_geometry import ConvGeometry
+from tvmq.quantize.site_weights import kept_apart
 from tvmq.schedule.attention_spec import buffers as attention_buffers
 from tvmq.schedule.kernels import find
 from tvmq.schedule.packed_operand import PACKED_ATTENTION
@@ -52,6 +55,26 @@ def test_few_bits_take_so_much_memory(profile: str, bits: int):
     np.testing.assert_array_equal(unpack(packed, packing.layout, weight.shape), weight)
     with pytest.raises(ValueError, match=f"weights of {bits} bits are multiples of {1 << 8 - bits}"):
         packing.pack(weight + np.int8(1))
+
+
+@pytest.mark.parametrize("kind", ["linear", "pointwise", "strided"])
+@pytest.mark.parametrize("bits", PACKED_BITS)
+def test_the_least_values_of_few_bits_lie_as_arms_word_sums_need_them(kind: str, bits: int):
+    node, _, _, weight = site(kind)
+    least = np.full(tuple(weight.shape), -(1 << bits - 1), np.int8)
+    apart = kept_apart(node, least, bits) << 8 - bits
+    values, attrs = apart, {**LINEAR, "weight_bits": bits, "gain": True}
+    shapes = [(5, 6), values.shape, (3,), (3,), (3,)]
+    if kind != "linear":
+        x = [int(d) for d in node.call.args[0].ty.shape]
+        g = ConvGeometry.of(x, tuple(weight.shape), node.call.attrs)
+        attrs |= {"kernel": "conv2d", "pad_value": 0, **g.attrs()}
+        values = np.ascontiguousarray(apart.transpose(2, 3, 1, 0))
+        shapes = [(g.batch * g.rows * g.columns, g.channels), values.shape, *[(g.outputs,)] * 3]
+    kernel = find(attrs, shapes, load_profile("arm_neon"), threads=1)
+    packing = kernel.packing[1]
+    assert packing.fits(packing.pack(values))
+    assert not packing.fits(packing.pack(np.full(values.shape, -128, np.int8)))
 
 
 @pytest.mark.parametrize(("profile", "bits"), [("x86_amx", 4), ("x86_avx512_vnni", 7)])
