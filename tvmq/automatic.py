@@ -26,7 +26,7 @@ from tvmq.plan.records import PlanReport, choices_of, evaluated_of
 from tvmq.plan.search import Goal, Log, Outcome, search, uniform
 from tvmq.plan.sensitivity import OF_ERRORS, Subject, sensitivities
 from tvmq.plan_evaluation import Evaluation, Runnable, Sizes, Validation, log_key
-from tvmq.prepared import FLOAT32, Prepared, Settings, few, prepare, uniform_numbers
+from tvmq.prepared import FLOAT32, HELD, Prepared, Settings, few, prepare, uniform_numbers
 from tvmq.progress import Progress, silent
 from tvmq.spec import Precision
 from tvmq.target import TargetProfile
@@ -137,7 +137,9 @@ def _problem(
 ) -> Problem:
     """Return what there is to choose from."""
     groups = _groups(prepared, candidates)
-    subject = Subject(prepared.mod, prepared.nodes, groups, numbers, few(prepared.fitted, LOSS_SAMPLES))
+    # Of samples that weights were fitted to, errors come out too small: most where a site has many inputs.
+    seen = prepared.held if prepared.judged_on == HELD else prepared.fitted
+    subject = Subject(prepared.mod, prepared.nodes, groups, numbers, few(seen, LOSS_SAMPLES))
     losses = sensitivities(subject, measure, seed=prepared.settings.seed, progress=progress)
     table = costs(prepared, candidates)
     alive = moments(prepared.nodes, prepared.formats, table.values, prepared.float_inputs)
