@@ -67,7 +67,9 @@ def test_a_power_of_two_is_known_through_float32_noise_alone(k, off):
     assert found == (k if abs(off) < 1e-6 else None)
 
 
-@given(st.integers(1, numerics.MOST_GAIN), st.integers(-20, 40), st.sampled_from([-1e-4, -5e-7, 0.0, 5e-7, 1e-4]))
+@given(
+    st.integers(1, numerics.MOST_GAIN), st.integers(-20, 40), st.sampled_from([-1e-4, -5e-7, 0.0, 5e-7, 1e-4])
+)
 def test_a_gain_is_known_through_float32_noise_alone(gain, k, off):
     found = numerics.gain_and_shift(np.array([gain * 2.0**-k * (1 + off)]))
     if abs(off) > 1e-5:

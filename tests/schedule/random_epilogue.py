@@ -13,7 +13,7 @@ Arrays = list[Any]
 
 
 def rescaled(product: LinearSpec, sums: Any, bias: Any, random: Any) -> tuple[Arrays, Any]:
-    """Return random scales of a product's channels, and its int32 sums [rows, channels] with a bias rescaled."""
+    """Return random scales of a product's channels, and int32 sums [rows, channels] with a bias rescaled."""
     acc = sums + bias
     outputs = product.outputs
     if product.out_dtype == "float32":

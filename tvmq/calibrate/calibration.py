@@ -56,8 +56,8 @@ class ValueStats:
 class InputMoments:
     """The moments of a linear site's input x over all rows: its covariance [K, K] and mean [K].
 
-    The covariance is about the mean, that of all rows alike, even where some count more in it: the mean is what
-    a bias makes up for.
+    The covariance is about the mean, that of all rows alike, even where some count more in it: the mean is
+    what a bias makes up for.
     """
 
     covariance: Float32

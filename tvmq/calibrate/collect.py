@@ -1,8 +1,8 @@
 """Run a module over calibration data and keep what scales, balancing and weight rounding need.
 
 Memory does not grow with the number of samples: a histogram (or one for each of a few groups of samples) and
-three numbers per channel for each value, one second-moment matrix for each distinct input of linear sites (for
-each such site, where rows are to count differently).
+three numbers per channel for each value, one second-moment matrix for each distinct input of linear sites
+(for each such site, where rows are to count differently).
 """
 
 from __future__ import annotations
@@ -128,11 +128,10 @@ class _Collector:
                 raise CalibrationError(
                     f"calibration: the float model computes NaN at {name!r}; mend the model or its inputs"
                 ) from error
-        for site, accumulator in self.inputs.get(name, {}).items():
-            if accumulator is None:
-                accumulator = _MomentAccumulator(value.shape[-1], self.importance.get(site))
-                self.inputs[name][site] = accumulator
-            accumulator.update(value)
+        for site, known in self.inputs.get(name, {}).items():
+            moments = known or _MomentAccumulator(value.shape[-1], self.importance.get(site))
+            self.inputs[name][site] = moments
+            moments.update(value)
 
     def moments(self) -> dict[str, InputMoments]:
         """Return the moments by site; sites with one input whose rows count alike share one object."""

@@ -38,8 +38,8 @@ def linear(
     x [rows, inputs], weight int8 [inputs, outputs], bias int32 [outputs]. Of each weight only the highest
     weight_bits are used, the others are zero: a kernel may want them packed.
     rescale: one float32 factor [outputs] where out_dtype is float32. Otherwise int32 shifts [outputs], and
-    bias holds the rounding half and the output's zero point already; gain: int8 gains, which the
-    products' sum is multiplied by before the bias is added, then shifts; fixed_point: int32 multipliers, shifts.
+    bias holds the rounding half and the output's zero point already; gain: int8 gains, which the products'
+    sum is multiplied by before the bias is added, and int8 shifts; fixed_point: int32 multipliers, shifts.
     residual: int16 [rows, outputs], in units of the result. The sum is clipped to [low, high]; a table
     (uint8 [256]) then maps uint8 to uint8. With copy the result is a tuple: int16, and uint8 made of it.
     """

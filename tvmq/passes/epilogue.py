@@ -50,7 +50,9 @@ class Epilogue:
         }
 
     def emit(self, body: Body, params: list[relax.Var], sums: relax.Var) -> Any:
-        """Emit the result of sums, int32 [rows, outputs]; params ends with the bias, what else it takes is added.
+        """Emit the result of sums, int32 [rows, outputs].
+
+        params: ends with the bias; what else is read is added.
         """
         rows, outputs = (int(d) for d in sums.ty.shape)
         if self.out_dtype == "float32":
@@ -78,7 +80,7 @@ class Epilogue:
         numbers = [relax.Var(name, vector) for name in names]
         params += numbers
         if self.fixed_point:
-            return _fixed_point(body, body(op.add(sums, bias)), *numbers, self.zero_point)
+            return _fixed_point(body, body(op.add(sums, bias)), numbers[0], numbers[1], self.zero_point)
         if not self.gain:
             return body(op.right_shift(body(op.add(sums, bias)), *numbers))
         gain, shift = (body(op.astype(number, "int32")) for number in numbers)

@@ -39,7 +39,7 @@ def widened(x: QuantParams, weight: QuantizedWeight, out: QuantParams) -> Quanti
 
 @dataclass(frozen=True, slots=True)
 class LinearParameters:
-    """bias int32 [N]; rescale: (shift,), (multiplier, shift) or (float factor,), or int8 (gain, shift), each [N]."""
+    """bias int32 [N]; rescale, [N]: (shift,), (multiplier, shift), (float factor,), int8 (gain, shift)."""
 
     bias: Int32s
     rescale: tuple[npt.NDArray[np.int32] | npt.NDArray[np.int8] | npt.NDArray[np.float32], ...]
@@ -139,7 +139,8 @@ class _Sums:
 def _after(shift: npt.NDArray[np.int64], zero_point: int) -> npt.NDArray[np.int64]:
     """Return what is added before a shift: the rounding half, and the zero point of the result."""
     half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
-    return half + (np.int64(zero_point) << shift)
+    found: npt.NDArray[np.int64] = half + (np.int64(zero_point) << shift)
+    return found
 
 
 def _with_gains(

@@ -21,15 +21,16 @@ from tvmq.sites import MOVES
 Check = Callable[[tvm.IRModule], None]
 
 STORED = ("uint8", "int8", "int16")
+REQUANTIZE = ("out_dtype", "low", "high", "fixed_point", "gain")
 # What each kernel's leading parameters hold, and the numbers its attributes name.
 KERNELS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
     "linear": (
         (STORED, ("int8",), ("int32",)),
-        ("out_dtype", "low", "high", "fixed_point", "gain", "residual", "table"),
+        (*REQUANTIZE, "residual", "table"),
     ),
     "conv2d": (
         (STORED, ("int8",), ("int32",)),
-        ("kernel_rows", "kernel_columns", "groups", "out_dtype", "low", "high", "fixed_point", "gain", "pad_value"),
+        ("kernel_rows", "kernel_columns", "groups", "pad_value", *REQUANTIZE),
     ),
     "layer_norm": ((("int16",), ("int32",), ("int32",)), ("gain_shift", "epsilon", "limit", "low", "high")),
     "attention": (

@@ -40,8 +40,9 @@ class Signature:
         A bias and a rounding half take part of the last ones' room: the proof with a site's own numbers is
         passes.integer_parameters'.
         """
-        largest = min(1 << precision.weight_bits - 1, INTEGER_RANGE["int8"][1]) * ((1 << precision.activation_bits) - 1)
-        return int(INTEGER_RANGE[self.accumulator][1]) // largest
+        weight = min(1 << precision.weight_bits - 1, INTEGER_RANGE["int8"][1])
+        activation = (1 << precision.activation_bits) - 1
+        return int(INTEGER_RANGE[self.accumulator][1]) // (weight * activation)
 
 
 def signatures(profile: TargetProfile) -> tuple[Signature, ...]:

@@ -45,7 +45,7 @@ INPUT_AXIS = {"linear": 0, "conv2d": 1}  # of sites whose weights have all value
 def limits_of(node: Node, bits: int) -> tuple[int, int]:
     """Return the least and the greatest value of a site's weights of so many bits."""
     axis = INPUT_AXIS.get(node.kind)
-    # Neighbours are kept apart by pairs of inputs, which an odd number of inputs would not keep beside another.
+    # Neighbours are kept apart by pairs of inputs; the windows of an odd number of them end within a pair.
     whole = bits < 8 and axis is not None and (axis == 0 or int(node.call.args[1].ty.shape[axis]) % 2 == 0)
     largest = largest_value(bits)
     return (-largest - 1 if whole else -largest), largest
