@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -71,6 +72,18 @@ def test_the_default_predicts_the_divergence_itself():
     assert len(ratios) > 20
     assert 0.6 < float(np.median(ratios)) < 1.6
     assert spearmanr([projected[at] for at in exact], list(exact.values())).statistic > 0.9
+
+
+def test_pooled_losses_share_what_a_groups_errors_count_and_keep_their_sizes():
+    measured, scales, pooled = losses("projected"), losses("fisher"), losses("pooled")
+    for group in subject().groups:
+        few = [(group.name, name) for name in group.choices if name not in ("float", "w8a8")]
+        if not few:
+            continue
+        counts = [math.log(pooled[at] / scales[at]) for at in few]
+        assert counts == pytest.approx([counts[0]] * len(few))
+        assert counts[0] == pytest.approx(np.mean([math.log(measured[at] / scales[at]) for at in few]))
+        assert pooled[group.name, "w8a8"] == measured[group.name, "w8a8"]
 
 
 @pytest.mark.parametrize("measure", ["projected", "sqnr"])

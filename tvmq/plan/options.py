@@ -36,7 +36,7 @@ class Budget:
     minutes: float | None = None
     evaluations: int = 24
     log: str | os.PathLike[str] | None = None
-    measure: str = "projected"
+    measure: str = "pooled"
     costs: str | os.PathLike[str] | None = None
     measure_costs: bool = True
 

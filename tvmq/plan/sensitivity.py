@@ -11,6 +11,10 @@ of the group's own outputs:
                                    of outputs times random signs). To second order the mean is `output`'s
                                    divergence, with all correlations between channels and rows
     fisher      sum(g**2 dY**2) / 2    its diagonal: Fisher-weighted error
+    pooled      `fisher` times what `projected` is of it, in the geometric mean over a group's precisions of
+                fewer than 8 bits: one number of few samples is chance, several of one group agree on how much
+                its errors count, and `fisher` hardly varies in how large they are. (ViT-S/14, 32 samples,
+                against the divergence on 100 others, 4 bits: rank correlation .968, of `projected` .940)
     hessian     trace(H) / n |dW|**2    HAWQ-V2; the trace of the Gauss-Newton matrix over weights, by probing
     nuclear     |Y|_* |dY|**2           Liu et al., "Post-Training Quantization for Vision Transformer", 2021
     sqnr        |dY|**2 / |Y|**2
@@ -18,6 +22,7 @@ of the group's own outputs:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +35,13 @@ from tvmq.errors import UsageError
 from tvmq.formats import Quantization, QuantParams
 from tvmq.one_thread import one_thread
 from tvmq.passes.rebuild import bindings, used_vars
-from tvmq.plan.cost_table import FLOAT
+from tvmq.plan.cost_table import FLOAT, precision_of
 from tvmq.plan.divergence import divergence, random_loss
 from tvmq.plan.groups import SiteGroup
 from tvmq.plan.nodes import MULTIPLYING, Nodes
 from tvmq.progress import Progress, silent
 from tvmq.reference import Interpreter
+from tvmq.spec import W8A8
 
 Tensor = torch.Tensor
 Losses = dict[tuple[str, str], float]  # by group and precision's name
@@ -76,15 +82,38 @@ def sensitivities(subject: Subject, measure: str, *, seed: int = 0, progress: Pr
         (group.name, name): 0.0 for group in subject.groups for name in group.choices if name != FLOAT
     }
     walker, random = _Walker(subject), torch.Generator().manual_seed(seed)
+    scales = dict(totals)
     samples = 0
     progress("sensitivity", 0, len(subject.batches))
     for done, batch in enumerate(subject.batches, start=1):
         found = walker.outputs(batch) if chosen is None else walker.local(batch, chosen, random)
-        for at, loss in found:
+        for at, loss, scale in found:
             totals[at] += loss
+            scales[at] += scale
         samples += samples_in(batch)
         progress("sensitivity", done, len(subject.batches))
+    if chosen is not None and chosen.scale is not None:
+        totals = _pooled(totals, scales)
     return {at: total / max(samples, 1) for at, total in totals.items()}
+
+
+def _pooled(measured: Losses, scales: Losses) -> Losses:
+    """Return scales times how much each group's errors count, by all its precisions of few bits together."""
+    logs: dict[str, list[float]] = {}
+    for (group, name), loss in measured.items():
+        if _has_few_bits(name) and min(loss, scales[group, name]) > 0:
+            logs.setdefault(group, []).append(math.log(loss / scales[group, name]))
+    return {
+        at: scales[at] * math.exp(sum(logs[at[0]]) / len(logs[at[0]]))
+        if _has_few_bits(at[1]) and at[0] in logs and scales[at] > 0
+        else loss
+        for at, loss in measured.items()
+    }
+
+
+def _has_few_bits(name: str) -> bool:
+    precision = precision_of(name)
+    return precision is not None and precision.weight_bits < W8A8.weight_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +122,7 @@ class _Measure:
 
     loss: Callable[[Sequence[Local]], float]
     gradients: bool = False
+    scale: Callable[[Sequence[Local]], float] | None = None  # losses are pooled in proportion to it
 
 
 def _projected(sites: Sequence[Local]) -> float:
@@ -139,11 +169,12 @@ MEASURES: Mapping[str, _Measure | None] = {
     "output": None,
     "projected": _Measure(_projected, gradients=True),
     "fisher": _Measure(_fisher, gradients=True),
+    "pooled": _Measure(_projected, gradients=True, scale=_fisher),
     "hessian": _Measure(_hessian, gradients=True),
     "nuclear": _Measure(_nuclear),
     "sqnr": _Measure(_sqnr),
 }
-DEFAULT = "projected"
+DEFAULT = "pooled"
 OF_ERRORS = ("nuclear", "sqnr")  # those that look at no output
 PROBES = 4  # gradients of each batch
 
@@ -161,7 +192,7 @@ class _Walker:
             node.inputs[0]: name for name, node in subject.nodes.by_name.items() if node.kind == "bias"
         }
 
-    def outputs(self, batch: Sequence[Tensor]) -> Iterator[tuple[tuple[str, str], float]]:
+    def outputs(self, batch: Sequence[Tensor]) -> Iterator[tuple[tuple[str, str], float, float]]:
         """Yield the divergence of the model's output for every group and precision."""
         with torch.no_grad():
             exact = self._interpreter.values(self._main, list(batch), None)
@@ -171,12 +202,12 @@ class _Walker:
                 for precision in group.choices:
                     if precision != FLOAT:
                         found = self._result(self._perturbed(group, precision, after, exact))
-                        yield (group.name, precision), divergence(wanted, found)
+                        yield (group.name, precision), divergence(wanted, found), 0.0
 
     def local(
         self, batch: Sequence[Tensor], measure: _Measure, random: torch.Generator
-    ) -> Iterator[tuple[tuple[str, str], float]]:
-        """Yield the loss by a measure of local errors for every group and precision."""
+    ) -> Iterator[tuple[tuple[str, str], float, float]]:
+        """Yield the loss by a measure of local errors for every group and precision, and its scale."""
         with torch.no_grad():
             exact = self._interpreter.values(self._main, list(batch), None)
         probes = PROBES if measure.gradients else 1
@@ -201,7 +232,8 @@ class _Walker:
                             )
                             for site, error in errors.items()
                         ]
-                        yield (group.name, precision), measure.loss(sites) / probes
+                        scale = measure.scale(sites) / probes if measure.scale else 0.0
+                        yield (group.name, precision), measure.loss(sites) / probes, scale
 
     def _after(self, group: SiteGroup) -> list[Any]:
         """Return the steps that a group's results reach, itself left out; graph order."""
