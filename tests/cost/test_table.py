@@ -104,6 +104,32 @@ def test_a_disturbed_time_of_loops_is_believed_for_longer(
     assert (found["gelu.0", "float"].source, found["fc1", "w8a8"].source) == ("measured", "roofline")
 
 
+def test_what_takes_far_longer_than_its_like_is_timed_once_more(
+    tmp_path: Path, clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+):
+    store = store_in(tmp_path, measure=True)
+    of(store)
+    linear = next(line for line in store.lines if line.family == "linear")
+    disturbed = Store(tmp_path / "disturbed.jsonl", store.setting)
+    for number in range(20):
+        disturbed.append(replace(linear, cost=f"another product {number}"))
+    slow = {"fc1": 1000.0}
+
+    def times(_self: Clock, works: Any) -> list[Times]:
+        clock.asked += len(works)
+        names = [work.key == linear.cost.removesuffix(" constants from l3") for work in works]
+        return [Times(slow.pop("fc1", 10.0) if own else 10.0, 0.1, 9) for own in names]
+
+    monkeypatch.setattr(Clock, "times", times)
+    clock.asked = 0
+    of(disturbed)
+    assert not slow
+    assert disturbed[linear.cost].us == 10.0
+    asked_once = clock.asked
+    of(disturbed)
+    assert clock.asked == asked_once
+
+
 def test_only_what_was_measured_by_the_same_code_on_the_same_machine_counts(
     tmp_path: Path, clock: type[Clock]
 ):

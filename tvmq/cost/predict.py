@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -123,25 +123,32 @@ class Predictor:
 
 
 def held_out(lines: Sequence[Measured], profile: TargetProfile) -> HeldOut | None:
-    """Return the errors of FOLDS models, each on the kernels that it was not trained on; None for too few.
-
-    A kernel is left out with all its lines: of other decisions, and with its constants elsewhere.
-    """
-    calm = [line for line in lines if not line.crowded]
-    place = {kernel: i for i, kernel in enumerate(sorted({_kernel(line) for line in calm}))}
+    """Return the errors of FOLDS models, each on the kernels that it was not trained on; None for too few."""
     errors: dict[str, list[float]] = {}
-    for fold in range(FOLDS):
-        own = [line for line in calm if place[_kernel(line)] % FOLDS == fold]
-        predictor = Predictor([line for line in calm if place[_kernel(line)] % FOLDS != fold], profile)
-        for line in own:
-            us = predictor.us(line.family, line.features)
-            if us is not None:
-                errors.setdefault(line.family, []).append(abs(us / line.us - 1))
+    for line, us in predicted_by_others(lines, profile):
+        errors.setdefault(line.family, []).append(abs(us / line.us - 1))
     if not errors:
         return None
     kinds = {kind: _spread(own) for kind, own in sorted(errors.items())}
     every = [error for own in errors.values() for error in own]
     return HeldOut(len(every), *_spread(every), kinds)
+
+
+def predicted_by_others(
+    lines: Sequence[Measured], profile: TargetProfile
+) -> Iterator[tuple[Measured, float]]:
+    """Yield each line that nothing disturbed with the microseconds that other kernels promise of its own.
+
+    A kernel is left out with all its lines; nothing is said where too few others are like it.
+    """
+    calm = [line for line in lines if not line.crowded]
+    place = {kernel: i for i, kernel in enumerate(sorted({_kernel(line) for line in calm}))}
+    for fold in range(FOLDS):
+        predictor = Predictor([line for line in calm if place[_kernel(line)] % FOLDS != fold], profile)
+        for line in calm:
+            us = predictor.us(line.family, line.features) if place[_kernel(line)] % FOLDS == fold else None
+            if us is not None:
+                yield line, us
 
 
 def _spread(errors: Sequence[float]) -> tuple[float, float]:
