@@ -10,7 +10,7 @@ from functools import partial
 import tvm
 from tvm import relax
 
-from tvmq.calibrate.batches import Batch
+from tvmq.calibrate.batches import Batch, samples_in
 from tvmq.errors import InfeasibleBudgetError, UnsupportedModelError
 from tvmq.formats import Quantization
 from tvmq.one_thread import one_thread
@@ -34,6 +34,7 @@ from tvmq.target import TargetProfile
 # What products may have besides 8 bits and float; which of them has a price follows from the target.
 CANDIDATES = (Precision(6, 8), Precision(4, 8), Precision(3, 8), Precision(2, 8))
 LOSS_SAMPLES = 32
+LEAST_HELD = 8  # samples: what fewer say is chance
 SIZE_ROUNDS = 5  # searches with what code really takes
 FINALS = 3  # plans that may be made in full before a drop is said to be out of reach
 
@@ -138,7 +139,8 @@ def _problem(
     """Return what there is to choose from."""
     groups = _groups(prepared, candidates)
     # Of samples that weights were fitted to, errors come out too small: most where a site has many inputs.
-    seen = prepared.held if prepared.judged_on == HELD else prepared.fitted
+    held = sum(map(samples_in, prepared.held)) if prepared.judged_on == HELD else 0
+    seen = prepared.held if held >= LEAST_HELD else prepared.fitted
     subject = Subject(prepared.mod, prepared.nodes, groups, numbers, few(seen, LOSS_SAMPLES))
     losses = sensitivities(subject, measure, seed=prepared.settings.seed, progress=progress)
     table = costs(prepared, candidates)

@@ -103,7 +103,8 @@ def compile(  # noqa: A001  (tvmq.compile, like tvm.compile; every option is the
     with numbers of preset "fast"; what comes out has those of the chosen one, and is evaluated once more.
     recipe: a file (see Recipe) whose bits and options take the place of those given here.
     ignored: glob patterns of sites that stay in float ("head", "blocks.0.*").
-    requantize: "pot" makes every requantize a shift; "fixed_point" uses 31-bit multipliers, for comparison.
+    requantize: "pot" makes every requantize a shift, with fewer than 8 bits of a small multiple of the sum;
+    "fixed_point" uses 31-bit multipliers, for comparison.
     observer: how ranges are chosen: "mse" (least squared error), "lp" (least |error|**2.4), "aciq" (closed
     form), "kl" (entropy), "percentile" or "minmax"; or, on what each value's readers make of it, "cosine"
     (EasyQuant), "similarity" (and the ranks in attention maps) or "fisher" (gradients).

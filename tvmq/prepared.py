@@ -22,7 +22,7 @@ from tvmq.plan.nodes import SITE_KINDS, Nodes, index
 from tvmq.plan.values import Value, values_of
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs
-from tvmq.quantize.importance import row_importance
+from tvmq.quantize.importance import linear_importance
 from tvmq.quantize.model import Model
 from tvmq.quantizer import balancing, formats_of, planned
 
@@ -104,7 +104,7 @@ def prepare(
         fitted,
         values=wanted.__contains__,
         gram_inputs=grams,
-        importance=row_importance(mod, sites, fitted, settings.seed, progress),
+        importance=linear_importance(mod, sites, fitted, settings.seed, progress),
         groups=GROUPS,
         progress=progress,
     )

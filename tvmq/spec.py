@@ -38,7 +38,7 @@ class Precision(Record):
         if found is None:
             raise UsageError(
                 f"bits={bits!r}: no widths are called that; pass 3 to 8 for weights and activations, or "
-                'both as in "w4a8": weights of 2 to 8 bits, activations of 3 to 8; or "auto", which chooses'
+                'both as in "w4a8": weights of 2 to 8 bits, activations of 3 to 8'
             )
         weights, activations = found.groups()
         return cls(int(weights), int(activations))

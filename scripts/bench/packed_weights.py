@@ -45,18 +45,21 @@ def layer(shape: Shape, bits: int, threads: int, copies: int) -> Run:
     rows, inputs, outputs = shape
     attrs = {
         "kernel": "linear", "in_dtype": "uint8", "out_dtype": "uint8", "residual": False, "table": False,
-        "fixed_point": False, "zero_point": 0, "low": 0, "high": 255, "weight_bits": bits,
+        "fixed_point": False, "gain": bits < 8, "zero_point": 0, "low": 0, "high": 255, "weight_bits": bits,
     }  # fmt: skip
     profile = load_profile("native")
-    sizes = [(rows, inputs), (inputs, outputs), (outputs,), (outputs,)]
+    numbers = [np.full(outputs, 12, np.int32)]
+    if bits < 8:  # as the quantizer makes them
+        numbers = [np.full(outputs, 13, np.int8), np.full(outputs, 15, np.int8)]
+    sizes = [(rows, inputs), (inputs, outputs), *[(outputs,)] * (1 + len(numbers))]
     kernel = kernels.find(attrs, sizes, profile, threads)
     assert kernel is not None
     function = tvm.compile(tvm.IRModule({"main": kernel.function()}), target=profile.tvm())["main"]
     random = np.random.default_rng(0)
     x = tvm.runtime.tensor(random.integers(0, 256, (rows, inputs)).astype(np.uint8))
     weight = (random.integers(-128, 128, (inputs, outputs)) & (-1 << (8 - bits))).astype(np.int8)
-    constants = [weight, np.zeros(outputs, np.int32), np.full(outputs, 12, np.int32)]
-    packings = kernel.packing[1:4]
+    constants = [weight, np.zeros(outputs, np.int32), *numbers]
+    packings = kernel.packing[1 : 1 + len(constants)]
     packed = [p.pack(c) if p else c for p, c in zip(packings, constants, strict=True)]
     weights = itertools.cycle([tvm.runtime.tensor(packed[0]) for _ in range(copies)])
     rest = [*map(tvm.runtime.tensor, packed[1:]), tvm.runtime.tensor(np.zeros((rows, outputs), np.uint8))]

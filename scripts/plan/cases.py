@@ -19,7 +19,6 @@ class Case:
     share: float = 1.0  # of that
     slower_than: str = ""  # the case whose predicted time it may exceed by MARGIN
     budget: Mapping[str, Any] = field(default_factory=dict)  # more of tvmq.Budget
-    preset: str = ""  # in place of the one that is asked for
 
     @property
     def after(self) -> str:
@@ -43,7 +42,6 @@ CASES = (
     Case("by SQNR, size of 6 bits", "auto", SIX, budget=SQNR),
     Case("auto, half the size of 8 bits", "auto", EIGHT, 0.5),
     Case("by SQNR, half the size of 8 bits", "auto", EIGHT, 0.5, budget=SQNR),
-    Case("auto, half the size of 8 bits, preset best", "auto", EIGHT, 0.5, preset="best"),
     Case(FOUR, "w4a8"),
     Case(FASTEST, "auto"),
     Case("auto, 10 % slower than the fastest", "auto", slower_than=FASTEST),

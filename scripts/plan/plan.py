@@ -81,8 +81,7 @@ def measured(case: Case, bed: Bed, made: str, rows: dict[str, Row], request: Req
     folder = request.cache / "cells" / f"plan.{bed.name}.{made}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    preset = case.preset or request.preset
-    options = {"bits": case.bits, "preset": preset, **case.limits(rows)}
+    options = {"bits": case.bits, "preset": request.preset, **case.limits(rows)}
     # A search that was ended goes on where it was.
     log = str(request.cache / "cells" / f"plan.{bed.name}.jsonl")
     words = [json.dumps(options), json.dumps({"log": log, **case.budget}), request.images, request.threads]
@@ -102,7 +101,7 @@ def measured(case: Case, bed: Bed, made: str, rows: dict[str, Row], request: Req
         shutil.rmtree(folder)
     exact = exact_scores(bed)[: request.images]
     return Row(
-        name=case.name, key=made, images=len(scores), preset=preset, threads=request.threads,
+        name=case.name, key=made, images=len(scores), preset=request.preset, threads=request.threads,
         cpu=cpu_name(), comparison=compare(scores, exact, bed.labels[: request.images]), **about,
     )  # fmt: skip
 
@@ -123,8 +122,7 @@ def exact_scores(bed: Bed) -> np.ndarray:
 def made_from(case: Case, bed: Bed, rows: dict[str, Row], request: Request) -> str:
     """Return a name for all that a row depends on."""
     files = [ROOT / "tvmq" / name for name in SOURCES]
-    preset = case.preset or request.preset
-    words = [model_key(bed), numbers_key(), case.bits, json.dumps(dict(case.budget)), preset]
+    words = [model_key(bed), numbers_key(), case.bits, json.dumps(dict(case.budget)), request.preset]
     return key(files, [*words, json.dumps(case.limits(rows)), str(request.images), str(request.threads)])
 
 

@@ -58,7 +58,6 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| {row.name} | {row.bytes / 1e6:.2f} | {ms} | {numbers} |")
     threads = "1 thread" if rows[0].threads == 1 else f"{rows[0].threads} threads"
     images = " or ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
-    preset = " or ".join(sorted({row.preset for row in rows if not BY_NAME[row.name].preset}))
-    told = " unless a row says another" if any(BY_NAME[row.name].preset for row in rows) else ""
-    about = f"{images} test images, preset {preset}{told}; agreement is with float"
+    preset = " or ".join(sorted({row.preset for row in rows}))
+    about = f"{images} test images, preset {preset}; agreement is with float"
     return "\n".join([*lines, "", f"{rows[0].cpu}, {threads}; {about}."])

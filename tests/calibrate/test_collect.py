@@ -66,6 +66,9 @@ def test_rows_may_count_differently_about_the_mean_of_all_of_them(block, batches
         own.covariance, (rows * every[:, None]).T @ rows / every.sum(), rtol=1e-4, atol=1e-4
     )
     np.testing.assert_array_equal(own.mean, plain["attn.q"].mean)
+    whole = rows + torch.from_numpy(own.mean)
+    gram = (whole * every[:, None]).T @ whole / every.sum()
+    np.testing.assert_allclose(own.gram, gram, rtol=1e-4, atol=1e-4)
     assert own.rows == pytest.approx(float(every.sum() ** 2 / every.square().sum()))
     np.testing.assert_array_equal(found["attn.k"].covariance, plain["attn.k"].covariance)
     assert found["attn.k"] is found["attn.v"]

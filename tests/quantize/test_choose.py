@@ -5,14 +5,17 @@ import pytest
 
 from tests import tiny_transformer
 from tests.tiny_transformer import calibration, formats, nodes
-from tvmq.formats import Quantization
+from tvmq.formats import Quantization, QuantParams
 from tvmq.numerics import power_of_two_exponent
 from tvmq.passes.composites import attributes
 from tvmq.passes.insert_qdq import InsertQdq
+from tvmq.passes.integer_parameters import product_parameters
 from tvmq.passes.lower_integer import LowerInteger
 from tvmq.passes.verify_level import verify
 from tvmq.plan.formats import swallowed, value_formats
 from tvmq.quantize.choose import choose, gram_inputs
+from tvmq.quantize.site_weights import bias_of, constant_of, matrix_of
+from tvmq.quantize.weights import quantize_weight, smallest_scales
 from tvmq.spec import Precision
 
 SITES = [name for name, node in nodes().by_name.items() if node.kind == "linear"]
@@ -45,6 +48,41 @@ def test_few_bits_need_no_fixed_point(bits: Precision):
     described = [attributes(func) for func in lowered.functions.values()]
     assert not any(found.get("fixed_point") for found in described)
     assert sum(found.get("kernel") == "linear" for found in described) == len(SITES)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("zero_point", [0, 60, 255])
+def test_a_channel_of_zeros_or_many_inputs_need_no_fixed_point(bits: int, zero_point: int):
+    random = np.random.default_rng(bits)
+    x, out = QuantParams(2.0**-5, 117, "uint8"), QuantParams(2.0**-3, zero_point, "uint8")
+    dead = random.standard_normal((64, 16))
+    dead[:, 3] = 0
+    for weight in (dead, random.standard_normal((25088, 16)) * 0.01):
+        bias = random.standard_normal(weight.shape[1])
+        smallest = smallest_scales(weight, bias, x, out)
+        limits = (-(1 << bits - 1), (1 << bits - 1) - 1)
+        chosen = quantize_weight(weight, None, out.scale / x.scale, smallest, bits, limits=limits)
+        product = product_parameters("fc", x, chosen, bias, out)
+        assert not product.numbers.fixed_point
+        assert product.bits == bits
+        free = quantize_weight(weight, None, None, smallest, bits, limits=limits)
+        errors = [np.square(each.values * each.scale - weight).sum(0) for each in (chosen, free)]
+        assert (errors[0] <= 2 * errors[1] + 1e-9).all()
+
+
+@pytest.mark.parametrize("bits", [Precision(2, 8), Precision(4, 8)])
+def test_biases_make_up_for_the_mean_error_of_the_values_that_are_stored(bits: Precision):
+    low = value_formats(nodes(), lambda name: True, dict.fromkeys(nodes().by_name, bits))
+    numbers = choose(nodes(), low, calibration())
+    for site, moments in calibration().linear_inputs.items():
+        node = nodes().by_name[site]
+        bias = bias_of(nodes(), node)
+        found = numbers.weights[site]
+        if bias is None:
+            continue
+        moved = found.values * found.scale.astype(np.float64) - matrix_of(node)
+        left = moments.mean @ moved + (numbers.biases[bias.name] - constant_of(bias)).ravel()
+        assert np.abs(left).max() < 1e-5
 
 
 @pytest.mark.parametrize("requantize", ["pot", "fixed_point"])

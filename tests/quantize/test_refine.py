@@ -49,7 +49,7 @@ def error_of(found: Quantization) -> float:
 
 
 def test_solving_on_what_sites_see_comes_nearer_to_float():
-    assert error("default") < 0.9 * error("fast")
+    assert error("default") < 0.95 * error("fast")
 
 
 def test_the_same_seed_gives_the_same_numbers():

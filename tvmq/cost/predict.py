@@ -60,10 +60,30 @@ def features_of(work: Work, threads: int, constants_from: str) -> dict[str, floa
     found = features(work, threads) | {FROM_DRAM: float(constants_from == "dram")}
     if not work.use.kernel.packing:  # loops that TVM makes: what they do is in their name
         words = re.findall("[a-z]+", work.use.kernel.name)
-        return found | {"operations": float(len(words))} | {f"does.{word}": 1.0 for word in words}
+        return (
+            found
+            | _loops_of(work)
+            | {"operations": float(len(words))}
+            | {f"does.{word}": 1.0 for word in words}
+        )
     named = numbers_of(work.use.kernel.key)
     chosen = {f"chosen.{name}": number for name, number in numbers_of(dict(work.decisions)).items()}
     return found | named | chosen | waste_of(named, chosen)
+
+
+def _loops_of(work: Work) -> dict[str, float]:
+    """Return what loops over tensors depend on besides their sizes: which axes lie together, what is read."""
+    shapes = [tuple(int(d) for d in p.shape) for p in work.use.kernel.function().params]
+    given = [shape for shape, own in zip(shapes, work.use.arguments, strict=False) if own is None]
+    last = [shape[-1] if shape else 1 for shape in shapes]
+    return {
+        "reads": float(len(given)),
+        "axes": float(max(map(len, shapes), default=0)),
+        "innermost": float(last[-1]) if last else 1.0,
+        "innermost.read": float(min((shape[-1] if shape else 1 for shape in given), default=1)),
+        "outer": float(shapes[-1][0]) if shapes and shapes[-1] else 1.0,
+        "repeated": float(math.prod(shapes[-1]) / max(math.prod(given[0]), 1)) if shapes and given else 1.0,
+    }
 
 
 def numbers_of(key: Any, where: str = "") -> dict[str, float]:

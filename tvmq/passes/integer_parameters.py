@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -62,20 +63,21 @@ def product_parameters(
     """Return weight [K, N] and its linear_parameters.
 
     Weights of few bits lie in the highest bits of an int8, and their scale is the finer for it: a packed byte
-    is masked only, a left shift that is due is there already, and the bias is rounded less. Where sums or
-    shifts would have no room, they stay as they are, one to a byte.
+    is masked only, a left shift that is due is there already, and the bias is rounded less. Where sums, gains
+    or shifts would have no room, they stay as they are, one to a byte, if that has.
     """
-    bits = bits_of(weight.values)
+    bits, packed = bits_of(weight.values), None
     if bits in PACKED_BITS:
         left = 8 - bits
         finer = QuantizedWeight(weight.values << left, (weight.scale / 2.0**left).astype(np.float32))
-        try:
-            return Product(finer, bits, linear_parameters(site, x, finer, bias, out))
-        except UnsupportedModelError:
-            pass
+        with contextlib.suppress(UnsupportedModelError):
+            packed = Product(finer, bits, linear_parameters(site, x, finer, bias, out))
+    if packed is not None and not packed.numbers.fixed_point:
+        return packed
     if out is not None:
         weight = widened(x, weight, out)
-    return Product(weight, 8, linear_parameters(site, x, weight, bias, out))
+    plain = Product(weight, 8, linear_parameters(site, x, weight, bias, out))
+    return plain if packed is None or not plain.numbers.fixed_point else packed
 
 
 def linear_parameters(

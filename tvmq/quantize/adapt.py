@@ -71,7 +71,6 @@ class Adapt:
         for name, rounding in roundings.items():
             solved = self.weights[name]
             values = rounding.values().to(torch.int8).numpy()
-            values = kept_apart(self._solved.node(name), values, solved.bits)
             self.weights[name] = QuantizedWeight(values, solved.scale, solved.bits)
 
     def _task(self, unit: Unit, streams: Lockstep) -> Task:
@@ -117,7 +116,12 @@ class Adapt:
     def _rounding(self, name: str) -> Rounding:
         weight = self._solved.weights[name]
         node = self._solved.node(name)
-        return Rounding(self._solved.wanted[name], scale_like(node, weight), limits_of(node, weight.bits))
+
+        def settled(values: Tensor) -> Tensor:
+            return torch.from_numpy(kept_apart(node, values.numpy(), weight.bits))
+
+        limits = limits_of(node, weight.bits)
+        return Rounding(self._solved.wanted[name], scale_like(node, weight), limits, settled)
 
 
 def _float_results(unit: Unit, streams: Lockstep) -> tuple[Tensor, ...]:

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tvmq.calibrate.calibration import Calibration, InputMoments, ValueStats
+from tvmq.calibrate.calibration import Calibration, ValueStats
 from tvmq.calibrate.constant_inputs import calmed, one_code
 from tvmq.formats import Quantization, QuantizedWeight
 from tvmq.one_thread import one_thread
 from tvmq.plan.formats import Formats, final, swallowed
 from tvmq.plan.nodes import MULTIPLYING, SITE_KINDS, Node, Nodes
 from tvmq.progress import Progress, silent
-from tvmq.quantize.moments import WIDEST, as_covariances, as_moments
-from tvmq.quantize.rounding import damped, output_error, rounded_with_feedback
+from tvmq.quantize.moments import WIDEST, Moments, as_covariances, as_moments
+from tvmq.quantize.rounding import Limits, damped, output_error, rounded_with_feedback
 from tvmq.quantize.scales import choose_scales
 from tvmq.quantize.site_weights import (
     bias_of,
@@ -85,12 +85,15 @@ def choose(
         smallest = smallest_scales(calm, kept, x, out)
         bits = formats.weight_bits.get(node.name, 8)
         limits = limits_of(node, bits)
-        gram = moments.gram if moments else None
+        # A bias makes up for the inputs' mean, so only their covariance counts.
+        metric = None if moments is None else (as_moments if bias is None else as_covariances)(moments)
+        gram = None if metric is None else metric.gram[0].numpy()
         chosen = quantize_weight(calm, gram, ratio, smallest, bits, gained=packs(node), limits=limits)
-        if moments is not None:
-            chosen = _fed_back(calm, chosen, moments, limits, centred=bias is not None)
-        weights[node.name] = replace(chosen, values=kept_apart(node, shaped(node, chosen.values), bits))
-        if bias is not None and moments is not None:
+        if metric is not None:
+            chosen = _fed_back(calm, chosen, metric, limits)
+        chosen = replace(chosen, values=kept_apart(node, shaped(node, chosen.values), bits))
+        weights[node.name] = chosen
+        if bias is not None and moments is not None:  # of a linear, whose values are a matrix as they are
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
             biases[bias.name] = corrected.reshape(addends.shape)
         progress("quantize", done, len(work))
@@ -110,16 +113,10 @@ def _calm(matrix: npt.NDArray[np.float64], seen: ValueStats | None, step: float)
 def _fed_back(
     matrix: npt.NDArray[np.float64],
     nearest: QuantizedWeight,
-    moments: InputMoments,
-    limits: tuple[int, int],
-    *,
-    centred: bool,
+    found: Moments,
+    limits: Limits,
 ) -> QuantizedWeight:
-    """Return matrix [K, N] rounded with error feedback at the scales of nearest, where that is less error.
-
-    centred: a bias makes up for the inputs' mean, so only their covariance counts.
-    """
-    found = as_covariances(moments) if centred else as_moments(moments)
+    """Return matrix [K, N] rounded with error feedback at the scales of nearest, where that is less error."""
     metric = found.gram
     exact, scale = torch.from_numpy(matrix.astype(np.float32))[None], torch.from_numpy(nearest.scale)[None]
     before = torch.from_numpy(nearest.values.astype(np.float32))[None]

@@ -28,6 +28,7 @@ Tensor = torch.Tensor
 
 SAMPLES = 32  # whose gradients are averaged
 CHUNK = 4  # samples whose gradients are computed together
+WIDEST_OF_OWN = 4096  # inputs
 LEAST = 0.02  # of the mean: what a row counts at least
 
 
@@ -47,6 +48,22 @@ def row_importance(
         image = convolved or (wanted[name].kind != "linear" and name in pixels)
         found[name] = _rows(total, 1 if image else total.ndim - 1, size)
     return found
+
+
+def linear_importance(
+    mod: tvm.IRModule,
+    wanted: Mapping[str, Node],
+    batches: Sequence[Sequence[Tensor]],
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Tensor]:
+    """Return row_importance of the linears among these whose inputs may each have moments of its own.
+
+    Those of wider ones are shared by all readers: at 4096 inputs a matrix takes 64 MiB.
+    """
+    linears = {n: node for n, node in wanted.items() if node.kind == "linear"}
+    narrow = {n: node for n, node in linears.items() if int(node.call.args[1].ty.shape[0]) <= WIDEST_OF_OWN}
+    return row_importance(mod, narrow, batches, seed, progress)
 
 
 def shown_rows(

@@ -40,6 +40,7 @@ class Rounding:
     wanted: Tensor  # float, as the site's weight is shaped
     scale: Tensor  # broadcasts to it
     limits: Limits
+    settled: Callable[[Tensor], Tensor] = lambda values: values  # what is made of whole numbers in the end
     logits: Tensor = field(init=False)
     floor: Tensor = field(init=False)
 
@@ -55,7 +56,7 @@ class Rounding:
 
     def values(self) -> Tensor:
         """Return whole numbers."""
-        return self.floor + (self.logits.detach() > 0)
+        return self.settled(self.floor + (self.logits.detach() > 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ def packs(node: Node) -> bool:
     return node.kind != "depthwise"
 
 
+Number = TypeVar("Number", np.int8, np.float32)
 INPUT_AXIS = {"linear": 0, "conv2d": 1}  # of sites whose weights have all values that so many bits hold
 
 
@@ -51,8 +52,8 @@ def limits_of(node: Node, bits: int) -> tuple[int, int]:
     return (-largest - 1 if whole else -largest), largest
 
 
-def kept_apart(node: Node, values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int8]:
-    """Return a site's values, shaped, with no two neighbours among its inputs that are both the least.
+def kept_apart(node: Node, values: npt.NDArray[Number], bits: int) -> npt.NDArray[Number]:
+    """Return a site's values, shaped, with no pair among its inputs (0 and 1, 2 and 3, ...) both the least.
 
     Of these, as the highest bits of a byte, the sum of two products with -128 would leave int16, in which
     Arm's kernels without dot products add two (arm_intrinsics.pairs_stay_in_words).
@@ -67,10 +68,7 @@ def kept_apart(node: Node, values: npt.NDArray[np.int8], bits: int) -> npt.NDArr
     return found
 
 
-Numbers = TypeVar("Numbers", np.int8, np.float32)
-
-
-def shaped(node: Node, values: npt.NDArray[Numbers]) -> npt.NDArray[Numbers]:
+def shaped(node: Node, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Return [K, N] in the shape of the weight, the inverse of matrix_of."""
     shape = [int(d) for d in node.call.args[1].ty.shape]
     axis = OUTPUT_AXIS[node.kind]

@@ -62,7 +62,7 @@ def quantize_weight(
 
 
 def largest_value(bits: int) -> int:
-    """Return the largest size of a weight of so many bits."""
+    """Return the largest weight of so many bits; the least may be one further from zero."""
     return (1 << bits - 1) - 1
 
 
@@ -98,8 +98,8 @@ def scale_candidates(
         return [np.maximum(absmax / largest * factor, floor) for factor in factors]
     if gained and largest < QMAX:
         places = GAINED if bits > LOW_BITS else LOW_BITS_GAINED
-        least = floor * numerics.MOST_GAIN
-        return [ratio * each for each in _gained(absmax / largest / ratio, least / ratio, left, places)]
+        packed = floor * 2.0 ** (8 - bits)  # where kernels unpack, sums are as much larger
+        return [ratio * each for each in _gained(absmax / largest / ratio, packed / ratio, left, places)]
     top = np.floor(np.log2(largest * ratio / absmax))
     finest = np.floor(np.log2(ratio / np.maximum(floor, ratio * 2.0**-MAX_SHIFT)))
     window = WINDOW if largest == QMAX else LOW_BITS_WINDOW
@@ -109,13 +109,26 @@ def scale_candidates(
 def _gained(widest: Floats, floor: Floats, left: int, places: int) -> list[Floats]:
     """Return so many scales [N] with gains each, from the finest that is no finer than widest on.
 
-    None is below floor, where 2**left is not; that is the coarsest.
+    Where a gain times floor is above its scale, sums would have no room for it: the next power of two takes
+    its place. None of these is below floor, where 2**left is not; that is the coarsest.
     """
-    first = _place(widest)
-    last = _place(np.maximum(floor, 2.0 ** (numerics.GAIN_BITS - MAX_SHIFT)))
-    coarsest = _place(np.full_like(widest, 2.0**left))
-    at = (np.minimum(np.maximum(first - step, last), coarsest) for step in range(places))
-    return [2.0 ** (p // GAINS) * (GAINS + p % GAINS) / (2 * GAINS) for p in at]
+    first, coarsest = _place(widest), _place(np.full_like(widest, 2.0**left))
+    last = np.ceil(_place(np.maximum(floor, 2.0 ** (numerics.GAIN_BITS - MAX_SHIFT))) / GAINS) * GAINS
+    found = []
+    for step in range(places):
+        gained = first - step
+        gain = (GAINS + gained % GAINS).astype(np.int64)
+        odd = gain // (gain & -gain)
+        power = np.maximum(np.ceil(gained / GAINS) * GAINS, last)
+        fits = (_at(gained) >= floor * odd) & (gained >= last - GAINS)
+        found.append(_at(np.minimum(np.where(fits, gained, power), coarsest)))
+    return found
+
+
+def _at(place: Floats) -> Floats:
+    """Return the scale at a place."""
+    found: Floats = 2.0 ** (place // GAINS) * (GAINS + place % GAINS) / (2 * GAINS)
+    return found
 
 
 def _place(scale: Floats) -> Floats:

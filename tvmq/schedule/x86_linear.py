@@ -65,6 +65,7 @@ def linear_prim_func(spec: LinearSpec, isa: Isa, *, ahead: int = 0) -> tirx.Prim
     ahead: prefetch the weights that many groups further on, the column_tile of the tiles to come.
 
     Integer out: clip((acc >> shift[n]) + residual), then the table.
+    Gain: acc is the sum of products times gain[n], plus the bias.
     Fixed point: ((int64(acc) * multiplier[n] + 2**(shift[n] - 1)) >> shift[n]) + zero_point + residual, clip.
     Float out: float32(acc) * scale[n].
     """

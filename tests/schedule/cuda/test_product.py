@@ -96,7 +96,8 @@ def test_convolutions_equal_numerics(capability: tuple[int, int]):
         {"channels": 8, "outputs": 8, "kernel_rows": 2, "kernel_columns": 2, "dilation_rows": 3, "top": 1},
     ]
     cases = {}
-    for i, (fields, epilogue) in enumerate(zip(geometries, EPILOGUES, strict=False)):
+    ends = ["gain", "table", "trunk", "gain in the trunk", "fixed point", "float32"]
+    for i, (fields, epilogue) in enumerate(zip(geometries, ends, strict=True)):
         spec = conv_spec(ConvGeometry(**image, **fields), epilogue)
         assert isinstance(spec, ProductSpec)
         cases[f"case{i}"] = (spec, SMALL)
@@ -129,9 +130,10 @@ def test_windows_of_few_channels_equal_numerics():
 def test_weights_of_four_bits_equal_numerics(capability: tuple[int, int]):
     """Linears of odd sizes, signed and not; windows that lie together and that do not, of groups."""
     sizes = [(37, 96, 80), (70, 147, 10), (33, 16, 40), (65, 192, 64), (5, 3, 7), (33, 200, 24)]
+    ends = ["gain", "gain in the trunk", "uint8", "copy", "table", "float32"]
     cases = {
         f"linear{i}": (linear_spec(*size, epilogue, signed=i % 2 == 0, weight_bits=4), SMALL)
-        for i, (size, epilogue) in enumerate(zip(sizes, EPILOGUES, strict=False))
+        for i, (size, epilogue) in enumerate(zip(sizes, ends, strict=True))
     }
     deep = replace(SMALL, columns=32, depth=128, warp_columns=32)
     cases["deep"] = (linear_spec(33, 320, 40, "table", signed=True, weight_bits=4), deep)
@@ -141,7 +143,7 @@ def test_weights_of_four_bits_equal_numerics(capability: tuple[int, int]):
         {"channels": 48, "outputs": 72, "groups": 3, "left": 2, "stride_rows": 2},
         {"channels": 36, "outputs": 24, "groups": 3, "dilation_columns": 2, "left": 7, "right": 8},
     ]
-    for i, (fields, epilogue) in enumerate(zip(geometries, EPILOGUES, strict=False)):
+    for i, (fields, epilogue) in enumerate(zip(geometries, ends, strict=False)):
         spec = conv_spec(ConvGeometry(**image, **fields), epilogue, weight_bits=4)
         assert isinstance(spec, ProductSpec)
         cases[f"conv{i}"] = (spec, SMALL)

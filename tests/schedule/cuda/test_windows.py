@@ -25,6 +25,7 @@ def test_depthwise_convolutions_equal_numerics():
         "wide": (20, {"kernel_rows": 1, "kernel_columns": 5, "dilation_columns": 2, "left": 4}, "table"),
         "copied": (12, {"kernel_rows": 2, "kernel_columns": 2}, "copy"),
         "fixed": (8, STRIDED, "fixed point"),
+        "gained": (24, STRIDED, "gain"),
     }
     specs = {}
     for name, (channels, window, epilogue) in cases.items():
