@@ -30,7 +30,7 @@ def test_features_are_the_numbers_of_shape_and_decisions():
     spec = LinearSpec(rows=3, inputs=4, outputs=5, out_dtype="uint8", low=1)
     made = Kernel((spec, "x86"), "linear", (), lambda **_: None, SPACE)
     found = features(made, {"rows": 2, "columns": 8, "outer": "columns"})
-    assert found == [3, 4, 5, 0, 0, 0, 0, 1, 2, 8, 1]
+    assert found == [3, 4, 5, 0, 0, 0, 0, 0, 1, 2, 8, 1]
     assert family(made) != family(kernel())
     assert family(kernel(3)) == family(kernel(4))
 
