@@ -35,7 +35,7 @@ from tvmq.schedule.cuda import toolkit
 
 WIDTH = tiny_transformer.WIDTH
 LITTLE = 24 << 10  # bytes of shared memory, which larger tiles of the search space are over
-TRIALS = 5
+TRIALS = 7
 
 
 def main() -> None:
