@@ -22,7 +22,7 @@ from tvmq.plan.nodes import SITE_KINDS, Nodes, index
 from tvmq.plan.values import Value, values_of
 from tvmq.progress import Progress, silent
 from tvmq.quantize.choose import choose, gram_inputs
-from tvmq.quantize.importance import linear_importance
+from tvmq.quantize.importance import row_importance, with_own_moments
 from tvmq.quantize.model import Model
 from tvmq.quantizer import balancing, formats_of, planned
 
@@ -98,13 +98,13 @@ def prepare(
     specs = zip(nodes.parameters, input_specs(mod), strict=True)
     wanted = made | {name for name, spec in specs if spec.dtype == FLOAT32} | formats.values.keys()
     grams = gram_inputs(nodes, formats)
-    sites = Model(mod, nodes, formats, fitted).sites()
+    sites = with_own_moments(Model(mod, nodes, formats, fitted).sites())
     seen = collect(
         mod,
         fitted,
         values=wanted.__contains__,
         gram_inputs=grams,
-        importance=linear_importance(mod, sites, fitted, settings.seed, progress),
+        importance=row_importance(mod, sites, fitted, settings.seed, progress),
         groups=GROUPS,
         progress=progress,
     )

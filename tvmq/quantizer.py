@@ -36,7 +36,7 @@ from tvmq.plan.formats import Formats, value_formats
 from tvmq.plan.nodes import Nodes, index
 from tvmq.progress import Progress, silent, step
 from tvmq.quantize.choose import choose, gram_inputs, ranges
-from tvmq.quantize.importance import linear_importance
+from tvmq.quantize.importance import row_importance, with_own_moments
 from tvmq.quantize.model import Model
 from tvmq.quantize.output_steps import CRITERIA
 from tvmq.quantize.presets import DEFAULT, Preset, preset_of
@@ -118,7 +118,8 @@ def quantized(
     subject = Model(mod, nodes, formats, batches)
     effort = preset_of(preset)
     grams = {} if effort.sequential else gram_inputs(nodes, formats)
-    importance = linear_importance(mod, subject.sites(), batches, seed, progress) if grams else {}
+    counted = with_own_moments(subject.sites()) if grams else {}
+    importance = row_importance(mod, counted, batches, seed, progress)
     seen = observe(mod, formats, batches, grams, importance, progress=progress)
     stored = {name: fmt.dtype != "uint8" for name, fmt in formats.values.items()}
     stable = stability(seen, stored, method=observer, seed=seed)

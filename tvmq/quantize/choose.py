@@ -84,15 +84,9 @@ def choose(
             kept = kept + moments.mean.astype(np.float64) @ (matrix - calm)
         smallest = smallest_scales(calm, kept, x, out)
         bits = formats.weight_bits.get(node.name, 8)
-        limits = limits_of(node, bits)
         # A bias makes up for the inputs' mean, so only their covariance counts.
         metric = None if moments is None else (as_moments if bias is None else as_covariances)(moments)
-        gram = None if metric is None else metric.gram[0].numpy()
-        chosen = quantize_weight(calm, gram, ratio, smallest, bits, gained=packs(node), limits=limits)
-        if metric is not None:
-            chosen = _fed_back(calm, chosen, metric, limits)
-        chosen = replace(chosen, values=kept_apart(node, shaped(node, chosen.values), bits))
-        weights[node.name] = chosen
+        weights[node.name] = chosen = _rounded(node, calm, metric, ratio, smallest, bits)
         if bias is not None and moments is not None:  # of a linear, whose values are a matrix as they are
             corrected = corrected_bias(addends.ravel(), matrix, chosen, moments.mean)
             biases[bias.name] = corrected.reshape(addends.shape)
@@ -108,6 +102,22 @@ def _calm(matrix: npt.NDArray[np.float64], seen: ValueStats | None, step: float)
         return matrix
     constant = one_code(seen.low_per_channel, seen.high_per_channel, step)
     return calmed(matrix, constant) if len(constant) == len(matrix) else matrix
+
+
+def _rounded(
+    node: Node,
+    matrix: npt.NDArray[np.float64],
+    metric: Moments | None,
+    ratio: float | None,
+    smallest: npt.NDArray[np.float64],
+    bits: int,
+) -> QuantizedWeight:
+    """Return matrix [K, N] as a site's weight of so many bits, shaped; the rest as for quantize_weight."""
+    limits, gram = limits_of(node, bits), None if metric is None else metric.gram[0].numpy()
+    chosen = quantize_weight(matrix, gram, ratio, smallest, bits, gained=packs(node), limits=limits)
+    if metric is not None:
+        chosen = _fed_back(matrix, chosen, metric, limits)
+    return replace(chosen, values=kept_apart(node, shaped(node, chosen.values), bits))
 
 
 def _fed_back(

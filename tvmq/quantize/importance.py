@@ -50,20 +50,13 @@ def row_importance(
     return found
 
 
-def linear_importance(
-    mod: tvm.IRModule,
-    wanted: Mapping[str, Node],
-    batches: Sequence[Sequence[Tensor]],
-    seed: int,
-    progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """Return row_importance of the linears among these whose inputs may each have moments of its own.
+def with_own_moments(sites: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the linears among these whose inputs may each have moments of its own.
 
     Those of wider ones are shared by all readers: at 4096 inputs a matrix takes 64 MiB.
     """
-    linears = {n: node for n, node in wanted.items() if node.kind == "linear"}
-    narrow = {n: node for n, node in linears.items() if int(node.call.args[1].ty.shape[0]) <= WIDEST_OF_OWN}
-    return row_importance(mod, narrow, batches, seed, progress)
+    linears = {name: node for name, node in sites.items() if node.kind == "linear"}
+    return {n: node for n, node in linears.items() if int(node.call.args[1].ty.shape[0]) <= WIDEST_OF_OWN}
 
 
 def shown_rows(
